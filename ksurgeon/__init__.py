@@ -1,0 +1,1 @@
+"""ksurgeon: K-matrices in place of the linear maps of existing models."""

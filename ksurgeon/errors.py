@@ -1,0 +1,58 @@
+"""Every exception ksurgeon raises on purpose, all under :class:`KsurgeonError`."""
+
+__all__ = [
+    "FolderError",
+    "InputError",
+    "KsurgeonError",
+    "MatchError",
+    "ModelNotFoundError",
+    "RecordError",
+    "RuleError",
+    "StructureError",
+    "SurgeryError",
+    "WeightsError",
+]
+
+
+class KsurgeonError(Exception):
+    """Base class. ``exit_status`` is what the command line returns for it."""
+
+    exit_status = 1
+
+
+class StructureError(KsurgeonError, ValueError):
+    """A structure, pattern or chain that cannot be built for the sizes given."""
+
+
+class RuleError(KsurgeonError, ValueError):
+    """A rule file or rule that is missing or malformed."""
+
+
+class MatchError(KsurgeonError, ValueError):
+    """A rule that matched no site of the model."""
+
+    exit_status = 3
+
+
+class ModelNotFoundError(KsurgeonError, LookupError):
+    """A model name that none of the known sources has."""
+
+
+class InputError(KsurgeonError, ValueError):
+    """Example inputs that the model does not accept."""
+
+
+class WeightsError(KsurgeonError, ValueError):
+    """Weights that are missing, do not fit the architecture, or are not finite."""
+
+
+class SurgeryError(KsurgeonError, ValueError):
+    """An operation that was refused; the model is as it was."""
+
+
+class RecordError(KsurgeonError, ValueError):
+    """A record or tensor file that is damaged or belongs to another architecture."""
+
+
+class FolderError(KsurgeonError, OSError):
+    """A folder that cannot be written: it holds something else, or the disk is full."""

@@ -1,0 +1,1 @@
+"""The mathematics: patterns, chains, exact constructors, fitting, layers."""

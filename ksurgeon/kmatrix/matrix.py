@@ -1,0 +1,197 @@
+"""A learnable K-matrix, and any other chain of Kronecker-sparse factors, as a module."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ksurgeon.errors import StructureError
+from ksurgeon.kernels import apply_chain
+from ksurgeon.kmatrix import initialise
+from ksurgeon.kmatrix.merge import merge_chain
+from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.radix import Radix
+from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
+
+__all__ = ["KMatrix"]
+
+Start = Literal["random", "orthogonal", "identity", "empty"]
+
+
+class KMatrix(nn.Module):
+    """``out_features × in_features`` matrix held as a product of Kronecker-sparse factors.
+
+    The default is the K-matrix ``S · (B₁B₁*)…(B_wB_w*) · Sᵀ`` of Dao et al. (ICLR 2020, definition
+    2.4) on an inner size of ``expansion`` times the smaller side. Parameters are the factors, each of
+    shape ``(a, d, b, c)``, in the order they are applied.
+
+    Args:
+        in_features: size of the vectors taken.
+        out_features: size of the vectors given; ``in_features`` if left out.
+        width: number w of products BB*.
+        expansion: ratio e of the inner size to the smaller side.
+        radix: "auto", an integer, or the list of radices of a butterfly matrix.
+        structure: any structure, in place of width, expansion and radix.
+        groups: the matrix is block-diagonal with so many K-matrices of equal sizes.
+        start: "random" (keeps the variance), "orthogonal", "identity" or "empty".
+        device, dtype: of the parameters; any floating or complex dtype.
+
+    Raises:
+        StructureError: sizes that the structure cannot have.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | None = None,
+        *,
+        width: int = 1,
+        expansion: int = 1,
+        radix: Radix | Sequence[int] = "auto",
+        structure: Structure | None = None,
+        groups: int = 1,
+        start: Start = "random",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        out_features = in_features if out_features is None else out_features
+        if groups < 1 or in_features % groups or out_features % groups:
+            raise StructureError(f"{groups} groups do not divide {in_features} → {out_features}")
+        if structure is None:
+            structure = _kaleidoscope(width, expansion, radix)
+        self.in_features, self.out_features, self.groups = in_features, out_features, groups
+        self.structure = structure
+        block = structure.patterns(in_features // groups, out_features // groups)
+        self.patterns = tuple(pattern._replace(a=pattern.a * groups) for pattern in block)
+        self.factors = nn.ParameterList(
+            nn.Parameter(torch.empty(pattern.shape, device=device, dtype=dtype)) for pattern in self.patterns
+        )
+        self.reset_parameters(start)
+
+    @classmethod
+    def from_permutation(cls, permutation: Sequence[int] | Tensor, **options: object) -> Self:
+        """K-matrix of width 1 that equals ``x ↦ x[permutation]`` exactly; any length.
+
+        Raises:
+            StructureError: ``permutation`` is no permutation of 0 … n−1.
+        """
+        from ksurgeon.kmatrix.permutation import permutation_
+
+        index = torch.as_tensor(permutation)
+        matrix = cls(len(index), start="empty", **options)  # type: ignore[arg-type]
+        permutation_(matrix, index)
+        return matrix
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, **options: object) -> Self:
+        """K-matrix fitted to a dense matrix of shape ``(out_features, in_features)``.
+
+        ``options`` are those of the constructor; dtype and device default to those of ``weight``.
+        """
+        from ksurgeon.kmatrix.fit import fit_
+
+        options = {"device": weight.device, "dtype": weight.dtype} | options
+        matrix = cls(weight.shape[1], weight.shape[0], start="empty", **options)  # type: ignore[arg-type]
+        fit_(matrix, weight)
+        return matrix
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the chain is wider than the matrix on either side."""
+        return (self.patterns[0].in_features, self.patterns[-1].out_features) != (
+            self.in_features,
+            self.out_features,
+        )
+
+    @property
+    def multiplications(self) -> int:
+        """Multiplications per vector, before any merging."""
+        return sum(pattern.numel for pattern in self.patterns)
+
+    def reset_parameters(self, start: Start = "random") -> None:
+        """Draw the factors anew, or make them the identity."""
+        factors = list(self.factors)
+        if start == "random":
+            initialise.random_(factors, self.in_features)
+        elif start != "empty":
+            starts: dict[str, Callable[[Sequence[Tensor]], None]] = {
+                "orthogonal": initialise.orthogonal_,
+                "identity": initialise.identity_,
+            }
+            if start not in starts:
+                raise StructureError(f"start must be random, orthogonal, identity or empty, got {start!r}")
+            starts[start](factors)
+
+    def forward(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix."""
+        return multiply(x, tuple(self.factors), dim, self.groups, self.in_features, self.out_features)
+
+    def transposed(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Multiply by the transposed matrix."""
+        factors = tuple(factor.mT for factor in reversed(list(self.factors)))
+        return multiply(x, factors, dim, self.groups, self.out_features, self.in_features)
+
+    def adjoint(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Multiply by the conjugate transpose."""
+        factors = tuple(factor.mH for factor in reversed(list(self.factors)))
+        return multiply(x, factors, dim, self.groups, self.out_features, self.in_features)
+
+    def merged(self, max_radix: int = 32) -> list[Tensor]:
+        """Factors of an equal chain in which neighbours are multiplied out where that saves work."""
+        return merge_chain(list(self.factors), max_radix)
+
+    def to_dense(self) -> Tensor:
+        """The matrix, ``(out_features, in_features)``, differentiable in the factors."""
+        first = self.factors[0]
+        narrow = min(self.in_features, self.out_features)
+        basis = torch.eye(narrow, dtype=first.dtype, device=first.device)
+        return self.transposed(basis) if self.out_features < self.in_features else self(basis, 0)
+
+    def extra_repr(self) -> str:
+        first, last = self.patterns[0], self.patterns[-1]
+        parts = [f"in_features={self.in_features}, out_features={self.out_features}, {self.structure}"]
+        if self.groups > 1:
+            parts.append(f"groups={self.groups}")
+        if self.is_padded:
+            parts.append(f"padded to {first.in_features} → {last.out_features}")
+        return ", ".join(parts)
+
+
+def _kaleidoscope(width: int, expansion: int, radix: Radix | Sequence[int]) -> Kaleidoscope:
+    radix = radix if isinstance(radix, (int, str)) else tuple(radix)
+    if min(width, expansion) < 1:
+        raise StructureError(f"width and expansion must be at least 1, got {width} and {expansion}")
+    if isinstance(radix, str) and radix != "auto" or isinstance(radix, int) and radix < 2 or not radix:
+        raise StructureError(f"radix must be 'auto', an integer of at least 2 or a list of them, got {radix!r}")
+    return Kaleidoscope(width=width, expansion=expansion, radix=radix)
+
+
+@torch.fx.wrap
+def multiply(
+    x: Tensor, factors: tuple[Tensor, ...], dim: int, groups: int, in_features: int, out_features: int
+) -> Tensor:
+    """Pad, apply the chain, crop; ``groups`` blocks are padded and cropped each on its own."""
+    if x.shape[dim] != in_features:
+        raise ValueError(
+            f"expected {in_features} entries along dimension {dim}, got a tensor of shape {tuple(x.shape)}"
+        )
+    if not x.is_complex() and factors[0].is_complex():
+        x = x.to(factors[0].dtype)
+    dim = dim % x.dim()
+    chain_in, chain_out = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
+    x = _resize(x, dim, groups, chain_in)
+    return _resize(apply_chain(x, factors, dim), dim, groups, out_features)
+
+
+def _resize(x: Tensor, dim: int, groups: int, size: int) -> Tensor:
+    """Pad with zeros or crop each of ``groups`` blocks along ``dim`` so that they add up to ``size``."""
+    if x.shape[dim] == size:
+        return x
+    blocks, wanted = x.unflatten(dim, (groups, -1)), size // groups
+    missing = wanted - blocks.shape[dim + 1]
+    if missing > 0:
+        return F.pad(blocks, [0, 0] * (x.dim() - dim - 1) + [0, missing]).flatten(dim, dim + 1)
+    return blocks.narrow(dim + 1, 0, wanted).flatten(dim, dim + 1)
