@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ksurgeon.kmatrix.patterns import Pattern, hull
 
-__all__ = ["merge_chain", "merge_pair", "merge_plan", "widen"]
+__all__ = ["merge_chain", "merge_counts", "merge_pair", "merge_plan", "widen"]
 
 
 def widen(factor: Tensor, pattern: Pattern) -> Tensor:
@@ -53,13 +53,18 @@ def merge_plan(patterns: Sequence[Pattern], max_radix: int = 32) -> tuple[int, .
     return best[-1][1]
 
 
-def merge_chain(factors: Sequence[Tensor], max_radix: int = 32) -> list[Tensor]:
-    """A chain with the same product and fewer factors; differentiable in ``factors``."""
+def merge_counts(factors: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Multiply out the first ``counts[0]`` factors, the next ``counts[1]`` and so on; differentiable."""
     merged, position = [], 0
-    for count in merge_plan([Pattern.of(f.shape) for f in factors], max_radix):
+    for count in counts:
         step = factors[position]
         for factor in factors[position + 1 : position + count]:
             step = merge_pair(step, factor)
         merged.append(step)
         position += count
     return merged
+
+
+def merge_chain(factors: Sequence[Tensor], max_radix: int = 32) -> list[Tensor]:
+    """A chain with the same product and fewer factors; differentiable in ``factors``."""
+    return merge_counts(factors, merge_plan([Pattern.of(f.shape) for f in factors], max_radix))

@@ -1,0 +1,147 @@
+"""Loads the shared library and describes its structures to ctypes."""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["Chain", "Step", "instruction_set", "is_available", "library", "why_missing"]
+
+Shape = tuple[int, int, int, int]
+
+
+class Step(ctypes.Structure):
+    """``KsStep`` of chain.h."""
+
+    _fields_ = [
+        ("a", c_int64),
+        ("d", c_int64),
+        ("b", c_int64),
+        ("c", c_int64),
+        ("weight", c_void_p),
+    ]
+
+
+class _Chain(ctypes.Structure):
+    """``KsChain`` of chain.h."""
+
+    _fields_ = [
+        ("in_features", c_int64),
+        ("out_features", c_int64),
+        ("widest", c_int64),
+        ("weights", c_int64),
+        ("steps", c_int64),
+        ("step", POINTER(Step)),
+    ]
+
+
+_SIGNATURES = {
+    "ks_isa": (c_char_p, ()),
+    "ks_choose": (c_int, (c_char_p,)),
+    "ks_lanes": (c_int64, (c_int,)),
+    "ks_size": (c_int64, (POINTER(Step), c_int)),
+    "ks_pack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
+    "ks_unpack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
+    "ks_rows": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int, c_int)),
+    "ks_columns": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int)),
+    "ks_backward": (
+        None,
+        (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int),
+    ),
+}
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    folder = Path(__file__).parent
+    given = os.environ.get("KSURGEON_CPU_LIBRARY")
+    found = [Path(given)] if given else sorted(folder.glob("_chain*.so")) + sorted(folder.glob("_chain*.pyd"))
+    if not found:
+        return None, f"no compiled library in {folder}: the installation had no C++ compiler"
+    try:
+        loaded = ctypes.CDLL(str(found[0]))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return None, f"{found[0].name} cannot be loaded: {error}"
+    wanted = os.environ.get("KSURGEON_CPU_ISA")
+    if wanted and not loaded.ks_choose(wanted.encode()):
+        return None, f"KSURGEON_CPU_ISA={wanted!r}: this machine has no such instruction set"
+    return loaded, ""
+
+
+_LIBRARY, _WHY = _load()
+
+
+def is_available() -> bool:
+    """Whether the library was built and can be loaded."""
+    return _LIBRARY is not None
+
+
+def why_missing() -> str:
+    """Why there is no library; empty if there is."""
+    return _WHY
+
+
+def library() -> ctypes.CDLL:
+    """The loaded library; only where ``is_available()``."""
+    assert _LIBRARY is not None, _WHY
+    return _LIBRARY
+
+
+def instruction_set() -> str:
+    """Name of the instruction set in use: "avx512", "avx2" or "portable"."""
+    return str(library().ks_isa().decode())
+
+
+class Chain:
+    """A chain in the library's form; keeps the memory of its weights alive."""
+
+    __slots__ = ("_steps", "_structure", "_weights", "address", "in_features", "is_double", "out_features", "steps")
+
+    def __init__(self, shapes: Sequence[Shape], weights: Sequence[Tensor], is_double: bool) -> None:
+        """``shapes`` are (a, d, b, c); ``weights`` what the called function wants, in the same order."""
+        self._weights = list(weights)
+        self.steps, self.is_double = len(shapes), is_double
+        self._steps = (Step * len(shapes))(
+            *(Step(*shape, weight.data_ptr()) for shape, weight in zip(shapes, weights, strict=True))
+        )
+        inputs = [a * c * d for a, d, _, c in shapes]
+        outputs = [a * b * d for a, d, b, _ in shapes]
+        self.in_features, self.out_features = inputs[0], outputs[-1]
+        self._structure = _Chain(
+            inputs[0],
+            outputs[-1],
+            max(inputs + outputs),
+            sum(a * d * b * c for a, d, b, c in shapes),
+            len(shapes),
+            self._steps,
+        )
+        self.address = ctypes.addressof(self._structure)
+
+    @classmethod
+    def packed(cls, factors: Sequence[Tensor]) -> "Chain":
+        """A chain for ``ks_rows``: weights of float32 or float64 factors in the order of the kernel."""
+        shapes = [_shape(factor) for factor in factors]
+        weights = []
+        for shape, factor in zip(shapes, factors, strict=True):
+            step, is_double = Step(*shape, None), factor.dtype == torch.float64
+            weight = factor.new_empty(library().ks_size(step, is_double))
+            library().ks_pack(step, factor.contiguous().data_ptr(), weight.data_ptr(), is_double)
+            weights.append(weight)
+        return cls(shapes, weights, factors[0].dtype == torch.float64)
+
+    @classmethod
+    def plain(cls, factors: Sequence[Tensor]) -> "Chain":
+        """A chain for ``ks_columns``: weights as they are."""
+        weights = [factor.contiguous() for factor in factors]
+        return cls([_shape(factor) for factor in factors], weights, factors[0].dtype == torch.float64)
+
+
+def _shape(factor: Tensor) -> Shape:
+    a, d, b, c = factor.shape
+    return a, d, b, c

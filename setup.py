@@ -1,0 +1,43 @@
+"""Declares the one thing pyproject.toml cannot: the optional shared library of the ``cpu`` backend.
+
+It is plain C++17 without PyTorch's or Python's headers, so that one build serves every version of both.
+Where it cannot be compiled the installation goes on without it.
+"""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE = Path("ksurgeon/kernels/cpu/src")
+
+
+class BuildLibrary(build_ext):
+    """Builds a shared library that is no Python module: it has no ``PyInit`` to export."""
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return list(ext.export_symbols)
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "ksurgeon.kernels.cpu._chain",
+            sources=sorted(path.as_posix() for path in SOURCE.glob("*.cpp")),
+            depends=sorted(path.as_posix() for path in SOURCE.glob("*.h")),
+            extra_compile_args=[
+                "-O3",
+                "-std=c++17",
+                "-fvisibility=hidden",
+                "-ffp-contract=fast",
+                "-fno-math-errno",
+                "-Wno-maybe-uninitialized",
+                "-pthread",
+            ],
+            extra_link_args=["-pthread"],
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary},
+)
