@@ -7,7 +7,7 @@ from torch import nn
 from ksurgeon.find.inputs import ExampleInputs, evaluating
 from ksurgeon.find.layers import find_layers
 from ksurgeon.find.movement import as_function, is_movement_module
-from ksurgeon.find.recording import Recording, record_run
+from ksurgeon.find.recording import Call, Recording, record_run
 from ksurgeon.find.shuffles import Shuffle, find_shuffles, only_moves
 from ksurgeon.find.site import Site
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
@@ -39,6 +39,15 @@ class Finder:
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
         self.sites = sorted(layers + shuffles, key=lambda site: order[site.owner])
 
+    def call_of(self, module: nn.Module) -> Call:
+        """The module's first call in the example run."""
+        assert self.recording is not None
+        return self.recording.first[id(module)]
+
+    def movers_of(self, module: nn.Module) -> set[str]:
+        """Paths, from the module, of those below it that only move data."""
+        return {path for path, child in module.named_modules() if path and id(child) in self._movers}
+
     def _find_shuffles(self) -> list[Site]:
         sites: list[Site] = []
         # Children before parents, so that a parent knows which children only move data.
@@ -61,7 +70,7 @@ class Finder:
             self.failures[path] = str(failure)
             return []
         self.traces[path] = trace
-        movers = {p for p, child in module.named_modules() if p and id(child) in self._movers}
+        movers = self.movers_of(module)
         if only_moves(trace, movers):
             self._movers.add(id(module))
         return [self._site(path, module, trace, shuffle) for shuffle in find_shuffles(module, trace, movers)]

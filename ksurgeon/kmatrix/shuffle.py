@@ -30,6 +30,9 @@ class KChannelShuffle(nn.Module):
     Whatever the dtype of its parameters, and under autocast too, the output has the dtype of the input,
     as the output of a shuffle has.
 
+    ``site`` and ``replaced`` are for surgery: the path of the shuffle that was replaced, and the modules, if
+    any, that did it, by their names.
+
     Args:
         channels: size of the dimension that is shuffled.
         groups: groups of the shuffle; with ``permutation`` only kept for the record.
@@ -60,6 +63,8 @@ class KChannelShuffle(nn.Module):
         super().__init__()
         self.in_features = self.out_features = channels
         self.groups, self.dim = groups, dim
+        self.site = ""
+        self.replaced: tuple[tuple[str, nn.Module], ...] = ()
         self.permutation = tuple(permutation) if permutation is not None else shuffle_permutation(channels, groups)
         self.matrix = KMatrix(
             channels,
