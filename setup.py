@@ -1,14 +1,16 @@
-"""Declares the one thing pyproject.toml cannot: the optional shared library of the ``cpu`` backend.
+"""Packages of the wheel: ksurgeon itself, the top-level folders of data under names of their own, and the
+optional shared library of the ``cpu`` backend.
 
-It is plain C++17 without PyTorch's or Python's headers, so that one build serves every version of both.
-Where it cannot be compiled the installation goes on without it.
+The library is plain C++17 without PyTorch's or Python's headers, so that one build serves every version of
+both. Where it cannot be compiled the installation goes on without it.
 """
 
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
+DATA = {"ksurgeon._rules": "rules", "ksurgeon._recipes": "recipes"}
 SOURCE = Path("ksurgeon/kernels/cpu/src")
 
 
@@ -19,25 +21,28 @@ class BuildLibrary(build_ext):
         return list(ext.export_symbols)
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "ksurgeon.kernels.cpu._chain",
-            sources=sorted(path.as_posix() for path in SOURCE.glob("*.cpp")),
-            depends=sorted(path.as_posix() for path in SOURCE.glob("*.h")),
-            extra_compile_args=[
-                "-O3",
-                "-std=c++17",
-                "-fvisibility=hidden",
-                "-ffp-contract=fast",
-                "-fno-math-errno",
-                "-Wno-maybe-uninitialized",
-                "-pthread",
-            ],
-            extra_link_args=["-pthread"],
-            language="c++",
-            optional=True,
-        )
+chain = Extension(
+    "ksurgeon.kernels.cpu._chain",
+    sources=sorted(path.as_posix() for path in SOURCE.glob("*.cpp")),
+    depends=sorted(path.as_posix() for path in SOURCE.glob("*.h")),
+    extra_compile_args=[
+        "-O3",
+        "-std=c++17",
+        "-fvisibility=hidden",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-Wno-maybe-uninitialized",
+        "-pthread",
     ],
+    extra_link_args=["-pthread"],
+    language="c++",
+    optional=True,
+)
+
+setup(
+    packages=[*find_packages(include=["ksurgeon", "ksurgeon.*"]), *DATA],
+    package_dir=DATA,
+    package_data={"ksurgeon": ["py.typed"], **dict.fromkeys(DATA, ["*.toml", "*.md"])},
+    ext_modules=[chain],
     cmdclass={"build_ext": BuildLibrary},
 )

@@ -1,1 +1,99 @@
-"""ksurgeon: K-matrices in place of the linear maps of existing models."""
+"""ksurgeon: K-matrices in the place of the linear maps of existing models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ksurgeon.errors import (
+        FolderError,
+        InputError,
+        KsurgeonError,
+        MatchError,
+        ModelNotFoundError,
+        RecordError,
+        RuleError,
+        StructureError,
+        SurgeryError,
+        WeightsError,
+    )
+    from ksurgeon.find import Site, find
+    from ksurgeon.kmatrix.conv import KPointwiseConv
+    from ksurgeon.kmatrix.linear import KLinear
+    from ksurgeon.kmatrix.matrix import KMatrix
+    from ksurgeon.kmatrix.shuffle import KChannelShuffle
+    from ksurgeon.rules.plan import Plan
+    from ksurgeon.rules.schema import Rule
+    from ksurgeon.surgery.convert import Conversion, convert, replace_modules
+    from ksurgeon.surgery.revert import revert
+    from ksurgeon.surgery.storage import load, save
+
+_HOMES = {
+    "Conversion": "surgery.convert",
+    "FolderError": "errors",
+    "InputError": "errors",
+    "KChannelShuffle": "kmatrix.shuffle",
+    "KLinear": "kmatrix.linear",
+    "KMatrix": "kmatrix.matrix",
+    "KPointwiseConv": "kmatrix.conv",
+    "KsurgeonError": "errors",
+    "MatchError": "errors",
+    "ModelNotFoundError": "errors",
+    "Plan": "rules.plan",
+    "RecordError": "errors",
+    "Rule": "rules.schema",
+    "RuleError": "errors",
+    "Site": "find.site",
+    "StructureError": "errors",
+    "SurgeryError": "errors",
+    "WeightsError": "errors",
+    "convert": "surgery.convert",
+    "find": "find.finder",
+    "load": "surgery.storage",
+    "replace_modules": "surgery.convert",
+    "revert": "surgery.revert",
+    "save": "surgery.storage",
+}
+
+__all__ = [
+    "Conversion",
+    "FolderError",
+    "InputError",
+    "KChannelShuffle",
+    "KLinear",
+    "KMatrix",
+    "KPointwiseConv",
+    "KsurgeonError",
+    "MatchError",
+    "ModelNotFoundError",
+    "Plan",
+    "RecordError",
+    "Rule",
+    "RuleError",
+    "Site",
+    "StructureError",
+    "SurgeryError",
+    "WeightsError",
+    "convert",
+    "find",
+    "load",
+    "replace_modules",
+    "revert",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are first used, so that ``import ksurgeon`` needs no torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ksurgeon")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ksurgeon' has no attribute {name!r}")
+    value = getattr(import_module(f"ksurgeon.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -15,7 +15,7 @@ from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.radix import Radix
 from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
 
-__all__ = ["KMatrix"]
+__all__ = ["KMatrix", "Start", "like_input", "multiply"]
 
 Start = Literal["random", "orthogonal", "identity", "empty"]
 
@@ -184,6 +184,16 @@ def multiply(
     chain_in, chain_out = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
     x = _resize(x, dim, groups, chain_in)
     return _resize(apply_chain(x, factors, dim), dim, groups, out_features)
+
+
+@torch.fx.wrap
+def like_input(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` in the memory format of ``x``: channels last where ``x`` is that and nothing else."""
+    if not x.is_contiguous():
+        for dims, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if x.dim() == dims and x.is_contiguous(memory_format=memory_format):
+                return y.contiguous(memory_format=memory_format)
+    return y.contiguous()
 
 
 def _resize(x: Tensor, dim: int, groups: int, size: int) -> Tensor:

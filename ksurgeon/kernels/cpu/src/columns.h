@@ -23,6 +23,7 @@ KS_INLINE void tile(const T* weight, int64_t c, const T* x, int64_t x_step, T* y
     typename V::Reg in[K];
     for (int k = 0; k < K - 1; ++k) in[k] = V::load(x + k * V::N);
     in[K - 1] = part ? V::loadn(x + (K - 1) * V::N, last_in) : V::load(x + (K - 1) * V::N);
+    for (int k = 0; k < K; ++k) V::keep(in[k]);
     for (int o = 0; o < B; ++o) {
       typename V::Reg one = V::rep1(weight + o * c + i);
       for (int k = 0; k < K; ++k) sum[o][k] = V::fma(one, in[k], sum[o][k]);

@@ -23,8 +23,11 @@ KS_INLINE void outer(const Gradient<T>& m, int64_t x_step, int64_t g_step, int64
       for (int k = 0; k < K; ++k) out[k] = V::load(g + k * g_step);
     else
       for (int k = 0; k < K; ++k) out[k] = V::loadn(g + k * g_step, k == K - 1 ? last : lanes);
+    if (I > 1)
+      for (int k = 0; k < K; ++k) V::keep(out[k]);
     for (int i = 0; i < I; ++i) {
       typename V::Reg in = load(x + i * x_step, i);
+      V::keep(in);
       for (int k = 0; k < K; ++k) sum[i][k] = V::fma(in, out[k], sum[i][k]);
     }
   }

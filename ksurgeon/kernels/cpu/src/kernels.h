@@ -24,14 +24,26 @@ template <class T> int64_t tile_rows(int64_t row, int64_t buffers, int64_t count
   return larger(1, (share + tiles - 1) / tiles);
 }
 
+// Whether every group of a factor writes exactly what it has read, in one block: then it may work in place,
+// which halves the memory touched.
+template <class T> bool in_place(const KsStep& step) {
+  return step.b == step.c && Layout(step, Vec<T>::N).blocks() == 1;
+}
+
 template <class T>
 void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
                 T* scratch, int64_t row) {
   Rows<T> rows{x, x_row, nullptr, row, count};
+  T *here = scratch, *other = scratch + count * row;
   for (int64_t j = 0; j < chain.steps; ++j) {
     const KsStep& step = chain.step[j];
     const bool end = j == chain.steps - 1;
-    rows.y = end ? y : scratch + (j % 2) * count * row;
+    if (j && !in_place<T>(step)) {
+      T* swapped = here;
+      here = other;
+      other = swapped;
+    }
+    rows.y = end ? y : here;
     rows.y_row = end ? y_row : row;
     factor_rows<T>(step, rows, end ? bias : nullptr, 0, Layout(step, Vec<T>::N).groups());
     rows.x = rows.y;

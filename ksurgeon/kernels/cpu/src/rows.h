@@ -57,13 +57,24 @@ KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t
     for (int r = 0; r < R; ++r) sum[r][k] = start;
   }
   const T* w = s.weight;
-  for (int64_t i = 0; i < s.c; ++i, x += s.x_step, w += K * V::N) {
+  const int64_t x_step = s.x_step;
+  auto input = [&]() __attribute__((always_inline)) {
     typename V::Reg in[R];
-    for (int r = 0; r < R; ++r) in[r] = load(x + r * x_row);
+    for (int r = 0; r < R; ++r) {
+      in[r] = load(x + r * x_row);
+      V::keep(in[r]);
+    }
     for (int k = 0; k < K; ++k) {
       typename V::Reg row = V::load(w + k * V::N);
       for (int r = 0; r < R; ++r) sum[r][k] = V::fma(row, in[r], sum[r][k]);
     }
+    x += x_step;
+    w += K * V::N;
+  };
+  if (K == 4 && s.c == 4) {  // most factors; a loop unrolled is a tenth faster
+    input(), input(), input(), input();
+  } else {
+    for (int64_t i = 0; i < s.c; ++i) input();
   }
   if (s.lanes == V::N && s.last == V::N) {
     for (int r = 0; r < R; ++r)
@@ -78,7 +89,7 @@ KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t
 
 // Rows at once such that sums and inputs fit the registers.
 template <int K> constexpr int rows_at_once() {
-  return KS_REGISTERS >= 32 ? (K == 1 ? 12 : K == 2 ? 8 : K == 3 ? 7 : K == 4 ? 5 : K == 5 ? 4 : K <= 7 ? 3 : 2)
+  return KS_REGISTERS >= 32 ? (K == 1 ? 12 : K == 2 ? 8 : K == 3 ? 7 : K == 4 ? 5 : K == 5 ? 4 : K <= 8 ? 3 : 2)
                             : (K == 1 ? 6 : K == 2 ? 4 : K == 3 ? 3 : K <= 5 ? 2 : 1);
 }
 

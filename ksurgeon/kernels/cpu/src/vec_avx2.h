@@ -17,7 +17,7 @@ template <> struct Vec<float> {
     for (int64_t l = 0; l < n; ++l) p[l] = lanes[l];
   }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
-  static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static void keep(Reg& v) { asm("" : "+x"(v)); }  // in a register, not as an operand in memory
   static Reg rep1(const float* p) { return _mm256_broadcast_ss(p); }
   static Reg rep2(const float* p) {
     return _mm256_castpd_ps(_mm256_broadcastsd_pd(_mm_castsi128_pd(_mm_loadl_epi64((const __m128i*)p))));
@@ -49,7 +49,7 @@ template <> struct Vec<double> {
     for (int64_t l = 0; l < n; ++l) p[l] = lanes[l];
   }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
-  static Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
+  static void keep(Reg& v) { asm("" : "+x"(v)); }  // in a register, not as an operand in memory
   static Reg rep1(const double* p) { return _mm256_broadcast_sd(p); }
   static Reg rep2(const double* p) {
     __m128d v = _mm_loadu_pd(p);

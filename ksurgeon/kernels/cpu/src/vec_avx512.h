@@ -11,7 +11,7 @@ template <> struct Vec<float> {
   static Reg loadn(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
   static void storen(float* p, Reg v, int64_t n) { _mm512_mask_storeu_ps(p, mask(n), v); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
-  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static void keep(Reg& v) { asm("" : "+v"(v)); }  // in a register, not as an operand in memory
   static Reg rep1(const float* p) { return _mm512_set1_ps(*p); }
   static Reg rep2(const float* p) {
     return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_castps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)p)))));
@@ -40,7 +40,7 @@ template <> struct Vec<double> {
   static Reg loadn(const double* p, int64_t n) { return _mm512_maskz_loadu_pd(mask(n), p); }
   static void storen(double* p, Reg v, int64_t n) { _mm512_mask_storeu_pd(p, mask(n), v); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
-  static Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
+  static void keep(Reg& v) { asm("" : "+v"(v)); }  // in a register, not as an operand in memory
   static Reg rep1(const double* p) { return _mm512_set1_pd(*p); }
   static Reg rep2(const double* p) { return _mm512_broadcast_f64x2(_mm_loadu_pd(p)); }
   static Reg rep4(const double* p) { return _mm512_broadcast_f64x4(_mm256_loadu_pd(p)); }

@@ -18,7 +18,7 @@ template <class T> struct Vec {
     for (int64_t l = 0; l < n; ++l) p[l] = v[l];
   }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
-  static Reg add(Reg a, Reg b) { return a + b; }
+  static void keep(Reg&) {}
   static Reg rep1(const T* p) { return Reg{} + *p; }
   static Reg rep2(const T* p) {
     Reg v;

@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/ksurgeon convert resnet50 --rule shuffle -o converted/resnet50-shuffle --yes
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.convert
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Stamp files, so that nothing is installed again until its sources change. The demo installs what a user
+# would, unless an up-to-date editable installation is there; tests, lint and benchmarks need that one.
+SOURCES := pyproject.toml setup.py
+
+$(VENV)/.installed: $(SOURCES) $(shell find ksurgeon rules recipes -type f -not -name '*.pyc') | $(BIN)/python
+	@for source in $(SOURCES); do test $(VENV)/.installed-test -nt $$source || exec $(BIN)/python -m pip install .; done
+	touch $@
+
+$(VENV)/.installed-test: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[test]'
+	touch $@

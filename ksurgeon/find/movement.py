@@ -1,0 +1,132 @@
+"""Which nodes of a traced forward only move data, and where they form a region with one way in and out."""
+
+import operator
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+__all__ = ["Region", "as_function", "is_movement", "is_movement_module", "regions", "tensor_inputs", "tensor_users"]
+
+_NAMES = frozenset(
+    "channel_shuffle chunk clone concat concatenate contiguous einops_rearrange flatten flip index_select "
+    "moveaxis movedim mT narrow native_channel_shuffle permute pixel_shuffle pixel_unshuffle ravel reshape "
+    "reshape_as roll select split squeeze stack cat swapaxes swapdims t T tensor_split transpose unbind "
+    "unflatten unsqueeze view view_as".split()
+)
+_FUNCTIONS = frozenset(
+    id(function)
+    for namespace in (torch, F)
+    for name in _NAMES
+    if (function := getattr(namespace, name, None)) is not None
+)
+_MODULES = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle)
+
+
+class Region:
+    """Movement nodes that lead from ``source`` to ``sink`` and nowhere else, in the order they run."""
+
+    def __init__(self, source: fx.Node, nodes: list[fx.Node]) -> None:
+        self.source, self.nodes = source, nodes
+
+    @property
+    def sink(self) -> fx.Node:
+        return self.nodes[-1]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, (tuple, list)) and bool(value) and all(isinstance(item, Tensor) for item in value)
+    )
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """Inputs of a node that are tensors or lists of tensors, constant indices left out."""
+    return [n for n in node.all_input_nodes if n.op != "get_attr" and _is_tensor(n.meta.get("value"))]
+
+
+def tensor_users(node: fx.Node) -> list[fx.Node]:
+    """Users that take the node's entries; those that only read its shape are left out."""
+    return [user for user in node.users if user.op == "output" or _is_tensor(user.meta.get("value"))]
+
+
+def is_movement_module(module: nn.Module) -> bool:
+    """Whether the module is one of torch.nn or einops that only moves data."""
+    layers = sys.modules.get("einops.layers.torch")
+    return type(module) in _MODULES or (layers is not None and type(module) is layers.Rearrange)
+
+
+def as_function(module: nn.Module) -> nn.Module:
+    """The module itself, or for a layer of einops, whose forward FX cannot follow, one that calls einops."""
+    layers = sys.modules.get("einops.layers.torch")
+    return _Rearranges(module) if layers is not None and type(module) is layers.Rearrange else module
+
+
+class _Rearranges(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.pattern, self.sizes = layer.pattern, dict(layer.axes_lengths)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        import einops
+
+        return einops.rearrange(input, self.pattern, **self.sizes)  # type: ignore[arg-type, no-any-return]
+
+
+def is_movement(node: fx.Node, movers: set[str]) -> bool:
+    """Whether the node only moves entries about; ``movers`` are the children known to do so."""
+    if not _is_tensor(node.meta.get("value")):
+        return False
+    if node.op == "call_module":
+        return str(node.target) in movers
+    if node.op == "call_method":
+        return node.target in _NAMES and bool(tensor_inputs(node))
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        return bool(tensor_inputs(node)) and all(n.op == "get_attr" for n in _index_tensors(node))
+    if node.target is getattr:
+        return node.args[1] in ("T", "mT")
+    einops = sys.modules.get("einops")
+    return id(node.target) in _FUNCTIONS or (einops is not None and node.target is einops.rearrange)
+
+
+def _index_tensors(node: fx.Node) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(node.args[1], lambda n: found.append(n) if _is_tensor(n.meta.get("value")) else None)
+    return found
+
+
+def regions(graph: fx.Graph, movers: set[str]) -> Iterator[Region]:
+    """Candidate regions, by sink in the order of the graph, smallest first.
+
+    A region ends in a tensor of the shape it began with, and nothing outside reads what is inside.
+    """
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    moving = {node for node in graph.nodes if is_movement(node, movers)}
+    for sink in graph.nodes:
+        if sink not in moving or not isinstance(sink.meta["value"], Tensor):
+            continue
+        inside: set[fx.Node] = set()
+        frontier = {sink}
+        while frontier:
+            last = max(frontier, key=order.__getitem__)
+            if frontier == {last} and inside and _fits(last, sink, inside):
+                yield Region(last, sorted(inside, key=order.__getitem__))
+            if last not in moving:
+                break
+            frontier.discard(last)
+            inside.add(last)
+            frontier.update(tensor_inputs(last))
+
+
+def _fits(source: fx.Node, sink: fx.Node, inside: set[fx.Node]) -> bool:
+    value = source.meta["value"]
+    return (
+        isinstance(value, Tensor)
+        and value.shape == sink.meta["value"].shape
+        and all(user in inside for node in inside if node is not sink for user in tensor_users(node))
+    )

@@ -1,0 +1,156 @@
+"""One run of a model on example inputs: the shapes that every module saw."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ksurgeon.errors import InputError
+from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, evaluating, repeat_single_example, tensors_of
+
+__all__ = ["Call", "Recording", "TensorSpec", "record_run"]
+
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear.Identity")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a tensor that passed by; ``channel`` is its channel dimension where a layer told."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    channel: int | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorSpec":
+        return cls(
+            tuple(tensor.shape),
+            tuple(tensor.stride()) if tensor.layout == torch.strided else (),
+            tensor.dtype,
+            tensor.device,
+            getattr(tensor, "_ksurgeon_channel", None),
+        )
+
+
+@dataclass
+class Call:
+    """One call of a module, tensors replaced by their specs, and the calls of modules it made."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+    children: list[tuple[int, "Call"]] = field(default_factory=list)
+
+
+@dataclass
+class Recording:
+    """The first call of every module, and how often each was called; modules are known by ``id``."""
+
+    batch: int
+    first: dict[int, Call] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    rows: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+    def vectors(self, module: nn.Module, features: int) -> int:
+        """Vectors of ``features`` entries that the module gave per example, over all its calls."""
+        return self.rows[id(module)] // (features * self.batch)
+
+
+def _specs(tree: Any) -> Any:
+    return pytree.tree_map(lambda leaf: TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def channel_dim_of(module: nn.Module, ndim: int) -> int | None:
+    """Channel dimension of what a module of torch.nn gives, where its class tells."""
+    if isinstance(module, _CHANNELS_FIRST):
+        return 1 if ndim > 1 else None
+    return ndim - 1 if isinstance(module, _CHANNELS_LAST) else None
+
+
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether the module works entry by entry (activations, dropout, identity)."""
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    return name.startswith(_ELEMENTWISE) and not isinstance(module, nn.MultiheadAttention)
+
+
+def _tag(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if not isinstance(output, Tensor):
+        return
+    channel = channel_dim_of(module, output.dim())
+    if channel is None and is_elementwise(module) and args and isinstance(args[0], Tensor):
+        channel = getattr(args[0], "_ksurgeon_channel", None)
+    if channel is not None:
+        output._ksurgeon_channel = channel  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
+    stack: list[Call] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = Call(_specs(args), _specs(kwargs))
+        if stack:
+            stack[-1].children.append((id(module), call))
+        recording.counts[id(module)] += 1
+        recording.first.setdefault(id(module), call)
+        stack.append(call)
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        _tag(module, args, output)
+        call = stack.pop()
+        call.output = _specs(output)
+        recording.rows[id(module)] += sum(t.numel() for t in tensors_of(output)[:1])
+        if recording.first[id(module)] is not call:
+            call.children.clear()
+
+    handles: list[Any] = []
+    try:
+        for module in model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+                handles.append(module.register_forward_hook(after, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def record_run(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
+    """Run the model once, in eval mode and without gradients, and note what every module saw.
+
+    A batch of one is run as a batch of two where the model takes it.
+
+    Raises:
+        InputError: the model does not run on the inputs.
+    """
+    doubled = repeat_single_example(example_inputs)
+    if doubled is not example_inputs:
+        try:
+            return _record(model, doubled)
+        except InputError:
+            pass
+    return _record(model, example_inputs)
+
+
+def _record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
+    sizes = [t.shape[0] for t in tensors_of(as_call(example_inputs)) if t.dim()]
+    recording = Recording(batch=sizes[0] if sizes and sizes[0] else 1)
+    with evaluating(model), _hooks(model, recording):
+        call_model(model, example_inputs)
+    return recording

@@ -1,0 +1,50 @@
+"""What the finder reports: one site for every linear map it recognised."""
+
+from dataclasses import dataclass
+
+__all__ = ["Site"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A linear map in a model, and whether it can be replaced.
+
+    Attributes:
+        kind: "linear", "pointwise_conv" or "channel_shuffle".
+        path: path of the module; for a map inside a ``forward`` the owner's path, a colon, and the
+            name of the FX node that gives the result.
+        in_features, out_features: entries of the vectors mapped, all groups together.
+        reason: why the site cannot be replaced; None if it can.
+        class_name: class of the module, or of the owner.
+        aliases: further paths of the same module.
+        dim: dimension along which a shuffle acts.
+        ndim: dimensions of the tensor that a shuffle takes; 0 if not known.
+        permutation: of a shuffle, ``y[i] = x[permutation[i]]``.
+        groups: groups of the convolution or of the shuffle.
+        vectors: vectors mapped per example (rows of a batch, pixels); 0 if not known.
+        parameters: parameters of the module, bias included.
+        weight_parameters: parameters of the linear map alone.
+        multiplications: per example.
+        owner: path of the module that owns the site; ``path`` itself where the site is a module.
+        nodes: names of the FX nodes inside the owner's ``forward``; empty where the site is a module.
+        has_bias: whether a bias follows the map.
+    """
+
+    kind: str
+    path: str
+    in_features: int
+    out_features: int
+    reason: str | None = None
+    class_name: str = ""
+    aliases: tuple[str, ...] = ()
+    dim: int | None = None
+    ndim: int = 0
+    permutation: tuple[int, ...] | None = None
+    groups: int = 1
+    vectors: int = 0
+    parameters: int = 0
+    weight_parameters: int = 0
+    multiplications: int = 0
+    owner: str = ""
+    nodes: tuple[str, ...] = ()
+    has_bias: bool = False

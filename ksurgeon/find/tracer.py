@@ -1,0 +1,259 @@
+"""An FX tracer for one module at a time that knows every value's shape while it traces.
+
+Children are leaves; what they return is known from a recorded run. Each node is evaluated on fake tensors
+as it is made, so that ``len``, iteration and conditions on shapes have an answer, while sizes stay nodes of
+the graph: the traced forward still takes any batch.
+"""
+
+import functools
+import inspect
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+
+from ksurgeon.find.recording import Call, TensorSpec
+
+__all__ = ["Trace", "TraceFailure", "attribute_of", "require", "trace_module"]
+
+_CONSTANT = (type(None), bool, str)
+# Functions that do not dispatch on their arguments, and so would not see a size that is a node.
+_FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "tensor", "zeros")
+
+
+class TraceFailure(Exception):
+    """A module's forward that could not be traced; the message says why."""
+
+
+def require(actual: Any, expected: Any) -> None:
+    """Guard in a traced forward: a condition that was decided while tracing must come out the same.
+
+    Raises:
+        RuntimeError: it came out differently.
+    """
+    if actual != expected:
+        raise RuntimeError(
+            f"this module's forward was rewritten by ksurgeon for inputs where a condition on their shape was "
+            f"{expected!r}, and it is now {actual!r}; revert the module, or convert the model with such inputs"
+        )
+
+
+def _require_length(value: Any, expected: int) -> None:
+    require(len(value), expected)
+
+
+class Trace:
+    """A module's forward as a graph; ``node.meta["value"]`` is the fake value of every node.
+
+    ``fixed`` lists the nodes whose number was needed as a plain Python number, so that the graph holds
+    only for inputs where it is the same. ``constants`` are tensors that the forward made or took from
+    elsewhere, by the name under which the graph reads them from the module.
+    """
+
+    def __init__(self, graph: fx.Graph, fixed: list[str], constants: dict[str, Any]) -> None:
+        self.graph, self.fixed, self.constants = graph, fixed, constants
+
+
+class _Proxy(fx.Proxy):
+    tracer: "_Tracer"
+
+    def __len__(self) -> int:
+        return self.tracer.length(self)
+
+    def __int__(self) -> int:
+        return int(self.tracer.fix(self))
+
+    def __index__(self) -> int:
+        return self.tracer.fix(self).__index__()
+
+    def __float__(self) -> float:
+        return float(self.tracer.fix(self))
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.tracer.value_of(self)
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, module: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.call = call
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.outputs: dict[int, list[Any]] = defaultdict(list)
+        for child, child_call in call.children:
+            self.outputs[child].append(child_call.output)
+        self.fixed: list[str] = []
+        self.arguments = _bind(module, call)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        node = proxy.node
+        node.meta["value"] = value = self._evaluate(node)
+        if kind == "placeholder" and isinstance(value, _CONSTANT):
+            self.create_node("call_function", require, (node, value), {})
+            return value
+        return proxy
+
+    def value_of(self, proxy: fx.Proxy) -> Any:
+        if "value" not in proxy.node.meta:
+            raise TraceFailure(f"the value of {proxy.node.name} is not known")
+        return proxy.node.meta["value"]
+
+    def fix(self, proxy: fx.Proxy) -> Any:
+        value = self.value_of(proxy)
+        if isinstance(value, Tensor):
+            raise TraceFailure(f"the forward depends on what is in the tensor {proxy.node.name}")
+        self.fixed.append(proxy.node.name)
+        self.create_node("call_function", require, (proxy.node, value), {})
+        return value
+
+    def length(self, proxy: fx.Proxy) -> int:
+        """Length of a value, guarded unless it is the number of dimensions of a shape."""
+        value = self.value_of(proxy)
+        if not isinstance(value, torch.Size):
+            self.create_node("call_function", _require_length, (proxy.node, len(value)), {})
+        return len(value)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self.value_of(obj)
+        if isinstance(value, Tensor):
+            raise TraceFailure(f"the forward depends on what is in the tensor {obj.node.name}")
+        answer = bool(value)
+        if isinstance(value, bool) and obj.node.op == "call_function":
+            self.create_node("call_function", require, (obj.node, value), {})
+        return answer
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter([obj[index] for index in range(self.length(obj))])
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        return list(self.value_of(obj).keys())
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._fake(self.arguments[str(node.target)])
+        if node.op == "get_attr":
+            attribute = attribute_of(self.root, str(node.target))
+            return self.mode.from_tensor(attribute) if isinstance(attribute, Tensor) else attribute
+        if node.op == "call_module":
+            waiting = self.outputs[id(self.root.get_submodule(str(node.target)))]
+            if not waiting:
+                raise TraceFailure(f"{node.target} was not called in the example run")
+            return self._fake(waiting.pop(0))
+        if node.op not in ("call_function", "call_method"):
+            return None
+        args, kwargs = (map_aggregate(a, self._value) for a in (node.args, node.kwargs))
+        with self.mode, torch.no_grad():
+            if node.op == "call_method":
+                receiver, *others = args  # type: ignore[misc]
+                return getattr(receiver, str(node.target))(*others, **kwargs)  # type: ignore[arg-type]
+            return node.target(*args, **kwargs)  # type: ignore[operator, misc, arg-type]
+
+    def _value(self, leaf: Any) -> Any:
+        if not isinstance(leaf, fx.Node):
+            return leaf
+        if "value" not in leaf.meta:
+            raise TraceFailure(f"the value of {leaf.name} is not known")
+        return leaf.meta["value"]
+
+    def _fake(self, tree: Any) -> Any:
+        def fake(leaf: Any) -> Any:
+            if not isinstance(leaf, TensorSpec):
+                return leaf
+            with self.mode:
+                tensor = torch.empty_strided(leaf.shape, leaf.stride, dtype=leaf.dtype, device=leaf.device)
+            tensor._ksurgeon_channel = leaf.channel  # type: ignore[attr-defined]
+            return tensor
+
+        return pytree.tree_map(fake, tree)
+
+
+def attribute_of(module: nn.Module, path: str) -> Any:
+    """A parameter, buffer, child or plain attribute, looked up without ``getattr``, which FX patches."""
+    attribute: Any = module
+    for name in path.split("."):
+        stores = (attribute._parameters, attribute._buffers, attribute._modules, attribute.__dict__)
+        attribute = next((store[name] for store in stores if name in store), None)
+    return attribute
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, _Proxy):
+                return leaf.tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _seeing_sizes() -> Iterator[None]:
+    """Make functions that cannot dispatch on a proxy do so: factories of torch, and einops under any name."""
+    einops = sys.modules.get("einops")
+    functions = [einops.rearrange, einops.reduce, einops.repeat, einops.einsum] if einops else []
+    wrapped = {id(function): _wrapped(function) for function in functions}
+    holders = [(torch, name, _wrapped(getattr(torch, name))) for name in _FACTORIES]
+    if wrapped:
+        for module_name, module in list(sys.modules.items()):
+            if module is not None and not module_name.startswith(("einops.", "torch.")):
+                names = list(getattr(module, "__dict__", {}).items())
+                holders += [(module, name, wrapped[id(value)]) for name, value in names if id(value) in wrapped]
+    originals = [(module, name, getattr(module, name)) for module, name, _ in holders]
+    try:
+        for module, name, wrapper in holders:
+            setattr(module, name, wrapper)
+        yield
+    finally:
+        for module, name, function in originals:
+            setattr(module, name, function)
+
+
+def _bind(module: nn.Module, call: Call) -> dict[str, Any]:
+    """Recorded arguments by the name of their placeholder, defaults filled in."""
+    bound = inspect.signature(module.forward).bind(*call.args, **call.kwargs)
+    bound.apply_defaults()
+    names = {}
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        names[star + name] = bound.arguments[name]
+    return names
+
+
+def trace_module(module: nn.Module, call: Call) -> Trace:
+    """Trace a module's own forward as it was called, its children left as leaves.
+
+    Arguments that were None, a truth value or a string are taken as constants, and guarded.
+
+    Raises:
+        TraceFailure: the forward does not trace; the message says why.
+    """
+    attributes = set(vars(module))
+    try:
+        tracer = _Tracer(module, call)
+        with _seeing_sizes():
+            graph = tracer.trace(module)
+    except TraceFailure:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise TraceFailure(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
+    finally:
+        # FX leaves tensors it met as attributes of the module.
+        constants = {name: vars(module).pop(name) for name in set(vars(module)) - attributes}
+    return Trace(graph, tracer.fixed, constants)

@@ -1,0 +1,96 @@
+"""A K-matrix in the place of a pointwise convolution."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.kmatrix.linear import new_bias
+from ksurgeon.kmatrix.matrix import KMatrix, Start, like_input
+from ksurgeon.kmatrix.radix import Radix
+from ksurgeon.kmatrix.structures import Structure
+
+__all__ = ["KPointwiseConv"]
+
+
+class KPointwiseConv(nn.Module):
+    """A convolution of kernel size 1 and padding 0 whose channel map is a K-matrix.
+
+    Takes and gives what ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` does, batched or not, in any memory
+    format. With ``groups`` the map is block-diagonal, one K-matrix a group.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: one number, or one for each of the ``dims`` spatial dimensions.
+        groups: number of groups; divides both channel counts.
+        bias: whether to add a learnable bias.
+        dims: number of spatial dimensions, 1, 2 or 3.
+        width, expansion, radix, structure, start, device, dtype: as in ``KLinear``.
+
+    Raises:
+        StructureError: sizes that the structure cannot have, or groups that do not divide them.
+    """
+
+    padding_mode = "zeros"
+    transposed = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dims: int = 2,
+        width: int = 1,
+        expansion: int = 1,
+        radix: Radix | Sequence[int] = "auto",
+        structure: Structure | None = None,
+        start: Start = "random",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.in_features, self.out_features = in_channels, out_channels
+        self.stride = (stride,) * dims if isinstance(stride, int) else tuple(stride)
+        self.kernel_size, self.padding, self.dilation = (1,) * dims, (0,) * dims, (1,) * dims
+        self.matrix = KMatrix(
+            in_channels,
+            out_channels,
+            width=width,
+            expansion=expansion,
+            radix=radix,
+            structure=structure,
+            groups=groups,
+            start=start,
+            device=device,
+            dtype=dtype,
+        )
+        self.bias = new_bias(out_channels, in_channels // groups, device, dtype) if bias else None
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense kernel ``(out_channels, in_channels / groups, 1, …)``, computed anew, differentiable."""
+        blocks = self.matrix.to_dense().unflatten(1, (self.groups, -1)).unflatten(0, (self.groups, -1))
+        kernel = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
+        return kernel.reshape(*kernel.shape, *self.kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, in_channels, …)`` or ``(in_channels, …)`` to ``out_channels``."""
+        dims = len(self.stride)
+        kept = x
+        if any(step > 1 for step in self.stride):
+            kept = x[(..., *(slice(None, None, step) for step in self.stride))]
+        y = self.matrix(kept, -dims - 1)
+        if self.bias is not None:
+            y = y + self.bias.view(-1, *self.kernel_size).to(y.dtype)
+        return like_input(y, x)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_channels={self.in_channels}, out_channels={self.out_channels}, stride={self.stride}, "
+            f"groups={self.groups}, bias={self.bias is not None}"
+        )

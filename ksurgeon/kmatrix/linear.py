@@ -1,0 +1,88 @@
+"""A K-matrix in the place of ``nn.Linear``."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.kmatrix.matrix import KMatrix, Start
+from ksurgeon.kmatrix.radix import Radix
+from ksurgeon.kmatrix.structures import Structure
+
+__all__ = ["KLinear"]
+
+
+class KLinear(nn.Module):
+    """``y = K x + bias`` with a K-matrix K; takes and gives what ``nn.Linear`` does.
+
+    Args:
+        in_features: size of the last dimension of the input.
+        out_features: size of the last dimension of the output.
+        bias: whether to add a learnable bias.
+        width: number w of products BB* (Dao et al., ICLR 2020, definition 2.4).
+        expansion: ratio e of the K-matrix's inner size to the smaller side.
+        radix: "auto", an integer, or the list of radices of a butterfly matrix.
+        structure: any structure, in place of width, expansion and radix.
+        start: "random" (keeps the variance), "orthogonal", "identity" or "empty".
+        device, dtype: of the parameters.
+
+    Raises:
+        StructureError: sizes that the structure cannot have.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        width: int = 1,
+        expansion: int = 1,
+        radix: Radix | Sequence[int] = "auto",
+        structure: Structure | None = None,
+        start: Start = "random",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.matrix = KMatrix(
+            in_features,
+            out_features,
+            width=width,
+            expansion=expansion,
+            radix=radix,
+            structure=structure,
+            start=start,
+            device=device,
+            dtype=dtype,
+        )
+        self.bias = new_bias(out_features, in_features, device, dtype) if bias else None
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense matrix ``(out_features, in_features)``, computed anew and differentiable."""
+        return self.matrix.to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last dimension of ``x`` from ``in_features`` to ``out_features``."""
+        y = self.matrix(x).contiguous()
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def new_bias(
+    out_features: int,
+    fan_in: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Parameter:
+    """A bias drawn as ``nn.Linear`` and ``nn.Conv2d`` draw theirs."""
+    bias = torch.empty(out_features, device=device, dtype=dtype)
+    bound = 1 / sqrt(fan_in)
+    real = torch.view_as_real(bias) if bias.is_complex() else bias
+    nn.init.uniform_(real, -bound, bound)
+    return nn.Parameter(bias)

@@ -1,0 +1,124 @@
+"""Models of transformers: an ID on the Hugging Face hub, or a folder."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ksurgeon.errors import ModelNotFoundError
+from ksurgeon.models.fetch import Unavailable, hub_endpoint
+from ksurgeon.models.source import Source
+
+__all__ = ["build", "describe", "infer", "pretrained"]
+
+
+def describe(name: str, options: dict[str, Any]) -> Source:
+    """Source with the config of an ID or folder, ``options`` put over it.
+
+    Raises:
+        ModelNotFoundError: there is no config there, or one of no known architecture, or the hub cannot be
+            reached and has not been before.
+    """
+    from transformers import AutoConfig
+
+    try:
+        try:
+            config = AutoConfig.from_pretrained(name, local_files_only=True, **options)
+        except OSError:
+            if Path(name).is_dir():
+                raise
+            if hub_endpoint() is None:
+                raise ModelNotFoundError(
+                    f'"{name}" is not in the local cache of the Hugging Face hub, and the hub cannot be '
+                    f"reached; check the network, or give a folder with config.json and model.safetensors"
+                ) from None
+            config = AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotFoundError(
+            f'transformers cannot read a config from "{name}": {_first_line(error)}'
+        ) from error
+    return Source(kind="transformers", name=name, options={"config": _plain(config)})
+
+
+def build(source: Source) -> nn.Module:
+    """The architecture of ``source.options["config"]`` with fresh weights; asks no hub."""
+    config = _config(source)
+    model: nn.Module = _class(source)._from_config(config)
+    return model
+
+
+def pretrained(source: Source) -> tuple[nn.Module, list[str]]:
+    """The model with the weights of its ID or folder, and a note if they do not hold all of it.
+
+    Raises:
+        Unavailable: they are neither cached nor to be downloaded.
+    """
+    load = _class(source).from_pretrained
+    settings: dict[str, Any] = {"config": _config(source), "output_loading_info": True}
+    try:
+        model, info = load(source.name, local_files_only=True, **settings)
+    except OSError as error:
+        if Path(source.name).is_dir():
+            raise Unavailable(_first_line(error)) from error
+        if hub_endpoint() is None:
+            raise Unavailable(
+                f"{source.name} is not cached and the Hugging Face hub cannot be reached"
+            ) from error
+        model, info = load(source.name, **settings)
+    missing = sorted(info["missing_keys"])
+    notes = []
+    if missing:
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        notes.append(f"{len(missing)} tensors are not in the pretrained weights and are RANDOM: {shown}")
+    return model, notes
+
+
+def infer(model: nn.Module) -> Iterator[Source]:
+    """The source that the model's own config tells, if its class is one of transformers' own."""
+    import transformers
+
+    if isinstance(model, transformers.PreTrainedModel) and hasattr(transformers, type(model).__name__):
+        config = _plain(model.config) | {"architectures": [type(model).__name__]}
+        yield Source(
+            kind="transformers",
+            name=model.config.name_or_path or type(model).__name__,
+            options={"config": config},
+        )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(config.to_json_string())
+    return plain
+
+
+def _config(source: Source) -> Any:
+    from transformers import AutoConfig
+
+    plain = dict(source.options["config"])
+    kind = plain.pop("model_type")
+    try:
+        return AutoConfig.for_model(kind, **plain)
+    except ValueError as error:
+        raise ModelNotFoundError(
+            f'the installed transformers has no model type "{kind}" (model code from a repository is not run)'
+        ) from error
+
+
+def _class(source: Source) -> Any:
+    import transformers
+
+    architectures = source.options["config"].get("architectures")
+    if not architectures:
+        return transformers.AutoModel._model_mapping[type(_config(source))]
+    found = getattr(transformers, architectures[0], None)
+    if found is None:
+        raise ModelNotFoundError(
+            f'the installed transformers has no class "{architectures[0]}", of {source.name}'
+        )
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")

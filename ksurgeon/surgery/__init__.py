@@ -1,0 +1,1 @@
+"""Plan → operate → record → save → load → revert."""

@@ -1,0 +1,329 @@
+"""Find, plan, operate, verify: one call that converts a model."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.errors import SurgeryError, WeightsError
+from ksurgeon.find import Finder, Site
+from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating, tensors_of
+from ksurgeon.kmatrix.fit import fit_
+from ksurgeon.models.source import Source
+from ksurgeon.rules.load import load_rule
+from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
+from ksurgeon.rules.schema import Rule
+from ksurgeon.surgery.build import KModule, build_layer, build_shuffle, dense_weight
+from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
+from ksurgeon.surgery.record import Operation, Record, attach, describe_inputs, record_of, resolve_source
+
+__all__ = ["Conversion", "Progress", "Result", "convert", "replace_modules"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with sites done, sites in all, and the path of the site that is being worked on."""
+
+_EXACT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.complex64: 1e-4, torch.complex128: 1e-10}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of one site.
+
+    Attributes:
+        path: where the replacement stands now.
+        site: the site as it was found.
+        structure: description of the structure.
+        start: how the replacement got its values.
+        weight_error: relative Frobenius error of the weight; None where the weight was not kept.
+        output_error: relative error of the layer's output on the example inputs; None where not measured.
+        seconds: time that building and fitting it took.
+    """
+
+    path: str
+    site: Site
+    structure: str
+    start: str
+    parameters_before: int
+    parameters_after: int
+    weight_error: float | None = None
+    output_error: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Conversion:
+    """A converted model and what the operation did.
+
+    ``output_change`` is the relative change of the model's outputs on the example inputs; None without any.
+    """
+
+    model: nn.Module
+    plan: Plan
+    sites: list[Site]
+    results: list[Result]
+    record: Record
+    output_change: float | None
+    swaps: list[Swap]
+
+    @contextmanager
+    def undone(self) -> Iterator[nn.Module]:
+        """Inside, the original modules are back in place."""
+        undo_all(self.swaps)
+        try:
+            yield self.model
+        finally:
+            swap_all(self.swaps)
+
+
+def convert(
+    model: nn.Module,
+    rule: str | Path | Rule = "linear",
+    example_inputs: ExampleInputs | None = None,
+    *,
+    source: str | Source | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Replace linear maps of a model by K-matrices, in place, as a rule says.
+
+    Args:
+        model: any module. A call that raises leaves it as it was.
+        rule: name of a built-in rule, a rule file, or a ``Rule``.
+        example_inputs: as for ``find``; the operation is verified on them.
+        source: where the architecture comes from (``"torchvision:resnet18"``, ``"package.module:function"``),
+            for the record; found out for models of timm, torchvision and transformers.
+        plan: decisions to carry out in place of those the rule would give.
+        seed: of random starting values.
+        progress: called before each site and once at the end.
+
+    Raises:
+        MatchError: the rule matches nothing.
+        RuleError: there is no such rule, or it is malformed.
+        InputError: the model does not run on the inputs.
+        WeightsError: a weight to be replaced is not finite.
+        SurgeryError: an operation is refused, or the plan does not belong to the model.
+    """
+    chosen = load_rule(rule) if plan is None else None
+    if example_inputs is None:
+        from ksurgeon.models.inputs import guess_inputs
+
+        example_inputs = guess_inputs(model)
+    finder = Finder(model, example_inputs)
+    if plan is None:
+        assert chosen is not None
+        plan = make_plan(finder.sites, chosen)
+    require_matches(plan, finder.sites)
+    pairs = _pair(plan, finder.sites)
+    _require_finite(model, [site for _, site in pairs])
+    built = _build_all(model, pairs, seed, progress)
+    swaps, paths = prepare(model, finder, [(site, new) for (_, site), (new, _, _) in zip(pairs, built, strict=True)])
+    before, output_errors = _measure(model, example_inputs, pairs, built)
+    record = _extended_record(model, source, example_inputs)
+    record.rules.append(plan.rule)
+    record.seed = seed
+    stage = record.stages
+    results = []
+    for (decision, site), (_, error, seconds) in zip(pairs, built, strict=True):
+        assert decision.structure is not None and decision.start is not None
+        output_error = output_errors.get(site.path)
+        results.append(
+            Result(
+                path=paths[site.path],
+                site=site,
+                structure=str(decision.structure),
+                start=decision.start,
+                parameters_before=decision.parameters_before,
+                parameters_after=decision.parameters_after,
+                weight_error=error,
+                output_error=output_error,
+                seconds=seconds,
+            )
+        )
+        record.operations.append(
+            Operation(
+                path=site.path,
+                kind=site.kind,
+                structure=decision.structure,
+                start=decision.start,
+                permutation=site.permutation,
+                dim=site.dim,
+                ndim=site.ndim,
+                groups=site.groups,
+                stage=stage,
+                parameters_before=decision.parameters_before,
+                parameters_after=decision.parameters_after,
+                weight_error=error,
+                output_error=output_error,
+            )
+        )
+    swap_all(swaps)
+    try:
+        change = _output_change(model, example_inputs, before)
+        if all(decision.start == "exact" for decision, _ in pairs) and change is not None:
+            _require_exact(change, before)
+    except BaseException:
+        undo_all(swaps)
+        raise
+    attach(model, record)
+    return Conversion(model, plan, finder.sites, results, record, change, swaps)
+
+
+def replace_modules(
+    model: nn.Module,
+    rule: str | Path | Rule = "linear",
+    example_inputs: ExampleInputs | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Replace linear maps of a model by K-matrices, in place, and return the model.
+
+    ``options`` are those of ``convert``, which tells what is raised and returns what was done.
+    """
+    return convert(model, rule, example_inputs, **options).model
+
+
+def _pair(plan: Plan, sites: Sequence[Site]) -> list[tuple[Decision, Site]]:
+    known = {(site.path, site.kind): site for site in sites}
+    pairs = []
+    for decision in plan.replacements:
+        site = known.get((decision.path, decision.kind))
+        if site is None:
+            raise SurgeryError(
+                f"the plan replaces {decision.kind} {decision.path!r}, which the model does not have; "
+                "make the plan from this model and with the same example inputs"
+            )
+        if site.reason is not None:
+            raise SurgeryError(f"the plan replaces {decision.path!r}, which cannot be replaced: {site.reason}")
+        if decision.structure is None or decision.start is None:
+            raise SurgeryError(f"the plan gives no structure or start for {decision.path!r}")
+        pairs.append((decision, site))
+    return pairs
+
+
+def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
+    bad = [
+        site.path
+        for site in sites
+        if site.kind != "channel_shuffle" and not bool(dense_weight(model.get_submodule(site.path)).isfinite().all())
+    ]
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise WeightsError(
+            f"weights that are NaN or infinite: {', '.join(bad[:5])}{more}; "
+            "load sound weights, or let the rule ignore these layers"
+        )
+
+
+_Built = tuple[KModule, float | None, float]
+
+
+def _build_all(
+    model: nn.Module, pairs: Sequence[tuple[Decision, Site]], seed: int, progress: Progress | None
+) -> list[_Built]:
+    built = []
+    devices = [p.device.index for p in model.parameters() if p.device.type == "cuda"]
+    with torch.random.fork_rng(devices=sorted(set(devices))):
+        torch.manual_seed(seed)
+        for number, (decision, site) in enumerate(pairs):
+            if progress is not None:
+                progress(number, len(pairs), site.path)
+            built.append(_build(model, decision, site))
+    if progress is not None:
+        progress(len(pairs), len(pairs), "")
+    return built
+
+
+def _build(model: nn.Module, decision: Decision, site: Site) -> _Built:
+    begin = time.perf_counter()
+    assert decision.structure is not None and decision.start is not None
+    owner = model.get_submodule(site.owner)
+    new: KModule
+    error: float | None = None
+    if site.kind == "channel_shuffle":
+        assert site.dim is not None and site.permutation is not None
+        new = build_shuffle(
+            decision.structure, site.in_features, site.groups, site.dim, site.permutation, decision.start,
+            model, owner.training,
+        )  # fmt: skip
+        error = 0.0 if decision.start == "exact" else None
+    else:
+        new = build_layer(owner, decision.structure, "empty" if decision.start == "fit" else decision.start)
+        if decision.start == "fit":
+            error = fit_(new.matrix, dense_weight(owner))
+    return new, error, time.perf_counter() - begin
+
+
+def _measure(
+    model: nn.Module,
+    example_inputs: ExampleInputs | None,
+    pairs: Sequence[tuple[Decision, Site]],
+    built: Sequence[_Built],
+) -> tuple[list[Tensor], dict[str, float]]:
+    """Outputs of the model as it is, and how far each replacement's output is from its original's."""
+    if example_inputs is None:
+        return [], {}
+    squares: dict[str, list[float]] = {}
+    handles = []
+    for (_, site), (new, _, _) in zip(pairs, built, strict=True):
+        if site.nodes:
+            continue
+
+        def compare(_: nn.Module, args: Any, output: Any, site: Site = site, new: nn.Module = new) -> None:
+            if len(args) == 1 and isinstance(output, Tensor):
+                difference = new.forward(args[0]) - output
+                pair = (difference.double().norm().item() ** 2, output.double().norm().item() ** 2)
+                old = squares.get(site.path, [0.0, 0.0])
+                squares[site.path] = [old[0] + pair[0], old[1] + pair[1]]
+
+        handles.append(model.get_submodule(site.path).register_forward_hook(compare))
+    try:
+        with evaluating(model):
+            outputs = [t.clone() for t in tensors_of(call_model(model, example_inputs))]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, {path: (d / n) ** 0.5 if n else 0.0 for path, (d, n) in squares.items()}
+
+
+def _output_change(
+    model: nn.Module, example_inputs: ExampleInputs | None, before: Sequence[Tensor]
+) -> float | None:
+    if example_inputs is None or not before:
+        return None
+    with evaluating(model):
+        after = tensors_of(call_model(model, example_inputs))
+    if [t.shape for t in after] != [t.shape for t in before]:
+        raise SurgeryError("the converted model gives outputs of other shapes than the original; it was restored")
+    kept = [(a, b) for a, b in zip(after, before, strict=True) if b.dtype.is_floating_point or b.dtype.is_complex]
+    total = sum(b.double().norm().item() ** 2 for _, b in kept)
+    moved = sum((a.double() - b.double()).norm().item() ** 2 for a, b in kept)
+    return (moved / total) ** 0.5 if total else 0.0
+
+
+def _require_exact(change: float, before: Sequence[Tensor]) -> None:
+    tolerance = max(_EXACT_TOLERANCE.get(t.dtype, 2e-2) for t in before)
+    if change > tolerance:
+        raise SurgeryError(
+            f"every replacement was exact, and yet the outputs changed by {change:.1e} relative (at most "
+            f"{tolerance:.0e} was expected); the model was restored. Please report the model."
+        )
+
+
+def _extended_record(
+    model: nn.Module, source: str | Source | None, example_inputs: ExampleInputs | None
+) -> Record:
+    """The model's record so far, or a new one."""
+    present = record_of(model)
+    if present is not None:
+        return present.model_copy(deep=True)
+    record = Record.begin(model)
+    record.inputs = describe_inputs(example_inputs)
+    record.source = resolve_source(model, source)
+    if record.source is not None and record.source.weights_note:
+        record.warnings.append(record.source.weights_note)
+    return record

@@ -1,0 +1,153 @@
+"""The only code that changes a model: prepared swaps, done all or not at all, and undone."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ksurgeon.errors import SurgeryError
+from ksurgeon.find import Finder, Site
+from ksurgeon.find.shuffles import Shuffle
+from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
+
+__all__ = ["ModuleSwap", "RewriteSwap", "Swap", "prepare", "swap_all", "undo_all"]
+
+
+@dataclass
+class ModuleSwap:
+    """Children put in the place of others; each place is a parent and a name."""
+
+    places: list[tuple[nn.Module, str]]
+    old: list[nn.Module]
+    new: list[nn.Module]
+
+    def do(self) -> None:
+        for (parent, name), module in zip(self.places, self.new, strict=True):
+            parent._modules[name] = module
+
+    def undo(self) -> None:
+        for (parent, name), module in zip(self.places, self.old, strict=True):
+            parent._modules[name] = module
+
+
+@dataclass
+class RewriteSwap:
+    """An owner whose forward calls new children; its class changes to a subclass of its class."""
+
+    owner: nn.Module
+    before: type[nn.Module]
+    after: type[nn.Module]
+    children: dict[str, nn.Module] = field(default_factory=dict)
+
+    def do(self) -> None:
+        self.owner.__class__ = self.after
+        self.owner._modules.update(self.children)
+
+    def undo(self) -> None:
+        for name in self.children:
+            del self.owner._modules[name]
+        self.owner.__class__ = self.before
+
+
+Swap = ModuleSwap | RewriteSwap
+
+
+def swap_all(swaps: Iterable[Swap]) -> None:
+    """Do all swaps; if one fails, those done are undone and the model is as it was."""
+    done: list[Swap] = []
+    try:
+        for swap in swaps:
+            done.append(swap)
+            swap.do()
+    except BaseException:
+        undo_all(done)
+        raise
+
+
+def undo_all(swaps: Sequence[Swap]) -> None:
+    """Undo swaps, the last one first."""
+    for swap in reversed(swaps):
+        swap.undo()
+
+
+def prepare(
+    model: nn.Module, finder: Finder, replacements: Sequence[tuple[Site, nn.Module]]
+) -> tuple[list[Swap], dict[str, str]]:
+    """Swaps that put each replacement in the place of its site; the model is not changed.
+
+    Returns:
+        The swaps, and for every site the path at which its replacement will stand.
+
+    Raises:
+        SurgeryError: a forward cannot be rewritten; the message says why.
+    """
+    swaps: list[Swap] = []
+    paths: dict[str, str] = {}
+    inside: dict[str, list[tuple[Site, nn.Module]]] = defaultdict(list)
+    for site, new in replacements:
+        if site.nodes:
+            inside[site.owner].append((site, new))
+            continue
+        places = [_place(model, path) for path in (site.path, *site.aliases)]
+        old = model.get_submodule(site.path)
+        swaps.append(ModuleSwap(places, [old] * len(places), [new] * len(places)))
+        _remember(new, site, [(places[0][1], old)])
+        paths[site.path] = site.path
+    for owner_path, found in inside.items():
+        owner = model.get_submodule(owner_path)
+        prefix = f"{owner_path}." if owner_path else ""
+        if type(owner) is nn.Sequential:
+            for site, new in found:
+                swap = _sequential(owner, finder.shuffles[site.path], new)
+                swaps.append(swap)
+                _remember(new, site, list(zip((n for _, n in swap.places), swap.old, strict=True)))
+                paths[site.path] = prefix + swap.places[0][1]
+            continue
+        for site, new in found:
+            _remember(new, site, [])
+        rewrite, names = _rewrite(owner, finder, owner_path, found)
+        swaps.append(rewrite)
+        paths.update({path: prefix + name for path, name in names.items()})
+    return swaps, paths
+
+
+def _remember(new: nn.Module, site: Site, replaced: list[tuple[str, nn.Module]]) -> None:
+    """A shuffle holds no tensors: what it replaced is kept, so that it can be put back."""
+    if isinstance(new, KChannelShuffle):
+        new.site, new.replaced = site.path, tuple(replaced)
+
+
+def _place(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, name = path.rpartition(".")
+    return model.get_submodule(parent), name
+
+
+def _sequential(owner: nn.Sequential, shuffle: Shuffle, new: nn.Module) -> ModuleSwap:
+    """The first child of the region becomes the replacement, the others pass their input on."""
+    names = [str(node.target) for node in shuffle.region.nodes]
+    if any("." in name for name in names) or len(set(names)) < len(names):
+        raise SurgeryError(f"a shuffle spread over the children {', '.join(names)} cannot be replaced")
+    old = [owner.get_submodule(name) for name in names]
+    rest = [nn.Identity().train(owner.training) for _ in names[1:]]
+    return ModuleSwap([(owner, name) for name in names], old, [new, *rest])
+
+
+def _rewrite(
+    owner: nn.Module, finder: Finder, path: str, found: list[tuple[Site, nn.Module]]
+) -> tuple[RewriteSwap, dict[str, str]]:
+    if is_rewritten(owner) or "forward" in vars(owner):
+        raise SurgeryError(f"the forward of {path or 'the model'} was changed before; it cannot be rewritten")
+    names: dict[str, str] = {}
+    number = 0
+    for site, _ in found:
+        while hasattr(owner, f"kshuffle{number}"):
+            number += 1
+        names[site.path] = f"kshuffle{number}"
+        number += 1
+    call = finder.call_of(owner)
+    wanted = [(finder.shuffles[site.path], names[site.path]) for site, _ in found]
+    after = rewritten_class(owner, call, finder.movers_of(owner), wanted)
+    children = {names[site.path]: new for site, new in found}
+    return RewriteSwap(owner, base_class(owner), after, children), names

@@ -1,0 +1,209 @@
+"""The record: what was done to a model, complete enough to do it again to a fresh architecture."""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from ksurgeon.errors import RecordError
+from ksurgeon.find.inputs import ExampleInputs, as_call
+from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.models.source import Source
+
+__all__ = [
+    "RECORD_FILE",
+    "Operation",
+    "Record",
+    "attach",
+    "describe_inputs",
+    "inputs_from",
+    "read_record",
+    "record_of",
+    "resolve_source",
+    "signature",
+]
+
+RECORD_FILE = "ksurgeon.json"
+SCHEMA = 1
+_ATTRIBUTE = "_ksurgeon_record"
+
+
+class _Base(BaseModel):
+    model_config = ConfigDict(extra="forbid", serialize_by_alias=True, validate_by_name=True)
+
+
+class Operation(_Base):
+    """One replaced site. ``form`` tells what stands there now: a K-module, or a dense layer after a revert."""
+
+    path: str
+    kind: str
+    form: Literal["kaleidoscope", "dense"] = "kaleidoscope"
+    structure: Structure
+    start: str
+    permutation: tuple[int, ...] | None = None
+    dim: int | None = None
+    ndim: int = 0
+    groups: int = 1
+    stage: int = 0
+    parameters_before: int = 0
+    parameters_after: int = 0
+    weight_error: float | None = None
+    output_error: float | None = None
+
+
+class Record(_Base):
+    """What ``ksurgeon.json`` holds.
+
+    ``architecture`` gives name and shape of every tensor of the model before surgery; ``inputs`` describes
+    the example inputs, which maps inside a ``forward`` are found again with.
+    """
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    ksurgeon: str = ""
+    torch: str = ""
+    source: Source | None = None
+    rules: list[str] = []
+    seed: int = 0
+    operations: list[Operation] = []
+    warnings: list[str] = []
+    architecture: dict[str, tuple[int, ...]] = {}
+    inputs: dict[str, Any] | None = None
+    results: dict[str, Any] = {}
+
+    @classmethod
+    def begin(cls, model: nn.Module) -> "Record":
+        """An empty record of a model as it is now."""
+        try:
+            own = version("ksurgeon")
+        except PackageNotFoundError:
+            own = "unknown"
+        return cls(ksurgeon=own, torch=torch.__version__, architecture=signature(model))
+
+    @property
+    def stages(self) -> int:
+        """Number of conversions that the model went through, one after the other."""
+        return 1 + max((operation.stage for operation in self.operations), default=-1)
+
+
+def signature(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in the model's state."""
+    return {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
+    }
+
+
+def record_of(model: nn.Module) -> Record | None:
+    """The record of a converted model, None for any other."""
+    return vars(model).get(_ATTRIBUTE)
+
+
+def attach(model: nn.Module, record: Record | None) -> None:
+    """Give the model its record, or take it away."""
+    if record is None:
+        vars(model).pop(_ATTRIBUTE, None)
+    else:
+        vars(model)[_ATTRIBUTE] = record
+
+
+def resolve_source(model: nn.Module, source: str | Source | None) -> Source | None:
+    """Source of a name, or of the model itself where none is given; None if it cannot be told."""
+    from ksurgeon.models.names import parse
+    from ksurgeon.models.opening import infer_source
+
+    if isinstance(source, Source):
+        return source
+    if source is not None:
+        kind, name = parse(source)
+        if kind != "transformers":
+            return Source(kind=kind, name=name)
+    return infer_source(model)
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read ``ksurgeon.json`` of a folder.
+
+    Raises:
+        RecordError: there is none, it is damaged, or a newer ksurgeon wrote it.
+    """
+    file = Path(folder) / RECORD_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecordError(
+            f"{folder} holds no {RECORD_FILE}: it is no model that ksurgeon saved; give a folder that "
+            "`ksurgeon convert … -o FOLDER` or ksurgeon.save wrote"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{file} cannot be read: {error}") from error
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{file} is damaged: not valid JSON ({error}); convert the model again") from error
+    written = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(written, int) and written > SCHEMA:
+        raise RecordError(
+            f"{file} has schema {written}, this ksurgeon knows schema {SCHEMA}; it was written by a newer "
+            f"ksurgeon ({data.get('ksurgeon', 'unknown')}): install that version or later"
+        )
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the top"
+        raise RecordError(f"{file} is damaged at {where}: {first['msg']}; convert the model again") from error
+
+
+def describe_inputs(example_inputs: ExampleInputs | None) -> dict[str, Any] | None:
+    """Shapes and dtypes of example inputs as plain data; None where they are no such thing."""
+    if example_inputs is None:
+        return None
+    args, kwargs = as_call(example_inputs)
+    try:
+        return {"args": [_describe(a) for a in args], "kwargs": {k: _describe(v) for k, v in kwargs.items()}}
+    except TypeError:
+        return None
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        largest = int(value.max()) if value.numel() and not value.dtype.is_floating_point and not value.dtype.is_complex else 0
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch."), "max": largest}
+    if isinstance(value, (tuple, list)):
+        return {"list": [_describe(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": {str(key): _describe(item) for key, item in value.items()}}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise TypeError(type(value).__name__)
+
+
+def inputs_from(description: dict[str, Any], device: torch.device | str = "cpu") -> ExampleInputs:
+    """Inputs of the shapes described: normally distributed numbers, or integers up to those there were.
+
+    Raises:
+        RecordError: the description is damaged.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def make(value: dict[str, Any]) -> Any:
+        if "tensor" in value:
+            dtype = getattr(torch, value["dtype"])
+            shape = tuple(value["tensor"])
+            if dtype.is_floating_point or dtype.is_complex:
+                return torch.randn(shape, generator=generator).to(device, dtype)
+            return torch.randint(0, max(value["max"], 0) + 1, shape, generator=generator).to(device, dtype)
+        if "list" in value:
+            return tuple(make(item) for item in value["list"])
+        if "dict" in value:
+            return {key: make(item) for key, item in value["dict"].items()}
+        return value["value"]
+
+    try:
+        args, kwargs = tuple(map(make, description["args"])), {k: make(v) for k, v in description["kwargs"].items()}
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise RecordError(f"the record's description of example inputs is damaged ({error!r})") from error
+    return kwargs if kwargs and not args else args

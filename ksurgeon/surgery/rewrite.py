@@ -1,0 +1,158 @@
+"""Rewrite a module's forward so that a region of it calls a child instead; the module keeps its class."""
+
+import importlib
+import inspect
+import linecache
+import types
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ksurgeon.errors import SurgeryError
+from ksurgeon.find.movement import tensor_inputs
+from ksurgeon.find.recording import Call
+from ksurgeon.find.shuffles import Shuffle, find_shuffles
+from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
+
+__all__ = ["Code", "base_class", "is_rewritten", "rewritten_class"]
+
+_numbers = count()
+
+
+@dataclass(frozen=True)
+class Code:
+    """Source of a forward, and the names it uses; a module among those is kept by its name."""
+
+    source: str
+    names: tuple[tuple[str, Any], ...]
+    modules: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> "Code":
+        """Code of a traced forward."""
+        code = graph.python_code("self")
+        modules = {name: v.__name__ for name, v in code.globals.items() if isinstance(v, types.ModuleType)}
+        names = {name: v for name, v in code.globals.items() if name not in modules}
+        return cls(code.src, tuple(names.items()), tuple(modules.items()))
+
+    def forward(self, class_name: str) -> types.FunctionType:
+        """The function, with its source where tracebacks find it."""
+        scope = dict(self.names) | {name: importlib.import_module(path) for name, path in self.modules}
+        file = f"<ksurgeon {class_name}.forward {next(_numbers)}>"
+        linecache.cache[file] = (len(self.source), None, self.source.splitlines(True), file)
+        exec(compile(self.source, file, "exec"), scope)
+        function: types.FunctionType = scope["forward"]
+        return function
+
+
+def is_rewritten(module: nn.Module) -> bool:
+    """Whether the module's forward was rewritten by ``rewritten_class``."""
+    return hasattr(type(module), "_ksurgeon_base")
+
+
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the module had before its forward was rewritten."""
+    base: type[nn.Module] = getattr(type(module), "_ksurgeon_base", type(module))
+    return base
+
+
+def rewritten_class(
+    module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Shuffle, str]]
+) -> type[nn.Module]:
+    """A subclass of the module's class whose forward calls children in place of shuffles.
+
+    Args:
+        module: the owner of the shuffles; it is not changed.
+        call: how it was called in the example run.
+        movers: paths of its children that only move data.
+        wanted: shuffles found in its forward, and the name of the child that takes the place of each.
+
+    Raises:
+        SurgeryError: the forward cannot be rewritten; the message says why.
+    """
+    codes = []
+    training = module.training
+    for mode in (False, True):
+        module.training = mode
+        try:
+            codes.append(_rewrite(module, call, movers, wanted))
+        finally:
+            module.training = training
+    evaluation, train = codes
+    return _subclass(base_class(module), evaluation, None if train.source == evaluation.source else train)
+
+
+def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Shuffle, str]]) -> Code:
+    try:
+        trace = trace_module(module, call)
+    except TraceFailure as failure:
+        raise SurgeryError(f"the forward of {type(module).__name__} does not trace: {failure}") from failure
+    if trace.constants:
+        raise SurgeryError(f"the forward of {type(module).__name__} makes tensors that cannot be kept as code")
+    present = {shuffle.region.sink.name: shuffle for shuffle in find_shuffles(module, trace, movers)}
+    for shuffle, child in wanted:
+        here = present.get(shuffle.region.sink.name)
+        if here is None or (here.dim, here.permutation) != (shuffle.dim, shuffle.permutation):
+            raise SurgeryError(f"the forward of {type(module).__name__} shuffles differently in training")
+        _replace(trace, here, child)
+    trace.graph.lint()
+    return Code.of(trace.graph)
+
+
+def _replace(trace: Trace, shuffle: Shuffle, child: str) -> None:
+    region = shuffle.region
+    with trace.graph.inserting_after(region.sink):
+        call = trace.graph.create_node("call_module", child, (region.source,))
+    call.meta["value"] = region.sink.meta["value"]
+    region.sink.replace_all_uses_with(call)
+    loose: list[fx.Node] = []
+    for node in reversed(region.nodes):
+        loose += [n for n in node.all_input_nodes if n not in tensor_inputs(node)]
+        trace.graph.erase_node(node)
+    while loose:
+        node = loose.pop()
+        computes_size = node.op in ("call_function", "call_method") and not isinstance(node.meta["value"], Tensor)
+        if not node.users and computes_size and not node._erased:
+            loose += node.all_input_nodes
+            trace.graph.erase_node(node)
+
+
+def _subclass(base: type[nn.Module], evaluation: Code, train: Code | None) -> type[nn.Module]:
+    evaluate = evaluation.forward(base.__name__)
+    space: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+        "__reduce_ex__": _reduce,
+        "_ksurgeon_base": base,
+        "_ksurgeon_codes": (evaluation, train),
+        "forward": evaluate,
+    }
+    if train is not None:
+        space["_ksurgeon_evaluate"], space["_ksurgeon_train"] = evaluate, train.forward(base.__name__)
+        space["forward"] = _forward_by_mode
+    new = type(base.__name__, (base,), space)
+    new.__qualname__ = base.__qualname__
+    if train is not None:
+        new.forward = types.FunctionType(  # type: ignore[attr-defined]
+            _forward_by_mode.__code__, _forward_by_mode.__globals__, "forward"
+        )
+    new.forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
+    return new
+
+
+def _forward_by_mode(self: Any, *args: Any, **kwargs: Any) -> Any:
+    if self.training:
+        return self._ksurgeon_train(*args, **kwargs)
+    return self._ksurgeon_evaluate(*args, **kwargs)
+
+
+def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    cls = type(self)
+    return _restore, (cls._ksurgeon_base, cls._ksurgeon_codes), vars(self).copy()  # type: ignore[attr-defined]
+
+
+def _restore(base: type[nn.Module], codes: tuple[Code, Code | None]) -> nn.Module:
+    cls = _subclass(base, *codes)
+    return cls.__new__(cls)

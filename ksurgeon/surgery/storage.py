@@ -1,0 +1,244 @@
+"""Save and load converted models: ``model.safetensors`` and ``ksurgeon.json``, all or nothing."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ksurgeon.errors import FolderError, RecordError, SurgeryError
+from ksurgeon.models.source import Source
+from ksurgeon.surgery.record import (
+    RECORD_FILE,
+    Record,
+    attach,
+    read_record,
+    record_of,
+    resolve_source,
+    signature,
+)
+from ksurgeon.surgery.replay import replay
+
+__all__ = ["TENSOR_FILE", "check_target", "load", "save"]
+
+TENSOR_FILE = "model.safetensors"
+_FILES = {RECORD_FILE, TENSOR_FILE, "config.json"}
+
+
+def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = None) -> Path:
+    """Write a converted model to a folder: its tensors, and the record that rebuilds it.
+
+    The folder is written beside its place and renamed, so that an interrupted or failed save leaves what
+    was there before.
+
+    Args:
+        model: a model that ``convert`` changed.
+        folder: new, empty, or one that an earlier ``save`` wrote and that is replaced.
+        source: where the architecture comes from, if the conversion did not know.
+
+    Raises:
+        SurgeryError: the model was not converted.
+        FolderError: the folder holds something else, or cannot be written (disk full, no permission).
+    """
+    record = record_of(model)
+    if record is None:
+        raise SurgeryError(
+            "this model has no record of surgery: convert it first (ksurgeon.convert or replace_modules), or "
+            "save its state_dict as usual"
+        )
+    record = record.model_copy(deep=True)
+    if source is not None:
+        record.source = resolve_source(model, source)
+    target = check_target(folder)
+    with _written_whole(target) as temporary:
+        save_file(_tensors(model), temporary / TENSOR_FILE, metadata={"format": "pt"})
+        text = record.model_dump_json(indent=1, exclude_defaults=False)
+        (temporary / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+        if record.source is not None and record.source.kind == "transformers":
+            config = json.dumps(record.source.options.get("config", {}), indent=2)
+            (temporary / "config.json").write_text(config + "\n", encoding="utf-8")
+    return target
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Load a converted model: build the architecture, replay the record, load the tensors.
+
+    Args:
+        folder: what ``save`` wrote.
+        model: a fresh, unconverted model of the same architecture, changed in place; needed only if the
+            record does not say where the architecture comes from.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        RecordError: a damaged folder, a record of another architecture, or one that names no source.
+    """
+    from ksurgeon.models.opening import build
+
+    record = read_record(folder)
+    if model is None:
+        if record.source is None:
+            raise RecordError(
+                f"{folder}: the record does not say where the architecture comes from; build the model and "
+                "call load(folder, model=…), or save it with source='package.module:function'"
+            )
+        model = build(record.source)
+    _check_architecture(model, record, folder)
+    tensors = _read_tensors(Path(folder) / TENSOR_FILE)
+    replay(model, record)
+    _load_tensors(model, tensors, folder)
+    attach(model, record)
+    return model.eval()
+
+
+def check_target(folder: str | Path) -> Path:
+    """The folder as a path, once it is known that a save may go there.
+
+    Raises:
+        FolderError: something else is there.
+    """
+    target = Path(folder)
+    if target.is_symlink() and not target.exists():
+        raise FolderError(f"{target} is a link that leads nowhere; give another folder")
+    if not target.exists():
+        return target
+    if not target.is_dir():
+        raise FolderError(f"{target} is a file; give a new folder")
+    names = {entry.name for entry in target.iterdir()}
+    if names and not (RECORD_FILE in names and names <= _FILES):
+        strange = sorted(names - _FILES) or sorted(names)
+        raise FolderError(
+            f"{target} holds something that ksurgeon did not write ({', '.join(strange[:3])}"
+            f"{', …' if len(strange) > 3 else ''}); give a new folder, or empty this one"
+        )
+    return target
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes the target's place if the block succeeds, and goes if it does not."""
+    target = target.resolve()
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in temporary.iterdir():
+            file.chmod(0o666 & ~_umask())
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        _exchange(temporary, target)
+    except (OSError, SafetensorError) as error:
+        raise FolderError(f"{target} could not be written: {_cause(error)}; nothing was changed there") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        temporary.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    target.rename(old)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cause(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error) or "os error 27" in str(error):
+        return "no space is left on the disk"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state, each memory once; tied names are tied again when the model is built."""
+    seen: dict[tuple[object, ...], str] = {}
+    kept = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise FolderError(f"{name} is a {type(tensor).__name__}, no tensor; such a state cannot be saved")
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+        if seen.setdefault(key, name) == name:
+            kept[name] = tensor.detach().contiguous()
+    return kept
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RecordError(f"{file} is missing; convert the model again") from error
+    except (SafetensorError, OSError) as error:
+        raise RecordError(f"{file} is damaged: {error}; convert the model again") from error
+
+
+def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: str | Path) -> None:
+    own = model.state_dict()
+    names = {(t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else (n,): n for n, t in reversed(own.items())}
+    wanted = {name: tensor for name, tensor in own.items() if name in set(names.values())}
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is not part of the model" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise RecordError(
+            f"{Path(folder) / TENSOR_FILE} does not fit its record: {'; '.join(problems[:3])}{more}; "
+            "convert the model again"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in tensors and tensor.dtype != tensors[name].dtype:
+                _set_dtype(model, name, tensors[name].dtype)
+        model.load_state_dict(tensors, strict=False)
+
+
+def _set_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
+    path, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(path)
+    current = getattr(owner, attribute)
+    current.data = current.data.to(dtype)
+
+
+def _check_architecture(model: nn.Module, record: Record, folder: str | Path) -> None:
+    own, recorded = signature(model), record.architecture
+    if own == recorded:
+        return
+    differences = [f"{name} is missing" for name in recorded if name not in own]
+    differences += [f"{name} is not in the record" for name in own if name not in recorded]
+    differences += [
+        f"{name} is {own[name]} instead of {recorded[name]}"
+        for name in recorded
+        if name in own and own[name] != recorded[name]
+    ]
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    raise RecordError(
+        f"{folder} was made from another architecture than this {type(model).__name__}: "
+        f"{'; '.join(differences[:3])}{more}; build the model that was converted"
+    )
