@@ -19,10 +19,15 @@ def apply_factor(columns: Tensor, factor: Tensor) -> Tensor:
     return torch.matmul(factor, blocks.transpose(1, 2)).transpose(1, 2).reshape(a * b * d, columns.shape[1])
 
 
-def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int) -> Tensor:
-    """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``."""
+def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
+    """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``, then add the bias."""
     moved = x.movedim(dim, 0)
-    columns = moved.reshape(moved.shape[0], -1) if moved.numel() else moved.flatten(1) if moved.dim() > 1 else moved[:, None]
+    if moved.numel():
+        columns = moved.reshape(moved.shape[0], -1)
+    else:
+        columns = moved.flatten(1) if moved.dim() > 1 else moved[:, None]
     for factor in factors:
         columns = apply_factor(columns, factor)
+    if bias is not None:
+        columns = columns + bias.to(columns.dtype)[:, None]
     return columns.view(columns.shape[0], *moved.shape[1:]).movedim(0, dim)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ksurgeon.kmatrix.patterns import Pattern, hull
 
-__all__ = ["merge_chain", "merge_counts", "merge_pair", "merge_plan", "widen"]
+__all__ = ["merge_chain", "merge_counts", "merge_pair", "merge_plan", "widen", "widen_pair"]
 
 
 def widen(factor: Tensor, pattern: Pattern) -> Tensor:
@@ -21,11 +21,17 @@ def widen(factor: Tensor, pattern: Pattern) -> Tensor:
     return wide.reshape(pattern.shape)
 
 
+def widen_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two neighbouring factors, ``first`` applied first, widened so that their product is ``left @ right``."""
+    pattern = hull(Pattern.of(first.shape), Pattern.of(second.shape))
+    inner = Pattern.of(second.shape).in_features // (pattern.a * pattern.d)
+    left = widen(second, pattern._replace(c=inner))
+    return left, widen(first, pattern._replace(b=inner))
+
+
 def merge_pair(first: Tensor, second: Tensor) -> Tensor:
     """Product of two neighbouring factors, ``first`` applied first, as one factor on their hull."""
-    pattern = hull(Pattern.of(first.shape), Pattern.of(second.shape))
-    left = widen(second, Pattern(pattern.a, pattern.b, second.shape[0] * second.shape[3] * second.shape[1] // (pattern.a * pattern.d), pattern.d))
-    right = widen(first, Pattern(pattern.a, left.shape[-1], pattern.c, pattern.d))
+    left, right = widen_pair(first, second)
     return left @ right
 
 

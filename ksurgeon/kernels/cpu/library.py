@@ -101,12 +101,12 @@ def instruction_set() -> str:
 class Chain:
     """A chain in the library's form; keeps the memory of its weights alive."""
 
-    __slots__ = ("_steps", "_structure", "_weights", "address", "in_features", "is_double", "out_features", "steps")
+    __slots__ = ("_steps", "_structure", "_weights", "address", "in_features", "is_double", "out_features", "shapes")
 
     def __init__(self, shapes: Sequence[Shape], weights: Sequence[Tensor], is_double: bool) -> None:
         """``shapes`` are (a, d, b, c); ``weights`` what the called function wants, in the same order."""
         self._weights = list(weights)
-        self.steps, self.is_double = len(shapes), is_double
+        self.shapes, self.is_double = list(shapes), is_double
         self._steps = (Step * len(shapes))(
             *(Step(*shape, weight.data_ptr()) for shape, weight in zip(shapes, weights, strict=True))
         )

@@ -1,0 +1,144 @@
+"""Merged and packed weights, kept as long as the factors they were made from stay what they were."""
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels.cpu.library import Chain, library
+from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows
+from ksurgeon.kmatrix.merge import merge_counts
+from ksurgeon.kmatrix.patterns import Pattern
+
+__all__ = ["Pack", "find_pack", "forget"]
+
+_EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+
+class Pack:
+    """What the kernels need of one list of factors, made when it is first asked for.
+
+    A pack is valid while every factor is the same tensor object at the same address and version. The
+    storages are held, so that an address cannot come to mean other memory.
+    """
+
+    __slots__ = ("__weakref__", "_columns", "_index", "_pointers", "_references", "_rows", "_storages", "_transposed", "_versions")
+
+    def __init__(self, factors: Sequence[Tensor]) -> None:
+        self._references = [weakref.ref(factor) for factor in factors]
+        self._versions = [0 if factor.is_inference() else factor._version for factor in factors]
+        self._pointers = [factor.data_ptr() for factor in factors]
+        self._storages = [factor.untyped_storage() for factor in factors]
+        self._rows: Chain | None = None
+        self._columns: Chain | None = None
+        self._transposed: Chain | None = None
+        self._index: Tensor | bool | None = None
+
+    def matches(self, factors: Sequence[Tensor]) -> bool:
+        """Whether the factors are those the pack was made from, unchanged."""
+        return (
+            len(factors) == len(self._references)
+            and all([reference() is factor for reference, factor in zip(self._references, factors, strict=True)])
+            and [factor._version for factor in factors] == self._versions
+            and [factor.data_ptr() for factor in factors] == self._pointers
+        )
+
+    def rows(self, factors: Sequence[Tensor]) -> Chain:
+        """For vectors in rows."""
+        if self._rows is None:
+            self._rows = Chain.packed(merged_for_rows(factors))
+        return self._rows
+
+    def transposed(self, factors: Sequence[Tensor]) -> Chain:
+        """The transposed chain of ``rows``, for gradients."""
+        if self._transposed is None:
+            self._transposed = Chain.packed([factor.mT for factor in reversed(merged_for_rows(factors))])
+        return self._transposed
+
+    def columns(self, factors: Sequence[Tensor]) -> Chain:
+        """For vectors in columns."""
+        if self._columns is None:
+            plain = _plain(factors)
+            counts = merge_for_columns(_patterns(plain), _lanes(plain))
+            self._columns = Chain.plain(merge_counts(plain, counts))
+        return self._columns
+
+    def index(self, factors: Sequence[Tensor]) -> Tensor | None:
+        """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""
+        if self._index is None:
+            found = _permutation(factors)
+            self._index = False if found is None else found
+        return self._index if isinstance(self._index, Tensor) else None
+
+
+def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The factors in the dtype of the computation, with no graph behind them."""
+    return [factor.detach().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
+
+
+def _patterns(factors: Sequence[Tensor]) -> tuple[Pattern, ...]:
+    return tuple(Pattern.of(factor.shape) for factor in factors)
+
+
+def _lanes(factors: Sequence[Tensor]) -> int:
+    return int(library().ks_lanes(factors[0].dtype == torch.float64))
+
+
+def counts_for_rows(factors: Sequence[Tensor]) -> tuple[int, ...]:
+    """How the factors are merged for rows."""
+    lanes = library().ks_lanes(factors[0].dtype == torch.float64)
+    return merge_for_rows(_patterns(factors), int(lanes))
+
+
+@torch.no_grad()
+def merged_for_rows(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The merged factors themselves."""
+    return merge_counts(_plain(factors), counts_for_rows(factors))
+
+
+@torch.no_grad()
+def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
+    for factor in factors:
+        if factor.shape[-1] != factor.shape[-2]:
+            return None
+        one = factor == 1
+        if not bool(((one | (factor == 0)).all() & (one.sum(-1) == 1).all() & (one.sum(-2) == 1).all())):
+            return None
+    index = torch.arange(Pattern.of(factors[0].shape).in_features, device=factors[0].device)
+    for factor in factors:
+        a, d, b, c = factor.shape
+        taken = factor.argmax(-1).transpose(1, 2)  # (a, b, d): the input i that output o takes
+        index = index.view(a, c, d).gather(1, taken).flatten()
+    return index
+
+
+_PACKS: dict[int, tuple[weakref.ref[Tensor], Pack]] = {}
+
+
+def find_pack(factors: Sequence[Tensor]) -> Pack:
+    """The pack of these factors, made anew if one of them has changed since.
+
+    Tensors made in inference mode have no version; they are packed again for every call.
+    """
+    first = factors[0]
+    key = id(first)
+    known = _PACKS.get(key)
+    if known is not None and known[1].matches(factors):
+        return known[1]
+    pack = Pack(factors)
+    if not any(factor.is_inference() for factor in factors):
+
+        def drop(dead: weakref.ref[Tensor], key: int = key) -> None:
+            entry = _PACKS.get(key)
+            if entry is not None and entry[0] is dead:
+                del _PACKS[key]
+
+        _PACKS[key] = (weakref.ref(first, drop), pack)
+    return pack
+
+
+def forget(factors: Sequence[Tensor]) -> None:
+    """Let go of what is kept for these factors (their storages among it)."""
+    if factors:
+        _PACKS.pop(id(factors[0]), None)

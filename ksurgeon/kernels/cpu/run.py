@@ -1,0 +1,148 @@
+"""Calls the library on real tensors. Everything it relies on is checked here."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels.cpu.layout import in_rows, new_result
+from ksurgeon.kernels.cpu.library import Chain, Step, is_available, library
+from ksurgeon.kernels.cpu.merging import pull_back
+from ksurgeon.kernels.cpu.pack import Pack, counts_for_rows, find_pack
+
+__all__ = ["DTYPES", "backward", "forward"]
+
+DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_EXACT = frozenset({torch.float32, torch.float64})
+
+_threads = torch.get_num_threads
+if is_available():
+    _rows, _columns, _backward = library().ks_rows, library().ks_columns, library().ks_backward
+
+
+def forward(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
+    """Apply a chain to a CPU tensor; no gradients, no modes.
+
+    Raises:
+        ValueError: the size along ``dim``, or that of the bias, is not the chain's.
+    """
+    pack = find_pack(factors)
+    if x.dtype in _EXACT:
+        return _forward(x, factors, pack, bias, dim)
+    # Half precision is storage only: products are summed in float32.
+    return _forward(x.float(), factors, pack, None if bias is None else bias.float(), dim).to(x.dtype)
+
+
+def _forward(x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int) -> Tensor:
+    axis = x.dim() + dim if dim < 0 else dim
+    if pack.index(factors) is not None:
+        return _permuted(x, pack, factors, bias, axis)
+    if axis == x.dim() - 1:
+        chain = pack.rows(factors)
+        x = x if x.is_contiguous() else x.contiguous()
+        _check(x.shape[-1], chain, bias)
+        y = x.new_empty((*x.shape[:-1], chain.out_features))
+        _call_rows(chain, x, y, bias)
+        return y
+    if in_rows(x, axis):
+        return _forward(x.movedim(axis, -1), factors, pack, bias, -1).movedim(-1, axis)
+    chain = pack.columns(factors)
+    x = x.contiguous()
+    _check(x.shape[axis], chain, bias)
+    y = new_result(x, axis, chain.out_features, False)
+    if x.numel():
+        images = 1
+        for size in x.shape[:axis]:
+            images *= size
+        columns = x.numel() // (images * chain.in_features)
+        bias = bias if bias is None else bias.contiguous()
+        _columns(
+            chain.address,
+            x.data_ptr(),
+            y.data_ptr(),
+            images,
+            columns,
+            bias if bias is None else bias.data_ptr(),
+            _threads(),
+            chain.is_double,
+        )
+    return y
+
+
+def _call_rows(chain: Chain, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    _rows(
+        chain.address,
+        x.data_ptr(),
+        chain.in_features,
+        y.data_ptr(),
+        x.numel() // chain.in_features,
+        None if bias is None else bias.data_ptr(),
+        _threads(),
+        chain.is_double,
+    )
+
+
+def _permuted(x: Tensor, pack: Pack, factors: Sequence[Tensor], bias: Tensor | None, axis: int) -> Tensor:
+    index = pack.index(factors)
+    assert index is not None
+    if x.shape[axis] != len(index):
+        raise ValueError(f"the chain takes vectors of {len(index)} entries, got {x.shape[axis]}")
+    if axis != x.dim() - 1 and in_rows(x, axis):
+        return _permuted(x.movedim(axis, -1), pack, factors, bias, x.dim() - 1).movedim(-1, axis)
+    y = torch.index_select(x.contiguous(), axis, index)
+    return y if bias is None else y.add_(bias.view(-1, *[1] * (x.dim() - axis - 1)))
+
+
+def _check(size: int, chain: Chain, bias: Tensor | None) -> None:
+    if size != chain.in_features:
+        raise ValueError(f"the chain takes vectors of {chain.in_features} entries, got {size}")
+    if bias is not None and bias.shape != (chain.out_features,):
+        raise ValueError(f"the bias must have shape ({chain.out_features},), got {tuple(bias.shape)}")
+
+
+def backward(
+    g: Tensor, x: Tensor, factors: Sequence[Tensor], dim: int, need_x: bool, need_factors: bool
+) -> tuple[Tensor | None, list[Tensor] | None]:
+    """Gradients of the input and of the factors; the intermediate vectors are computed once more.
+
+    ``g`` and ``x`` have the dtype of the factors; half precision is computed in float32.
+    """
+    pack, axis = find_pack(factors), dim % x.dim()
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows_x = x.movedim(axis, -1).to(kind).contiguous()
+    rows_g = g.movedim(axis, -1).to(kind).contiguous()
+    chain, transposed = pack.rows(factors), pack.transposed(factors)
+    _check(rows_x.shape[-1], chain, None)
+    gx = torch.empty_like(rows_x) if need_x else None
+    gradients, steps = [], []
+    if need_factors:
+        for shape in chain.shapes:
+            step = Step(*shape, None)
+            steps.append(step)
+            gradients.append(rows_x.new_zeros(library().ks_size(step, chain.is_double)))
+    pointers = (ctypes.c_void_p * len(gradients))(*(packed.data_ptr() for packed in gradients))
+    if rows_x.numel():
+        _backward(
+            chain.address,
+            transposed.address,
+            rows_x.data_ptr(),
+            rows_g.data_ptr(),
+            None if gx is None else gx.data_ptr(),
+            ctypes.addressof(pointers) if need_factors else None,
+            rows_x.numel() // chain.in_features,
+            _threads(),
+            chain.is_double,
+        )
+    result_x = None if gx is None else gx.to(x.dtype).movedim(-1, axis)
+    if not need_factors:
+        return result_x, None
+    plain = []
+    for shape, step, packed in zip(chain.shapes, steps, gradients, strict=True):
+        weight = packed.new_empty(shape)
+        library().ks_unpack(step, packed.data_ptr(), weight.data_ptr(), chain.is_double)
+        plain.append(weight)
+    of_factors = pull_back([f.detach().to(kind) for f in factors], counts_for_rows(factors), plain)
+    return result_x, [gradient.to(factors[0].dtype) for gradient in of_factors]
