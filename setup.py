@@ -7,5 +7,5 @@ DATA = {"ksurgeon._rules": "rules", "ksurgeon._recipes": "recipes"}
 setup(
     packages=[*find_packages(include=["ksurgeon", "ksurgeon.*"]), *DATA],
     package_dir=DATA,
-    package_data={"ksurgeon": ["py.typed"], **dict.fromkeys(DATA, ["*.toml", "*.md"])},
+    package_data={"ksurgeon": ["py.typed"], "ksurgeon._rules": ["*.toml"], "ksurgeon._recipes": ["*"]},
 )
