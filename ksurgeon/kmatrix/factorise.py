@@ -68,7 +68,7 @@ def _split(block: Tensor, first: Pattern, second: Pattern) -> tuple[Tensor, Tens
     u, s, vh = torch.linalg.svd(blocks, full_matrices=False)
     # A rank above the blocks' own is used up by copies, which leaves no parameter without a gradient.
     kept = torch.arange(rank, device=s.device) % min(rank, s.shape[-1])
-    scale = kept.bincount()[kept].rsqrt()
+    scale = kept.bincount()[kept].to(s.dtype).rsqrt()
     left = (u * s[..., None, :])[..., kept] * scale
     right = vh[..., kept, :] * scale[:, None]
     return (

@@ -38,6 +38,7 @@ def relative_error(factors: Sequence[Tensor], target: Tensor, groups: int = 1) -
     return _squared_error(factors, target, groups).sqrt().item()
 
 
+@torch.inference_mode(False)
 def refine(
     factors: Sequence[Tensor],
     target: Tensor,
