@@ -42,7 +42,7 @@ chain = Extension(
 setup(
     packages=[*find_packages(include=["ksurgeon", "ksurgeon.*"]), *DATA],
     package_dir=DATA,
-    package_data={"ksurgeon": ["py.typed"], **dict.fromkeys(DATA, ["*.toml", "*.md"])},
+    package_data={"ksurgeon": ["py.typed"], "ksurgeon._rules": ["*.toml"], "ksurgeon._recipes": ["*"]},
     ext_modules=[chain],
     cmdclass={"build_ext": BuildLibrary},
 )

@@ -44,7 +44,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
                 class_name=type(module).__name__,
                 reason=_reason(module, path, kind, recording, readers),
                 has_bias=getattr(module, "bias", None) is not None,
-                parameters=sum(p.numel() for p in module.parameters()) or size,
+                parameters=sum(p.numel() for p in module.parameters() if not _is_lazy(p)) or size,
                 weight_parameters=size,
                 vectors=vectors,
                 multiplications=vectors * in_features * out_features // groups,
@@ -77,8 +77,12 @@ def _plain_weight(module: nn.Module) -> bool:
     return (
         type(weight) is nn.Parameter
         and type(weight.data) is Tensor
-        and not isinstance(weight, nn.parameter.UninitializedTensorMixin)
+        and not _is_lazy(weight)
     )
+
+
+def _is_lazy(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, nn.parameter.UninitializedTensorMixin)
 
 
 def _readers(model: nn.Module) -> dict[int, list[str]]:
@@ -100,7 +104,7 @@ def _reason(
         return f"quantised ({type(module).__module__}.{type(module).__name__})"
     if parametrize.is_parametrized(module):
         return "parametrised; remove the parametrisation first (torch.nn.utils.parametrize)"
-    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in module.parameters()):
+    if any(_is_lazy(p) for p in module.parameters()):
         return "not initialised yet; run the model once first"
     if not _plain_weight(module):
         weight = getattr(module, "weight", None)

@@ -166,6 +166,8 @@ class _Tracer(fx.Tracer):
     def _value(self, leaf: Any) -> Any:
         if not isinstance(leaf, fx.Node):
             return leaf
+        if "value" not in leaf.meta and leaf.op == "get_attr":
+            leaf.meta["value"] = self._evaluate(leaf)
         if "value" not in leaf.meta:
             raise TraceFailure(f"the value of {leaf.name} is not known")
         return leaf.meta["value"]

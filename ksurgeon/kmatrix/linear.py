@@ -67,8 +67,7 @@ class KLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last dimension of ``x`` from ``in_features`` to ``out_features``."""
-        y = self.matrix(x).contiguous()
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return self.matrix.affine(x, -1, self.bias).contiguous()
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

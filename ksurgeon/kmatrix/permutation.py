@@ -1,4 +1,4 @@
-"""Permutations as K-matrices of width 1, exactly: Clos networks with as many stages as the matrix has factors."""
+"""Permutations as K-matrices of width 1, exactly, by routing Clos networks."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,9 @@ def permutation_(matrix: KMatrix, permutation: Tensor | Sequence[int]) -> None:
     index = _checked(permutation, n)
     structure = matrix.structure
     if not isinstance(structure, Kaleidoscope):
-        raise StructureError(f"a permutation needs the structure kaleidoscope, the matrix has {structure.structure}")
+        raise StructureError(
+            f"a permutation needs structure kaleidoscope, the matrix has {structure.structure}"
+        )
     if matrix.groups != 1 or matrix.out_features != n:
         raise StructureError(
             f"a permutation needs a square matrix without groups, this one maps {n} → {matrix.out_features} "

@@ -3,10 +3,12 @@
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
-__all__ = ["Unavailable", "hub_cached", "hub_endpoint", "reachable", "torch_cached"]
+__all__ = ["Unavailable", "hub_cached", "hub_endpoint", "hub_offline", "reachable", "torch_cached"]
 
 
 class Unavailable(Exception):
@@ -42,6 +44,19 @@ def hub_endpoint() -> str | None:
 
     endpoint = str(constants.ENDPOINT)
     return endpoint if not constants.HF_HUB_OFFLINE and reachable(endpoint) else None
+
+
+@contextmanager
+def hub_offline() -> Iterator[None]:
+    """Inside, nothing is asked of the Hugging Face hub; its own ``local_files_only`` asks it all the same."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def hub_cached(repository: str, *files: str) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ksurgeon.errors import ModelNotFoundError
-from ksurgeon.models.fetch import Unavailable, hub_endpoint
+from ksurgeon.models.fetch import Unavailable, hub_endpoint, hub_offline
 from ksurgeon.models.source import Source
 
 __all__ = ["build", "describe", "infer", "pretrained"]
@@ -25,7 +25,8 @@ def describe(name: str, options: dict[str, Any]) -> Source:
 
     try:
         try:
-            config = AutoConfig.from_pretrained(name, local_files_only=True, **options)
+            with hub_offline():
+                config = AutoConfig.from_pretrained(name, **options)
         except OSError:
             if Path(name).is_dir():
                 raise
@@ -58,7 +59,8 @@ def pretrained(source: Source) -> tuple[nn.Module, list[str]]:
     load = _class(source).from_pretrained
     settings: dict[str, Any] = {"config": _config(source), "output_loading_info": True}
     try:
-        model, info = load(source.name, local_files_only=True, **settings)
+        with hub_offline():
+            model, info = load(source.name, **settings)
     except OSError as error:
         if Path(source.name).is_dir():
             raise Unavailable(_first_line(error)) from error

@@ -10,7 +10,7 @@ from ksurgeon.errors import RuleError
 from ksurgeon.rules.explain import explain
 from ksurgeon.rules.schema import Rule
 
-__all__ = ["builtin_rules", "data_folder", "load_rule"]
+__all__ = ["builtin_rules", "data_folder", "find_rule_file", "load_rule"]
 
 
 def data_folder(name: str) -> Path:
@@ -28,13 +28,18 @@ def builtin_rules() -> dict[str, Path]:
 def load_rule(rule: str | Path | Rule) -> Rule:
     """Rule of a built-in name or from a TOML file; a ``Rule`` is returned as it is.
 
-    A string is a file if it ends in ``.toml`` or has a directory in it, a name otherwise.
-
     Raises:
         RuleError: there is no such rule, or the file cannot be read or says something it may not.
     """
-    if isinstance(rule, Rule):
-        return rule
+    return rule if isinstance(rule, Rule) else _read(find_rule_file(rule))
+
+
+def find_rule_file(rule: str | Path) -> Path:
+    """File of a rule. A string is a file if it ends in ``.toml`` or has a directory in it, a name otherwise.
+
+    Raises:
+        RuleError: no built-in rule has that name.
+    """
     if isinstance(rule, str) and not rule.endswith(".toml") and Path(rule).name == rule:
         known = builtin_rules()
         if rule not in known:
@@ -44,8 +49,8 @@ def load_rule(rule: str | Path | Rule) -> Rule:
                 f'no rule is called "{rule}"; {hint}built-in rules: {", ".join(known)}; '
                 f"a rule of your own is given as a file that ends in .toml"
             )
-        return _read(known[rule])
-    return _read(Path(rule))
+        return known[rule]
+    return Path(rule)
 
 
 def _read(file: Path) -> Rule:

@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from ksurgeon.errors import MatchError, StructureError
-from ksurgeon.find.site import Site
 from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Structure
 from ksurgeon.rules.load import builtin_rules, load_rule
 from ksurgeon.rules.schema import Replacement, Rule, Start, holds, matching
+
+if TYPE_CHECKING:
+    from ksurgeon.find.site import Site  # imports torch, which listing rules does not need
 
 __all__ = ["Decision", "Plan", "make_plan", "require_matches"]
 
@@ -53,7 +55,7 @@ class Plan(BaseModel):
         return [decision for decision in self.decisions if decision.action == "replace"]
 
 
-def make_plan(sites: Sequence[Site], rule: Rule) -> Plan:
+def make_plan(sites: Sequence["Site"], rule: Rule) -> Plan:
     """Decide about every site; the first part of the rule that applies to a site decides about it.
 
     A part applies to sites of its kind that its targets name, that it does not ignore, and that meet its
@@ -73,7 +75,7 @@ def make_plan(sites: Sequence[Site], rule: Rule) -> Plan:
     return Plan(rule=rule.name, decisions=decisions, unmatched=unmatched, skipped=skipped)
 
 
-def require_matches(plan: Plan, sites: Sequence[Site]) -> None:
+def require_matches(plan: Plan, sites: Sequence["Site"]) -> None:
     """Return if the plan replaces something.
 
     Raises:
@@ -105,7 +107,7 @@ def require_matches(plan: Plan, sites: Sequence[Site]) -> None:
     raise MatchError("\n".join(lines))
 
 
-def _decide(site: Site, parts: dict[int, Replacement]) -> Decision:
+def _decide(site: "Site", parts: dict[int, Replacement]) -> Decision:
     reason = "no part of the rule is about this kind of site"
     for number, part in parts.items():
         if part.find != site.kind:
@@ -117,7 +119,7 @@ def _decide(site: Site, parts: dict[int, Replacement]) -> Decision:
     return _leave(site, site.reason or reason)
 
 
-def _obstacle(site: Site, part: Replacement) -> str | None:
+def _obstacle(site: "Site", part: Replacement) -> str | None:
     """Why the part does not apply to a site of its kind, or None if it does."""
     if part.targets and matching(part.targets, _names(site)) is None:
         return "not among its targets"
@@ -135,7 +137,7 @@ def _obstacle(site: Site, part: Replacement) -> str | None:
     return None
 
 
-def _replace(site: Site, number: int, part: Replacement) -> Decision:
+def _replace(site: "Site", number: int, part: Replacement) -> Decision:
     if site.reason is not None:
         return _leave(site, site.reason, number)
     try:
@@ -161,7 +163,7 @@ def _replace(site: Site, number: int, part: Replacement) -> Decision:
     )
 
 
-def _leave(site: Site, reason: str, number: int | None = None) -> Decision:
+def _leave(site: "Site", reason: str, number: int | None = None) -> Decision:
     return Decision(
         path=site.path,
         kind=site.kind,
@@ -175,7 +177,7 @@ def _leave(site: Site, reason: str, number: int | None = None) -> Decision:
     )
 
 
-def _numel(site: Site, structure: Structure) -> int:
+def _numel(site: "Site", structure: Structure) -> int:
     """Parameters of the structure on all groups of the site, which are also multiplications per vector."""
     groups = site.groups if site.kind == "pointwise_conv" else 1
     if groups > 1 and isinstance(structure, GroupedKaleidoscope):
@@ -186,7 +188,7 @@ def _numel(site: Site, structure: Structure) -> int:
     return groups * sum(pattern.numel for pattern in patterns)
 
 
-def _names(site: Site) -> tuple[str, ...]:
+def _names(site: "Site") -> tuple[str, ...]:
     return (site.path, site.owner, site.class_name, *site.aliases)
 
 

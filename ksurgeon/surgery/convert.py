@@ -20,7 +20,7 @@ from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.build import KModule, build_layer, build_shuffle, dense_weight
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
-from ksurgeon.surgery.record import Operation, Record, attach, describe_inputs, record_of, resolve_source
+from ksurgeon.surgery.record import Found, Operation, Outcome, Record, attach, describe_inputs, record_of, resolve_source
 
 __all__ = ["Conversion", "Progress", "Result", "convert", "replace_modules"]
 
@@ -162,6 +162,7 @@ def convert(
                 output_error=output_error,
             )
         )
+    parameters = _count_parameters(model)
     swap_all(swaps)
     try:
         change = _output_change(model, example_inputs, before)
@@ -170,6 +171,12 @@ def convert(
     except BaseException:
         undo_all(swaps)
         raise
+    record.outcome = Outcome(
+        parameters=(parameters, _count_parameters(model)),
+        parts=describe_parts(plan, chosen),
+        found=_found(plan),
+        output_change=change,
+    )
     attach(model, record)
     return Conversion(model, plan, finder.sites, results, record, change, swaps)
 
@@ -185,6 +192,35 @@ def replace_modules(
     ``options`` are those of ``convert``, which tells what is raised and returns what was done.
     """
     return convert(model, rule, example_inputs, **options).model
+
+
+def _count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe_parts(plan: Plan, rule: Rule | None) -> list[str]:
+    """One line for each part of the rule: what it was for, and what came of it."""
+    lines = []
+    for number, part in enumerate(rule.replace if rule else (), 1):
+        sites = sum(decision.part == number for decision in plan.replacements)
+        what = f"part {number}, {part.find} → {part.structure.structure}, start {part.start}: "
+        if number in plan.skipped:
+            lines.append(what + plan.skipped[number])
+        else:
+            lines.append(what + (f"replaced {sites} site{'s' * (sites != 1)}" if sites else "found nothing to replace"))
+    return lines
+
+
+def _found(plan: Plan) -> list[Found]:
+    found: dict[str, Found] = {}
+    for decision in plan.decisions:
+        entry = found.setdefault(decision.kind, Found(kind=decision.kind, found=0, replaced=0))
+        entry.found += 1
+        if decision.action == "replace":
+            entry.replaced += 1
+        else:
+            entry.left[decision.reason] = entry.left.get(decision.reason, 0) + 1
+    return list(found.values())
 
 
 def _pair(plan: Plan, sites: Sequence[Site]) -> list[tuple[Decision, Site]]:

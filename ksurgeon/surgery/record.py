@@ -16,7 +16,9 @@ from ksurgeon.models.source import Source
 
 __all__ = [
     "RECORD_FILE",
+    "Found",
     "Operation",
+    "Outcome",
     "Record",
     "attach",
     "describe_inputs",
@@ -55,6 +57,36 @@ class Operation(_Base):
     output_error: float | None = None
 
 
+class Found(_Base):
+    """Sites of one kind: how many there were, how many were replaced, and why the others were left."""
+
+    kind: str
+    found: int
+    replaced: int
+    left: dict[str, int] = {}
+
+
+class Outcome(_Base):
+    """What the operation did to the model as a whole; pairs are before and after.
+
+    ``parts`` tells for each part of the rule what it did. ``multiplications`` are per example, ``latency``
+    is in milliseconds for a batch of ``batch`` on ``device`` with ``threads`` CPU threads, its spread the
+    quartiles. ``output_change`` is relative. What was not measured is None.
+    """
+
+    parameters: tuple[int, int]
+    parts: list[str] = []
+    found: list[Found] = []
+    output_change: float | None = None
+    multiplications: tuple[int, int] | None = None
+    latency: tuple[float, float] | None = None
+    latency_quartiles: tuple[tuple[float, float], tuple[float, float]] | None = None
+    batch: int = 1
+    threads: int = 1
+    device: str = ""
+    backend: str = ""
+
+
 class Record(_Base):
     """What ``ksurgeon.json`` holds.
 
@@ -72,7 +104,7 @@ class Record(_Base):
     warnings: list[str] = []
     architecture: dict[str, tuple[int, ...]] = {}
     inputs: dict[str, Any] | None = None
-    results: dict[str, Any] = {}
+    outcome: Outcome | None = None
 
     @classmethod
     def begin(cls, model: nn.Module) -> "Record":

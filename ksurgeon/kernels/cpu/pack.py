@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -16,38 +17,48 @@ __all__ = ["Pack", "find_pack", "forget"]
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
+_versions_of = attrgetter("_version")
+_address_of = Tensor.data_ptr
+
+
 class Pack:
     """What the kernels need of one list of factors, made when it is first asked for.
 
-    A pack is valid while every factor is the same tensor object at the same address and version. The
-    storages are held, so that an address cannot come to mean other memory.
+    It is valid while every factor is the same tensor object at the same address and version. The storages
+    are held, so that an address cannot come to mean other memory; ``find_pack`` drops the pack when a factor
+    dies, so that an id cannot come to mean another tensor.
+
+    Attributes:
+        ready: the chain for rows, once it has been made and if calls may go to it without further ado.
     """
 
-    __slots__ = ("__weakref__", "_columns", "_index", "_pointers", "_references", "_rows", "_storages", "_transposed", "_versions")
+    __slots__ = ("_columns", "_ids", "_index", "_pointers", "_rows", "_storages", "_transposed", "_versions", "ready")
 
     def __init__(self, factors: Sequence[Tensor]) -> None:
-        self._references = [weakref.ref(factor) for factor in factors]
+        self._ids = list(map(id, factors))
         self._versions = [0 if factor.is_inference() else factor._version for factor in factors]
-        self._pointers = [factor.data_ptr() for factor in factors]
+        self._pointers = list(map(_address_of, factors))
         self._storages = [factor.untyped_storage() for factor in factors]
         self._rows: Chain | None = None
         self._columns: Chain | None = None
         self._transposed: Chain | None = None
         self._index: Tensor | bool | None = None
+        self.ready: Chain | None = None
 
     def matches(self, factors: Sequence[Tensor]) -> bool:
         """Whether the factors are those the pack was made from, unchanged."""
         return (
-            len(factors) == len(self._references)
-            and all([reference() is factor for reference, factor in zip(self._references, factors, strict=True)])
-            and [factor._version for factor in factors] == self._versions
-            and [factor.data_ptr() for factor in factors] == self._pointers
+            list(map(id, factors)) == self._ids
+            and list(map(_versions_of, factors)) == self._versions
+            and list(map(_address_of, factors)) == self._pointers
         )
 
     def rows(self, factors: Sequence[Tensor]) -> Chain:
         """For vectors in rows."""
         if self._rows is None:
             self._rows = Chain.packed(merged_for_rows(factors))
+            if factors[0].dtype not in _EXACT and self.index(factors) is None:
+                self.ready = self._rows
         return self._rows
 
     def transposed(self, factors: Sequence[Tensor]) -> Chain:
@@ -113,7 +124,7 @@ def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
     return index
 
 
-_PACKS: dict[int, tuple[weakref.ref[Tensor], Pack]] = {}
+_PACKS: dict[int, tuple[Pack, list[weakref.ref[Tensor]]]] = {}
 
 
 def find_pack(factors: Sequence[Tensor]) -> Pack:
@@ -121,20 +132,21 @@ def find_pack(factors: Sequence[Tensor]) -> Pack:
 
     Tensors made in inference mode have no version; they are packed again for every call.
     """
-    first = factors[0]
-    key = id(first)
+    key = id(factors[0])
     known = _PACKS.get(key)
-    if known is not None and known[1].matches(factors):
-        return known[1]
+    if known is not None and known[0].matches(factors):
+        return known[0]
     pack = Pack(factors)
     if not any(factor.is_inference() for factor in factors):
 
         def drop(dead: weakref.ref[Tensor], key: int = key) -> None:
             entry = _PACKS.get(key)
-            if entry is not None and entry[0] is dead:
+            if entry is not None and any(reference is dead for reference in entry[1]):
                 del _PACKS[key]
 
-        _PACKS[key] = (weakref.ref(first, drop), pack)
+        _PACKS[key] = (pack, [weakref.ref(factor, drop) for factor in factors])
+    else:
+        _PACKS.pop(key, None)
     return pack
 
 

@@ -28,10 +28,39 @@ def forward(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int)
         ValueError: the size along ``dim``, or that of the bias, is not the chain's.
     """
     pack = find_pack(factors)
+    chain = pack.ready
+    if (
+        chain is not None
+        and x.shape[-1] == chain.in_features
+        and (dim == -1 or dim == x.dim() - 1)
+        and x.is_contiguous()
+        and (bias is None or _fits(bias, x, chain))
+    ):
+        wide = chain.in_features == chain.out_features
+        y = torch.empty_like(x) if wide else x.new_empty((*x.shape[:-1], chain.out_features))
+        _rows(
+            chain.address,
+            x.data_ptr(),
+            chain.in_features,
+            y.data_ptr(),
+            x.numel() // chain.in_features,
+            None if bias is None else bias.data_ptr(),
+            _threads(),
+            chain.is_double,
+        )
+        return y
+    if bias is not None and bias.dtype is not x.dtype:
+        bias = bias.to(x.dtype)
     if x.dtype in _EXACT:
         return _forward(x, factors, pack, bias, dim)
     # Half precision is storage only: products are summed in float32.
     return _forward(x.float(), factors, pack, None if bias is None else bias.float(), dim).to(x.dtype)
+
+
+def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
+    return (
+        bias.dtype is x.dtype and bias.is_cpu and bias.is_contiguous() and bias.shape == (chain.out_features,)
+    )
 
 
 def _forward(x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int) -> Tensor:

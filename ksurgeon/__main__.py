@@ -1,0 +1,5 @@
+"""``python -m ksurgeon`` is ``ksurgeon``."""
+
+from ksurgeon.cli import main
+
+main()

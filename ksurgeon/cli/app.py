@@ -1,0 +1,172 @@
+"""The commands' front door: arguments, help, errors. Work begins, and torch is imported, inside them."""
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from ksurgeon.cli.console import err
+from ksurgeon.errors import KsurgeonError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ksurgeon",
+    help="Find linear maps in PyTorch models and put K-matrices in their place.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+rules_app = typer.Typer(help="List the built-in rules, or show one.", invoke_without_command=True)
+app.add_typer(rules_app, name="rules")
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="a timm name, torchvision:NAME, hf:ID, a local folder, or package.module:function",
+        show_default=False,
+    ),
+]
+Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="a converted model", show_default=False)]
+RuleName = Annotated[str, typer.Option("--rule", "-r", help="name of a built-in rule, or a rule file (.toml)")]
+Weights = Annotated[str, typer.Option(help="auto, pretrained, random, or FILE.safetensors")]
+InputSize = Annotated[
+    str | None, typer.Option(help="image side (224), height x width (224x160), or length of a text or sound")
+]
+Seed = Annotated[int, typer.Option(help="of random weights, random starts and random inputs")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+Everything = Annotated[bool, typer.Option("--all", help="long tables in full")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier conversion without asking")]
+Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")]
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks; may stand anywhere")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def find(
+    model: Model,
+    weights: Weights = "random",
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: AsJson = False,
+    all: Everything = False,
+) -> None:
+    """Show the linear maps in a model, and which of them can be replaced."""
+    from ksurgeon.cli.find import run
+
+    run(model, weights, input_size, seed, device, json, all)
+
+
+@app.command()
+def convert(
+    model: Model,
+    rule: RuleName,
+    output: Output = None,
+    weights: Weights = "auto",
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan, change and write nothing")] = False,
+    json: AsJson = False,
+    yes: Yes = False,
+    all: Everything = False,
+) -> None:
+    """Replace linear maps as a rule says, verify and measure the result, and write it to a folder.
+
+    The folder is converted/MODEL-RULE unless -o names another.
+    """
+    from ksurgeon.cli.convert import run
+
+    run(model, rule, output, weights, input_size, seed, device, dry_run, json, yes, all)
+
+
+@app.command()
+def show(folder: Folder, json: AsJson = False, all: Everything = False) -> None:
+    """Show what was done to a converted model."""
+    from ksurgeon.cli.show import run
+
+    run(folder, json, all)
+
+
+@app.command()
+def revert(folder: Folder, output: Output = None, yes: Yes = False, json: AsJson = False) -> None:
+    """Write the model back with dense layers and its original shuffles; it computes the same.
+
+    The folder is FOLDER-dense unless -o names another.
+    """
+    from ksurgeon.cli.revert import run
+
+    run(folder, output, yes, json)
+
+
+@rules_app.callback()
+def rules(context: typer.Context, json: AsJson = False) -> None:
+    """List the built-in rules."""
+    if context.invoked_subcommand is None:
+        from ksurgeon.cli.rules import list_rules
+
+        list_rules(json)
+
+
+@rules_app.command("show")
+def show_rule(name: Annotated[str, typer.Argument(metavar="NAME", help="a rule's name or file")]) -> None:
+    """Print a rule file."""
+    from ksurgeon.cli.rules import print_rule
+
+    print_rule(name)
+
+
+@app.command()
+def doctor(json: AsJson = False) -> None:
+    """Show versions and backends, and what is missing and what that costs."""
+    from ksurgeon.cli.doctor import run
+
+    run(json)
+
+
+def main() -> None:
+    """Run the command line; errors are one message and an exit status, tracebacks only with --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        status: Any = app(arguments, prog_name="ksurgeon", standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", debug, 130)
+    except typer.Abort:
+        _fail("stopped; nothing was written", debug, 130)
+    except KsurgeonError as error:
+        _fail(str(error), debug, error.exit_status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # wrong usage, said by click
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(error.exit_code)
+        lines = str(error).strip().splitlines()
+        _fail(
+            f"unexpected {type(error).__name__}: {lines[0] if lines else 'no message'}; "
+            "run again with --debug for the traceback, and please report it",
+            debug,
+            70,
+        )
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, debug: bool, status: int) -> None:
+    if debug:
+        traceback.print_exc()
+    err.print("[bold red]error:[/] ", end="")
+    err.print(message, markup=False, highlight=False)
+    sys.exit(status)

@@ -1,0 +1,58 @@
+"""Where the command line writes: results to standard output, everything else to standard error."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+__all__ = ["err", "out", "progress_bar", "status"]
+
+
+def _width(console: Console) -> Console:
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    return console
+
+
+out = _width(Console())
+err = _width(Console(stderr=True))
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Say what is going on while it lasts; one plain line where there is no terminal."""
+    if not err.is_terminal:
+        err.print(text, markup=False)
+        yield
+        return
+    with err.status(text):
+        yield
+
+
+@contextmanager
+def progress_bar(verb: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with rate and time left, or plain lines where there is no terminal."""
+    if not err.is_terminal:
+        yield lambda done, total, path: _line(verb, done, total, path)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ksurgeon.cli.rate import RateColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[path]}"),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(verb, total=None, path="")
+        yield lambda done, total, path: progress.update(task, completed=done, total=total, path=path)
+
+
+def _line(verb: str, done: int, total: int, path: str) -> None:
+    if path:
+        print(f"{verb} {done + 1}/{total} {path}", file=sys.stderr, flush=True)

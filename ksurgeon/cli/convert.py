@@ -1,0 +1,80 @@
+"""``ksurgeon convert``."""
+
+import json as json_module
+from pathlib import Path
+
+from ksurgeon.cli.console import err, out, progress_bar, status
+from ksurgeon.cli.opening import open_on
+from ksurgeon.cli.target import agree_on_target
+from ksurgeon.find import Finder
+from ksurgeon.models.opening import LoadedModel
+from ksurgeon.report.measure import measure
+from ksurgeon.report.terminal import show_plan, show_record
+from ksurgeon.rules.load import load_rule
+from ksurgeon.rules.plan import make_plan, require_matches
+from ksurgeon.rules.schema import Rule
+from ksurgeon.surgery.convert import convert, describe_parts
+from ksurgeon.surgery.storage import save
+
+__all__ = ["run"]
+
+
+def run(
+    model: str,
+    rule: str,
+    output: str | None,
+    weights: str,
+    input_size: str | None,
+    seed: int,
+    device: str,
+    dry_run: bool,
+    json: bool,
+    yes: bool,
+    everything: bool,
+) -> None:
+    chosen = load_rule(rule)
+    if dry_run:
+        _show_plan(open_on(model, weights, input_size, seed, device), chosen, model, json)
+        return
+    target = agree_on_target(output or _default_folder(model, chosen), yes)
+    loaded = open_on(model, weights, input_size, seed, device)
+    with progress_bar("fitting") as progress:
+        conversion = convert(
+            loaded.model, chosen, loaded.example_inputs, source=loaded.source, seed=seed, progress=progress
+        )
+    with status("measuring latency, original and converted in turns"):
+        conversion.record.outcome = measure(conversion, loaded.example_inputs)
+    save(conversion.model, target)
+    if json:
+        print(json_module.dumps({"folder": str(target), **_plain(conversion.record)}, indent=1))
+        return
+    show_record(out, conversion.record, everything=everything)
+    out.print(
+        f"\n[bold]Written to {target}[/]\n"
+        f"  in Python   model = ksurgeon.load({str(target)!r})\n"
+        f"  again       ksurgeon show {target}\n"
+        f"  undo        ksurgeon revert {target}",
+        highlight=False,
+    )
+
+
+def _plain(record: object) -> dict[str, object]:
+    plain: dict[str, object] = record.model_dump(mode="json")  # type: ignore[attr-defined]
+    return {key: value for key, value in plain.items() if key not in ("architecture", "inputs")}
+
+
+def _default_folder(model: str, rule: Rule) -> Path:
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in model).strip("-.")
+    return Path("converted") / f"{name or 'model'}-{rule.name}"
+
+
+def _show_plan(loaded: LoadedModel, rule: Rule, model: str, json: bool) -> None:
+    with status("running the model once and tracing its modules"):
+        finder = Finder(loaded.model, loaded.example_inputs)
+    plan = make_plan(finder.sites, rule)
+    require_matches(plan, finder.sites)
+    if json:
+        print(json_module.dumps({"model": model, **plan.model_dump(mode="json")}, indent=1))
+        return
+    err.print(f"[bold]dry run[/]: rule {rule.name} on {model}; nothing is changed or written", highlight=False)
+    show_plan(out, plan, describe_parts(plan, rule))

@@ -1,0 +1,62 @@
+"""``ksurgeon doctor``."""
+
+import json as json_module
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from rich.table import Table
+
+from ksurgeon.cli.console import out
+from ksurgeon.kernels import available_backends, chosen_backend
+
+__all__ = ["run"]
+
+_PACKAGES = (
+    "ksurgeon", "torch", "torchvision", "timm", "transformers", "triton", "safetensors", "einops", "torchaudio",
+)  # fmt: skip
+_COSTS = {
+    "torchvision": "torchvision: models and timm do not work",
+    "timm": "bare model names are looked up in torchvision only",
+    "transformers": "hf: models do not work",
+    "triton": "no CUDA kernels; the reference backend runs on the device",
+    "einops": "nothing, unless your models use it",
+    "torchaudio": "nothing, unless your models use it",
+}
+
+
+def run(json: bool) -> None:
+    found = {name: _version(name) for name in _PACKAGES}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        "python": platform.python_version(),
+        "packages": found,
+        "backends": list(available_backends()),
+        "backend": chosen_backend(),
+        "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+    if json:
+        print(json_module.dumps(facts, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_column(style="dim")
+    table.add_row("python", platform.python_version(), "")
+    for name, number in found.items():
+        table.add_row(name, number or "[yellow]missing[/]", "" if number else _COSTS.get(name, ""))
+    table.add_row("threads", str(torch.get_num_threads()), "torch.set_num_threads or OMP_NUM_THREADS changes it")
+    table.add_row("GPU", ", ".join(gpus) or "none", "" if gpus else "everything runs on the CPU")
+    asked = os.environ.get("KSURGEON_BACKEND")
+    table.add_row("kernels", chosen_backend(), f"KSURGEON_BACKEND={asked}" if asked else "of " + ", ".join(available_backends()))
+    out.print(table)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,24 @@
+"""``ksurgeon find``."""
+
+import json as json_module
+from dataclasses import asdict
+
+from ksurgeon.cli.console import out, status
+from ksurgeon.cli.opening import open_on
+from ksurgeon.find import Finder
+from ksurgeon.report.terminal import show_sites
+
+__all__ = ["run"]
+
+
+def run(
+    model: str, weights: str, input_size: str | None, seed: int, device: str, json: bool, everything: bool
+) -> None:
+    loaded = open_on(model, weights, input_size, seed, device)
+    with status("running the model once and tracing its modules"):
+        finder = Finder(loaded.model, loaded.example_inputs)
+    if json:
+        sites = [asdict(site) for site in finder.sites]
+        print(json_module.dumps({"model": model, "sites": sites, "not_traced": finder.failures}, indent=1))
+        return
+    show_sites(out, finder.sites, finder.failures, everything=everything)

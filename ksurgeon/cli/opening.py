@@ -1,0 +1,52 @@
+"""Open the model that a command names, on its device, with example inputs."""
+
+import logging
+import warnings
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ksurgeon.cli.console import err, status
+from ksurgeon.errors import InputError
+from ksurgeon.models.opening import LoadedModel, open_model
+from ksurgeon.report.terminal import warn
+
+__all__ = ["open_on"]
+
+
+def open_on(name: str, weights: str, input_size: str | None, seed: int, device: str) -> LoadedModel:
+    """Open a model, warn of what the user has to know, and move it to a device.
+
+    Raises:
+        InputError: an input size or a device that makes no sense, or a device that is not there.
+    """
+    where = _device(device)
+    sizes = _sizes(input_size)
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    with status(f"opening {name}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = open_model(name, weights=weights, seed=seed, input_size=sizes)
+    for note in loaded.notes:
+        warn(err, note, "RANDOM WEIGHTS" if "RANDOM" in note else "warning")
+    loaded.model.to(where)
+    inputs = pytree.tree_map(lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, loaded.example_inputs)
+    return LoadedModel(loaded.model, loaded.source, inputs, loaded.notes)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device {name}: {reason}; `ksurgeon doctor` shows the devices there are") from error
+    return device
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.lower().replace(",", "x").split("x"))
+    except ValueError:
+        raise InputError(f"--input-size {text}: expected numbers such as 224, 224x160 or 3x224x224") from None

@@ -1,0 +1,13 @@
+"""The column of a progress bar that tells how many sites are done a second."""
+
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
+
+__all__ = ["RateColumn"]
+
+
+class RateColumn(ProgressColumn):
+    """Sites per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="cyan")

@@ -1,0 +1,15 @@
+"""``ksurgeon show``."""
+
+from ksurgeon.cli.console import out
+from ksurgeon.report.terminal import show_record
+from ksurgeon.surgery.record import read_record
+
+__all__ = ["run"]
+
+
+def run(folder: str, json: bool, everything: bool) -> None:
+    record = read_record(folder)
+    if json:
+        print(record.model_dump_json(indent=1))
+        return
+    show_record(out, record, everything=everything)

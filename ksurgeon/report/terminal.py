@@ -1,0 +1,180 @@
+"""The report on the terminal, drawn from a record alone, so that it can be shown again later."""
+
+from statistics import median
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ksurgeon.find.site import Site
+from ksurgeon.rules.plan import Plan
+from ksurgeon.surgery.record import Operation, Outcome, Record
+
+__all__ = ["show_plan", "show_record", "show_sites", "warn"]
+
+_ROWS = 40
+
+
+def warn(console: Console, message: str, title: str = "warning") -> None:
+    """A warning that nobody can miss."""
+    console.print(Panel(Text(message), title=title, border_style="bold red", title_align="left"))
+
+
+def show_record(console: Console, record: Record, *, everything: bool = False) -> None:
+    """What was found, what was replaced by what, and what it did to the model."""
+    for warning in record.warnings:
+        warn(console, warning, "RANDOM WEIGHTS" if "RANDOM" in warning else "warning")
+    name = f"{record.source.name} ({record.source.kind})" if record.source else "model of unknown source"
+    console.rule(f"[bold]{escape(name)}[/] · rule {escape(', '.join(record.rules) or 'none')}", align="left")
+    if not record.operations:
+        console.print("Nothing is replaced in this model: every layer is the original's or a dense one.")
+        return
+    if record.outcome is not None:
+        for part in record.outcome.parts:
+            console.print(Text("  " + part))
+        console.print(_found(record.outcome))
+    console.print(_operations(record.operations, everything))
+    if record.outcome is not None:
+        console.print(_totals(record.outcome))
+    fitted = [o for o in record.operations if o.start != "exact"]
+    if fitted:
+        warn(console, _advice(fitted), "distil before use")
+
+
+def _advice(fitted: list[Operation]) -> str:
+    errors = [o.weight_error for o in fitted if o.weight_error is not None]
+    how_far = (
+        f" Their weights are off by {min(errors):.2f} to {max(errors):.2f} relative (median {median(errors):.2f})."
+        if errors
+        else ""
+    )
+    many = f"{len(fitted)} layer{'s' * (len(fitted) != 1)}"
+    return f"{many} hold approximations of what they replace.{how_far} The model must be distilled before it is used."
+
+
+def _table(title: str, *columns: str, left: int = 1) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", overflow="fold")
+    return table
+
+
+def _found(outcome: Outcome) -> RenderableType:
+    table = _table("\nFound", "kind", "found", "replaced", "left")
+    for kind in outcome.found:
+        table.add_row(kind.kind, str(kind.found), str(kind.replaced), str(kind.found - kind.replaced))
+    reasons = [
+        Text(f"  {number} {kind.kind} left: {reason}", style="dim")
+        for kind in outcome.found
+        for reason, number in sorted(kind.left.items(), key=lambda item: -item[1])[:5]
+    ]
+    return Group(table, *reasons)
+
+
+def _operations(operations: list[Operation], everything: bool) -> RenderableType:
+    table = _table(
+        "\nReplaced", "site", "by", "parameters", "→", "weight error", "output error", left=2
+    )
+    shown = operations if everything or len(operations) <= _ROWS else operations[: _ROWS - 5]
+    for o in shown:
+        kept = o.form == "dense"
+        table.add_row(
+            escape(o.path),
+            "dense layer (reverted)" if kept else _short(o),
+            f"{o.parameters_before:,}",
+            f"{o.parameters_after:,}",
+            "exact" if o.start == "exact" else _error(o.weight_error),
+            "exact" if o.start == "exact" else _error(o.output_error),
+        )
+    rest = len(operations) - len(shown)
+    return Group(table, Text(f"… and {rest} more (--all shows them)", style="dim")) if rest else table
+
+
+def _short(operation: Operation) -> str:
+    structure = operation.structure
+    name = structure.structure.replace("kaleidoscope", "K")
+    if structure.structure == "chain":
+        return f"{name} of {len(structure.factors)}"
+    groups = f"{structure.groups} groups, " if structure.structure == "grouped_kaleidoscope" else ""
+    radix = structure.radix if isinstance(structure.radix, (int, str)) else "·".join(map(str, structure.radix))
+    return f"{name.replace('grouped_', '')}: {groups}w={structure.width} e={structure.expansion} radix {radix}"
+
+
+def _error(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"
+
+
+def _totals(outcome: Outcome) -> RenderableType:
+    table = _table("\nThe whole model", "", "before", "after", "after / before")
+    before, after = outcome.parameters
+    table.add_row("parameters", f"{before:,}", f"{after:,}", _ratio(before, after))
+    if outcome.multiplications is not None:
+        before, after = outcome.multiplications
+        table.add_row("multiplications per example", f"{before / 1e6:,.1f} M", f"{after / 1e6:,.1f} M", _ratio(before, after))
+    if outcome.latency is not None:
+        table.add_row(
+            f"latency, batch {outcome.batch}",
+            f"{outcome.latency[0]:.1f} ms",
+            f"{outcome.latency[1]:.1f} ms",
+            _ratio(*outcome.latency),
+        )
+    if outcome.output_change is not None:
+        table.add_row("change of the outputs, relative", "", f"{outcome.output_change:.2g}", "")
+    if outcome.latency is None:
+        return table
+    note = (
+        f"latency: medians of runs in turns, {outcome.device}, {outcome.threads} "
+        f"thread{'s' * (outcome.threads != 1)}, {outcome.backend} kernels"
+    )
+    return Group(table, Text(note, style="dim"))
+
+
+def _ratio(before: float, after: float) -> str:
+    return f"{after / before:.2f}×" if before else "–"
+
+
+def show_sites(console: Console, sites: list[Site], failures: dict[str, str], *, everything: bool = False) -> None:
+    """Sites of a model, and the modules that could not be traced."""
+    table = _table("Sites", "kind", "path", "class", "in → out", "groups", "parameters", "vectors", "", left=3)
+    table.columns[-1].justify = "left"
+    shown = sites if everything or len(sites) <= 2 * _ROWS else sites[: 2 * _ROWS - 5]
+    for site in shown:
+        table.add_row(
+            site.kind,
+            escape(site.path),
+            site.class_name,
+            f"{site.in_features} → {site.out_features}",
+            str(site.groups),
+            f"{site.parameters:,}",
+            f"{site.vectors:,}",
+            Text(f"cannot be replaced: {site.reason}" if site.reason else "", style="yellow"),
+        )
+    console.print(table)
+    if len(shown) < len(sites):
+        console.print(f"[dim]… and {len(sites) - len(shown)} more (--all shows them)[/]")
+    kinds = {kind: sum(site.kind == kind for site in sites) for kind in dict.fromkeys(s.kind for s in sites)}
+    console.print(
+        "\n" + (", ".join(f"[bold]{number}[/] {kind}" for kind, number in kinds.items()) or "No site was found.")
+    )
+    for path, failure in failures.items():
+        console.print(Text(f"not traced: {path or 'the model itself'}: {failure}", style="yellow"))
+
+
+def show_plan(console: Console, plan: Plan, parts: list[str]) -> None:
+    """What a rule would do to a model."""
+    for part in parts:
+        console.print(Text("  " + part))
+    table = _table("\nPlan", "site", "decision", "parameters", "→", "multiplications", "→", left=2)
+    for d in plan.decisions:
+        replaced = d.action == "replace"
+        table.add_row(
+            escape(d.path),
+            Text(f"replace: {d.structure}, start {d.start}" if replaced else f"leave: {d.reason}", style="" if replaced else "dim"),
+            f"{d.parameters_before:,}",
+            f"{d.parameters_after:,}" if replaced else "",
+            f"{d.multiplications_before:,}",
+            f"{d.multiplications_after:,}" if replaced else "",
+        )
+    console.print(table)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from ksurgeon.find import Finder
+
+
+def site_of(model, example, path):
+    return next(site for site in Finder(model, example).sites if site.path == path)
+
+
+def test_sizes_vectors_and_multiplications():
+    model = nn.Sequential(nn.Conv2d(8, 12, 1, stride=2, groups=2), nn.Flatten(2), nn.Linear(16, 5))
+    conv, linear = Finder(model, torch.randn(3, 8, 8, 8)).sites
+    assert (conv.kind, conv.in_features, conv.out_features, conv.groups) == ("pointwise_conv", 8, 12, 2)
+    assert (conv.vectors, conv.parameters, conv.weight_parameters) == (16, 60, 48)
+    assert conv.multiplications == 16 * 48
+    assert (linear.kind, linear.vectors, linear.multiplications) == ("linear", 12, 12 * 80)
+
+
+class Other(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.embed(x))
+
+
+class ReadsWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.proj.weight)
+
+
+def quantised():
+    model = nn.Sequential(nn.Linear(8, 8))
+    model[0].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+    model[0].forward = lambda x: x
+    return model
+
+
+REFUSED = [
+    (nn.Sequential(weight_norm(nn.Linear(8, 8))), torch.randn(2, 8), "0", "parametrised"),
+    (nn.Sequential(Other(8, 8)), torch.randn(2, 8), "0", "forward of its own"),
+    (nn.Sequential(nn.Conv2d(8, 8, 1, padding=1)), torch.randn(2, 8, 4, 4), "0", "padding"),
+    (nn.Sequential(nn.Conv2d(8, 8, 1, groups=8)), torch.randn(2, 8, 4, 4), "0", "one channel a group"),
+    (Tied(), torch.zeros(2, 3, dtype=torch.long), "head", "tied to embed.weight"),
+    (ReadsWeight(), torch.randn(2, 8), "proj", "not called"),
+    (quantised(), torch.randn(2, 8), "0", "quantised"),
+    (nn.Linear(8, 8), torch.randn(2, 8), "", "whole model"),
+]
+
+
+@pytest.mark.parametrize(("model", "example", "path", "reason"), REFUSED, ids=lambda v: v if isinstance(v, str) else "")
+def test_what_cannot_be_replaced_says_why(model, example, path, reason):
+    assert reason in site_of(model, example, path).reason
+
+
+def test_lazy_layers_are_refused():
+    (site,) = Finder(nn.Sequential(nn.LazyLinear(4))).sites
+    assert "not initialised" in site.reason
+
+
+def test_a_module_used_twice_is_one_site():
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    (site,) = Finder(model, torch.randn(2, 8)).sites
+    assert (site.path, site.aliases, site.vectors) == ("0", ("2",), 2)
+
+
+def test_layers_are_found_without_inputs():
+    with pytest.warns(UserWarning, match="no example_inputs"):
+        import ksurgeon
+
+        (site,) = ksurgeon.find(nn.Sequential(nn.Linear(8, 8)))
+    assert site.kind == "linear" and site.vectors == 0
+
+
+def test_inputs_that_do_not_fit_are_named():
+    from ksurgeon import InputError
+
+    with pytest.raises(InputError, match=r"\(2, 9\)"):
+        Finder(nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 9))

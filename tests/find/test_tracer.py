@@ -1,0 +1,85 @@
+import einops
+import pytest
+import torch
+from torch import nn
+
+from ksurgeon.find.recording import record_run
+from ksurgeon.find.tracer import TraceFailure, require, trace_module
+
+
+def trace(module, *args, **kwargs):
+    recording = record_run(module, args or kwargs)
+    return trace_module(module, recording.first[id(module)])
+
+
+class Conditions(nn.Module):
+    def forward(self, x, mask=None, *, flag=True):
+        if x.dim() == 3 and x.shape[1] % 2 == 0 and flag:
+            x = torch.relu(x)
+        if mask is not None:
+            x = x * mask
+        b, n, c = x.shape
+        return x.reshape(b, n * c) + torch.zeros(b, 1)
+
+
+def test_conditions_on_shapes_are_decided_and_guarded():
+    traced = trace(Conditions(), torch.randn(2, 4, 3))
+    names = [node.name for node in traced.graph.nodes]
+    assert "relu" in names and "mul" in names
+    assert sum(node.target is require for node in traced.graph.nodes) == 4
+    assert traced.fixed == []
+
+
+def test_guards_raise_where_a_condition_changes():
+    require(True, True)
+    with pytest.raises(RuntimeError, match="rewritten by ksurgeon"):
+        require(False, True)
+
+
+def test_sizes_stay_nodes():
+    module = Conditions()
+    graph = trace(module, torch.randn(2, 4, 3)).graph
+    traced = torch.fx.GraphModule(module, graph)
+    x = torch.randn(5, 6, 7)
+    assert torch.equal(traced(x), module(x))
+
+
+class Iterates(nn.Module):
+    def forward(self, x):
+        return torch.stack([row * 2 for row in x.unbind(1)])
+
+
+def test_iteration_is_guarded():
+    module = Iterates()
+    traced = torch.fx.GraphModule(module, trace(module, torch.randn(2, 3)).graph)
+    assert torch.equal(traced(torch.ones(4, 3)), torch.full((3, 4), 2.0))
+    with pytest.raises(RuntimeError, match="rewritten by ksurgeon"):
+        traced(torch.ones(4, 5))
+
+
+class ReadsValues(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_control_flow_on_values_is_a_failure():
+    with pytest.raises(TraceFailure, match="what is in the tensor"):
+        trace(ReadsValues(), torch.ones(2, 2))
+
+
+class MakesATensor(nn.Module):
+    def forward(self, x):
+        return x * torch.tensor([1.0, 2.0])
+
+
+def test_tensors_made_in_a_forward_leave_no_trace_on_the_module():
+    module = MakesATensor()
+    before = set(vars(module))
+    assert list(trace(module, torch.ones(3, 2)).constants)
+    assert set(vars(module)) == before
+
+
+def test_functions_are_as_they_were_afterwards():
+    rearrange, zeros = einops.rearrange, torch.zeros
+    trace(Conditions(), torch.randn(2, 4, 3))
+    assert einops.rearrange is rearrange and torch.zeros is zeros

@@ -1,0 +1,110 @@
+"""What is refused leaves the model as it was."""
+
+import pytest
+import torch
+
+import ksurgeon
+from ksurgeon import InputError, MatchError, RuleError, SurgeryError, WeightsError
+from ksurgeon.find import Finder
+from ksurgeon.rules.load import load_rule
+from ksurgeon.rules.plan import make_plan
+from tests import zoo
+
+
+@pytest.fixture
+def model():
+    return zoo.shufflenet_v1_g4()
+
+
+@pytest.fixture
+def unchanged(model):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modules = list(model.named_modules())
+    classes = [type(module) for module in model.modules()]
+    yield
+    assert list(model.named_modules()) == modules
+    assert [type(module) for module in model.modules()] == classes
+    assert all(torch.equal(t, state[n]) or t.isnan().any() for n, t in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(module.training for module in model.modules())
+    assert "_ksurgeon_record" not in vars(model)
+
+
+X = zoo.example("shufflenet_v1_g4")
+
+
+def test_unknown_rule(model, unchanged):
+    with pytest.raises(RuleError, match="shuffle"):
+        ksurgeon.convert(model, "shufle", X)
+
+
+def test_inputs_of_a_wrong_shape(model, unchanged):
+    with pytest.raises(InputError, match=r"\(2, 4, 32, 32\)"):
+        ksurgeon.convert(model, "shuffle", torch.randn(2, 4, 32, 32))
+
+
+def test_inputs_that_are_none(model, unchanged):
+    with pytest.raises(InputError, match="got str"):
+        ksurgeon.convert(model, "shuffle", "an image")
+
+
+def test_a_rule_that_matches_nothing_says_which_would():
+    model = zoo.mlp()
+    with pytest.raises(MatchError, match='"linear"') as caught:
+        ksurgeon.convert(model, "shuffle", zoo.example("mlp"))
+    assert caught.value.exit_status == 3
+
+
+def test_weights_that_are_not_finite(model, unchanged):
+    with torch.no_grad():
+        model.units[1].compress.weight[0, 0] = float("nan")
+    with pytest.raises(WeightsError, match=r"units\.1\.compress"):
+        ksurgeon.convert(model, "pointwise", X)
+
+
+def test_a_plan_of_another_model(model, unchanged):
+    other = Finder(zoo.mlp(), zoo.example("mlp")).sites
+    plan = make_plan(other, load_rule("linear"))
+    with pytest.raises(SurgeryError, match="does not have"):
+        ksurgeon.convert(model, plan=plan, example_inputs=X)
+
+
+def test_an_interrupt_while_fitting(model, unchanged):
+    def interrupt(done, total, path):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ksurgeon.convert(model, "shuffle", X, progress=interrupt)
+
+
+def test_an_interrupt_while_verifying(model, unchanged, monkeypatch):
+    from ksurgeon.surgery import convert
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "_output_change", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ksurgeon.convert(model, "shuffle", X)
+
+
+def test_a_swap_that_is_not_exact_is_undone(model, unchanged, monkeypatch):
+    from ksurgeon.kmatrix import permutation
+
+    right = permutation.permutation_
+    monkeypatch.setattr(permutation, "permutation_", lambda matrix, index: right(matrix, index.flip(0)))
+    with pytest.raises(SurgeryError, match="restored"):
+        ksurgeon.convert(model, "shuffle", X)
+
+
+def test_saving_a_model_that_was_not_converted(model, unchanged, tmp_path):
+    with pytest.raises(SurgeryError, match="no record"):
+        ksurgeon.save(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_random_state_is_left_alone(model):
+    state = torch.random.get_rng_state()
+    ksurgeon.convert(model, "shuffle", X)
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,0 +1,187 @@
+"""Folders are written whole or not at all, and damage is told."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ksurgeon
+from ksurgeon import FolderError, RecordError
+from ksurgeon.surgery import storage
+from tests import zoo
+
+X = zoo.example("shufflenet_v1_g4")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ksurgeon.replace_modules(zoo.shufflenet_v1_g4(), "shuffle", X, source="tests.zoo:shufflenet_v1_g4")
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    return ksurgeon.save(model, tmp_path / "model")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_written(folder):
+    assert set(contents(folder)) == {"ksurgeon.json", "model.safetensors"}
+    record = json.loads((folder / "ksurgeon.json").read_text())
+    assert record["schema"] == 1 and record["source"]["name"] == "tests.zoo:shufflenet_v1_g4"
+    assert len(record["operations"]) == 4
+
+
+def test_an_earlier_save_is_replaced(model, folder):
+    before = contents(folder)
+    ksurgeon.save(model, folder)
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_with_something_else_is_left_alone(model, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(FolderError, match=r"thesis\.tex"):
+        ksurgeon.save(model, tmp_path)
+    assert contents(tmp_path) == {"thesis.tex": b"mine"}
+
+
+def test_a_file_is_left_alone(model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FolderError, match="is a file"):
+        ksurgeon.save(model, tmp_path / "file")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["save_file", "_exchange"])
+def test_a_save_that_fails_leaves_the_old_folder(model, folder, monkeypatch, error, where):
+    before = contents(folder)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(storage, where, fail)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else FolderError):
+        ksurgeon.save(model, folder)
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_disk_that_is_really_full(folder, tmp_path):
+    script = (
+        "import resource, sys, torch, ksurgeon\n"
+        "model = ksurgeon.load(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "try:\n    ksurgeon.save(model, sys.argv[2])\n"
+        "except ksurgeon.FolderError as error:\n    print(error)\n"
+    )
+    target = tmp_path / "full"
+    done = subprocess.run([sys.executable, "-c", script, folder, target], capture_output=True, text=True, check=True)
+    assert "no space is left" in done.stdout
+    assert not target.exists() and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def damage_json(folder):
+    (folder / "ksurgeon.json").write_text('{"schema": 1, "operations": [')
+
+
+def damage_field(folder):
+    record = json.loads((folder / "ksurgeon.json").read_text())
+    record["operations"][0]["structure"]["width"] = 0
+    (folder / "ksurgeon.json").write_text(json.dumps(record))
+
+
+def newer(folder):
+    record = json.loads((folder / "ksurgeon.json").read_text())
+    (folder / "ksurgeon.json").write_text(json.dumps(record | {"schema": 7, "ksurgeon": "9.9"}))
+
+
+def damage_tensors(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def damage_header(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(b"\xff" * 8 + data[8:])
+
+
+def lose_tensors(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def lose_record(folder):
+    (folder / "ksurgeon.json").unlink()
+
+
+def other_architecture(folder):
+    text = (folder / "ksurgeon.json").read_text()
+    (folder / "ksurgeon.json").write_text(text.replace("tests.zoo:shufflenet_v1_g4", "tests.zoo:shufflenet_v1_g8"))
+
+
+def other_site(folder):
+    text = (folder / "ksurgeon.json").read_text()
+    (folder / "ksurgeon.json").write_text(text.replace('"units.1:', '"units.7:'))
+
+
+def other_tensors(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["extra"] = tensors.pop("fc.bias")
+    save_file(tensors, folder / "model.safetensors")
+
+
+DAMAGE = [
+    (damage_json, "not valid JSON"),
+    (damage_field, "operations.0.structure"),
+    (newer, "newer ksurgeon"),
+    (damage_tensors, "damaged"),
+    (damage_header, "damaged"),
+    (lose_tensors, "missing"),
+    (lose_record, r"no ksurgeon\.json"),
+    (other_architecture, "another architecture"),
+    (other_site, "does not have"),
+    (other_tensors, r"fc\.bias is missing"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=lambda v: getattr(v, "__name__", ""))
+def test_damage_is_told(folder, damage, message):
+    damage(folder)
+    with pytest.raises(RecordError, match=message):
+        ksurgeon.load(folder)
+
+
+def test_a_model_given_to_load_is_checked_before_it_is_changed(folder):
+    other = zoo.mlp()
+    before = str(other)
+    with pytest.raises(RecordError, match="another architecture"):
+        ksurgeon.load(folder, model=other)
+    assert str(other) == before
+
+
+def test_a_model_of_unknown_source_asks_for_the_architecture(tmp_path):
+    model = ksurgeon.replace_modules(zoo.mlp().eval(), "linear", zoo.example("mlp"))
+    ksurgeon.save(model, tmp_path / "model")
+    with pytest.raises(RecordError, match="model="):
+        ksurgeon.load(tmp_path / "model")
+    x = zoo.example("mlp")
+    assert torch.equal(ksurgeon.load(tmp_path / "model", model=zoo.mlp())(x), model(x))
+    ksurgeon.save(model, tmp_path / "model", source="tests.zoo:mlp")
+    assert torch.equal(ksurgeon.load(tmp_path / "model")(x), model(x))
+
+
+def test_dtypes_survive(tmp_path):
+    model = ksurgeon.replace_modules(zoo.mlp().eval(), "linear", zoo.example("mlp"), source="tests.zoo:mlp")
+    model.bfloat16()
+    ksurgeon.save(model, tmp_path / "model")
+    loaded = ksurgeon.load(tmp_path / "model")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    x = zoo.example("mlp", torch.bfloat16)
+    assert torch.equal(loaded(x), model(x))
