@@ -3,13 +3,13 @@
 import ctypes
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Step", "instruction_set", "is_available", "library", "why_missing"]
+__all__ = ["Chain", "Guard", "Step", "instruction_set", "is_available", "library", "why_missing"]
 
 Shape = tuple[int, int, int, int]
 
@@ -26,6 +26,18 @@ class Step(ctypes.Structure):
     ]
 
 
+class _Guard(ctypes.Structure):
+    """``KsGuard`` of chain.h."""
+
+    _fields_ = [
+        ("factors", c_int64),
+        ("data", c_void_p),
+        ("bytes", c_void_p),
+        ("whole", c_uint64),
+        ("sampled", c_uint64),
+    ]
+
+
 class _Chain(ctypes.Structure):
     """``KsChain`` of chain.h."""
 
@@ -36,6 +48,7 @@ class _Chain(ctypes.Structure):
         ("weights", c_int64),
         ("steps", c_int64),
         ("step", POINTER(Step)),
+        ("guard", c_void_p),
     ]
 
 
@@ -46,8 +59,10 @@ _SIGNATURES = {
     "ks_size": (c_int64, (POINTER(Step), c_int)),
     "ks_pack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
     "ks_unpack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
-    "ks_rows": (None, (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int, c_int)),
-    "ks_columns": (None, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int)),
+    "ks_guard": (None, (c_void_p,)),
+    "ks_changed": (c_int, (c_void_p,)),
+    "ks_rows": (c_int, (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int, c_int)),
+    "ks_columns": (c_int, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int)),
     "ks_backward": (
         None,
         (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int),
@@ -98,14 +113,46 @@ def instruction_set() -> str:
     return str(library().ks_isa().decode())
 
 
+class Guard:
+    """Fingerprints of the contents of contiguous tensors; does not keep them alive."""
+
+    __slots__ = ("_data", "_sizes", "_structure", "address")
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        count = len(tensors)
+        self._data = (c_void_p * count)(*(tensor.data_ptr() for tensor in tensors))
+        self._sizes = (c_int64 * count)(*(tensor.nbytes for tensor in tensors))
+        self._structure = _Guard(
+            count, ctypes.addressof(self._data), ctypes.addressof(self._sizes), 0, 0
+        )
+        self.address = ctypes.addressof(self._structure)
+        library().ks_guard(self.address)
+
+    def changed(self) -> bool:
+        """Whether any of the contents differs from what it was."""
+        return bool(library().ks_changed(self.address))
+
+
 class Chain:
     """A chain in the library's form; keeps the memory of its weights alive."""
 
-    __slots__ = ("_steps", "_structure", "_weights", "address", "in_features", "is_double", "out_features", "shapes")
+    __slots__ = (
+        "_guard",
+        "_steps",
+        "_structure",
+        "_weights",
+        "address",
+        "in_features",
+        "is_double",
+        "out_features",
+        "shapes",
+    )
 
-    def __init__(self, shapes: Sequence[Shape], weights: Sequence[Tensor], is_double: bool) -> None:
+    def __init__(
+        self, shapes: Sequence[Shape], weights: Sequence[Tensor], is_double: bool, guard: Guard | None
+    ) -> None:
         """``shapes`` are (a, d, b, c); ``weights`` what the called function wants, in the same order."""
-        self._weights = list(weights)
+        self._weights, self._guard = list(weights), guard
         self.shapes, self.is_double = list(shapes), is_double
         self._steps = (Step * len(shapes))(
             *(Step(*shape, weight.data_ptr()) for shape, weight in zip(shapes, weights, strict=True))
@@ -120,26 +167,28 @@ class Chain:
             sum(a * d * b * c for a, d, b, c in shapes),
             len(shapes),
             self._steps,
+            None if guard is None else guard.address,
         )
         self.address = ctypes.addressof(self._structure)
 
     @classmethod
-    def packed(cls, factors: Sequence[Tensor]) -> "Chain":
+    def packed(cls, factors: Sequence[Tensor], guard: Guard | None = None) -> "Chain":
         """A chain for ``ks_rows``: weights of float32 or float64 factors in the order of the kernel."""
         shapes = [_shape(factor) for factor in factors]
         weights = []
         for shape, factor in zip(shapes, factors, strict=True):
             step, is_double = Step(*shape, None), factor.dtype == torch.float64
+            factor = factor.contiguous()
             weight = factor.new_empty(library().ks_size(step, is_double))
-            library().ks_pack(step, factor.contiguous().data_ptr(), weight.data_ptr(), is_double)
+            library().ks_pack(step, factor.data_ptr(), weight.data_ptr(), is_double)
             weights.append(weight)
-        return cls(shapes, weights, factors[0].dtype == torch.float64)
+        return cls(shapes, weights, factors[0].dtype == torch.float64, guard)
 
     @classmethod
-    def plain(cls, factors: Sequence[Tensor]) -> "Chain":
+    def plain(cls, factors: Sequence[Tensor], guard: Guard | None = None) -> "Chain":
         """A chain for ``ks_columns``: weights as they are."""
         weights = [factor.contiguous() for factor in factors]
-        return cls([_shape(factor) for factor in factors], weights, factors[0].dtype == torch.float64)
+        return cls([_shape(factor) for factor in factors], weights, factors[0].dtype == torch.float64, guard)
 
 
 def _shape(factor: Tensor) -> Shape:

@@ -15,7 +15,7 @@ __all__ = ["chain", "chain_backward"]
 @torch.library.custom_op("ksurgeon::chain", mutates_args=(), device_types="cpu")
 def chain(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
     """``reference.apply_chain(x, factors, dim)`` plus a bias along ``dim``."""
-    return run.forward(x, factors, bias, dim)
+    return run.forward(x, factors, bias, dim, compare=True)
 
 
 @chain.register_fake
@@ -65,7 +65,7 @@ def _backward(
     dim, needs = ctx.dim, ctx.needs_input_grad  # type: ignore[attr-defined]
     axis = dim % x.dim()
     need_x, need_factors, need_bias = needs[0], any(needs[1]), bool(needs[2])
-    of_bias = g.sum([k for k in range(g.dim()) if k != axis]) if need_bias else None
+    of_bias = g.movedim(axis, -1).reshape(-1, g.shape[axis]).sum(0) if need_bias else None
     if not need_x and not need_factors:
         return None, [None] * len(factors), of_bias, None
     if torch.is_grad_enabled():  # a graph of the gradients is wanted: build it from plain operations

@@ -7,7 +7,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.library import Chain, library
+from ksurgeon.kernels.cpu.library import Chain, Guard, library
 from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
@@ -24,26 +24,37 @@ _address_of = Tensor.data_ptr
 class Pack:
     """What the kernels need of one list of factors, made when it is first asked for.
 
-    It is valid while every factor is the same tensor object at the same address and version. The storages
-    are held, so that an address cannot come to mean other memory; ``find_pack`` drops the pack when a factor
-    dies, so that an id cannot come to mean another tensor.
+    It is valid while every factor is the same tensor object at the same address and version, with the same
+    contents. The storages are held, so that an address cannot come to mean other memory; ``find_pack`` drops
+    the pack when a factor dies, so that an id cannot come to mean another tensor.
 
     Attributes:
         ready: the chain for rows, once it has been made and if calls may go to it without further ado.
     """
 
-    __slots__ = ("_columns", "_ids", "_index", "_pointers", "_rows", "_storages", "_transposed", "_versions", "ready")
+    __slots__ = ("_columns", "_guard", "_ids", "_index", "_pointers", "_rows", "_storages", "_transposed", "_versions", "ready")
 
     def __init__(self, factors: Sequence[Tensor]) -> None:
         self._ids = list(map(id, factors))
-        self._versions = [0 if factor.is_inference() else factor._version for factor in factors]
+        known = not any([factor.is_inference() for factor in factors])
+        self._versions = list(map(_versions_of, factors)) if known else None
         self._pointers = list(map(_address_of, factors))
         self._storages = [factor.untyped_storage() for factor in factors]
+        self._guard = Guard(factors) if all([factor.is_contiguous() for factor in factors]) else None
         self._rows: Chain | None = None
         self._columns: Chain | None = None
         self._transposed: Chain | None = None
         self._index: Tensor | bool | None = None
         self.ready: Chain | None = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether changes of the factors can be seen at all: tensors of inference mode have no version."""
+        return self._guard is not None and self._versions is not None
+
+    def same_contents(self) -> bool:
+        """Whether every factor holds what it held, however it was written to."""
+        return self._guard is not None and not self._guard.changed()
 
     def matches(self, factors: Sequence[Tensor]) -> bool:
         """Whether the factors are those the pack was made from, unchanged."""
@@ -56,7 +67,7 @@ class Pack:
     def rows(self, factors: Sequence[Tensor]) -> Chain:
         """For vectors in rows."""
         if self._rows is None:
-            self._rows = Chain.packed(merged_for_rows(factors))
+            self._rows = Chain.packed(merged_for_rows(factors), self._guard)
             if factors[0].dtype not in _EXACT and self.index(factors) is None:
                 self.ready = self._rows
         return self._rows
@@ -72,7 +83,7 @@ class Pack:
         if self._columns is None:
             plain = _plain(factors)
             counts = merge_for_columns(_patterns(plain), _lanes(plain))
-            self._columns = Chain.plain(merge_counts(plain, counts))
+            self._columns = Chain.plain(merge_counts(plain, counts), self._guard)
         return self._columns
 
     def index(self, factors: Sequence[Tensor]) -> Tensor | None:
@@ -127,17 +138,18 @@ def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
 _PACKS: dict[int, tuple[Pack, list[weakref.ref[Tensor]]]] = {}
 
 
-def find_pack(factors: Sequence[Tensor]) -> Pack:
+def find_pack(factors: Sequence[Tensor], compare: bool = False) -> Pack:
     """The pack of these factors, made anew if one of them has changed since.
 
-    Tensors made in inference mode have no version; they are packed again for every call.
+    With ``compare`` the contents of the factors are compared too; ``ks_rows`` and ``ks_columns`` do so
+    themselves. Tensors made in inference mode have no version: they are packed again for every call.
     """
     key = id(factors[0])
     known = _PACKS.get(key)
-    if known is not None and known[0].matches(factors):
+    if known is not None and known[0].matches(factors) and not (compare and not known[0].same_contents()):
         return known[0]
     pack = Pack(factors)
-    if not any(factor.is_inference() for factor in factors):
+    if pack.lasting:
 
         def drop(dead: weakref.ref[Tensor], key: int = key) -> None:
             entry = _PACKS.get(key)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
 from ksurgeon.kernels.cpu.library import Chain, Step, is_available, library
 from ksurgeon.kernels.cpu.merging import pull_back
-from ksurgeon.kernels.cpu.pack import Pack, counts_for_rows, find_pack
+from ksurgeon.kernels.cpu.pack import Pack, counts_for_rows, find_pack, forget
 
 __all__ = ["DTYPES", "backward", "forward"]
 
@@ -21,13 +21,27 @@ if is_available():
     _rows, _columns, _backward = library().ks_rows, library().ks_columns, library().ks_backward
 
 
-def forward(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
-    """Apply a chain to a CPU tensor; no gradients, no modes.
+def forward(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, compare: bool = False
+) -> Tensor:
+    """Apply a chain to a CPU tensor; no gradients, no modes. ``compare`` is that of ``find_pack``.
 
     Raises:
         ValueError: the size along ``dim``, or that of the bias, is not the chain's.
     """
-    pack = find_pack(factors)
+    pack = find_pack(factors, compare)
+    y = _forward(x, factors, pack, bias, dim)
+    if y is None:  # the contents of the factors have changed behind the back of their version counters
+        forget(factors)
+        y = _forward(x, factors, find_pack(factors), bias, dim)
+        assert y is not None
+    return y
+
+
+def _forward(
+    x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int
+) -> Tensor | None:
+    """The product, or None where the factors are no longer what was packed."""
     chain = pack.ready
     if (
         chain is not None
@@ -38,7 +52,7 @@ def forward(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int)
     ):
         wide = chain.in_features == chain.out_features
         y = torch.empty_like(x) if wide else x.new_empty((*x.shape[:-1], chain.out_features))
-        _rows(
+        done = _rows(
             chain.address,
             x.data_ptr(),
             chain.in_features,
@@ -48,13 +62,14 @@ def forward(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int)
             _threads(),
             chain.is_double,
         )
-        return y
+        return y if done else None
     if bias is not None and bias.dtype is not x.dtype:
         bias = bias.to(x.dtype)
     if x.dtype in _EXACT:
-        return _forward(x, factors, pack, bias, dim)
+        return _general(x, factors, pack, bias, dim)
     # Half precision is storage only: products are summed in float32.
-    return _forward(x.float(), factors, pack, None if bias is None else bias.float(), dim).to(x.dtype)
+    y = _general(x.float(), factors, pack, None if bias is None else bias.float(), dim)
+    return None if y is None else y.to(x.dtype)
 
 
 def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
@@ -63,19 +78,23 @@ def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
     )
 
 
-def _forward(x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int) -> Tensor:
+def _general(
+    x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int
+) -> Tensor | None:
     axis = x.dim() + dim if dim < 0 else dim
     if pack.index(factors) is not None:
+        if not pack.same_contents():
+            return None
         return _permuted(x, pack, factors, bias, axis)
     if axis == x.dim() - 1:
         chain = pack.rows(factors)
         x = x if x.is_contiguous() else x.contiguous()
         _check(x.shape[-1], chain, bias)
         y = x.new_empty((*x.shape[:-1], chain.out_features))
-        _call_rows(chain, x, y, bias)
-        return y
+        return y if _call_rows(chain, x, y, bias) else None
     if in_rows(x, axis):
-        return _forward(x.movedim(axis, -1), factors, pack, bias, -1).movedim(-1, axis)
+        y = _general(x.movedim(axis, -1), factors, pack, bias, -1)
+        return None if y is None else y.movedim(-1, axis)
     chain = pack.columns(factors)
     x = x.contiguous()
     _check(x.shape[axis], chain, bias)
@@ -86,7 +105,7 @@ def _forward(x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | No
             images *= size
         columns = x.numel() // (images * chain.in_features)
         bias = bias if bias is None else bias.contiguous()
-        _columns(
+        done = _columns(
             chain.address,
             x.data_ptr(),
             y.data_ptr(),
@@ -96,13 +115,14 @@ def _forward(x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | No
             _threads(),
             chain.is_double,
         )
+        return y if done else None
     return y
 
 
-def _call_rows(chain: Chain, x: Tensor, y: Tensor, bias: Tensor | None) -> None:
+def _call_rows(chain: Chain, x: Tensor, y: Tensor, bias: Tensor | None) -> int:
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
-    _rows(
+    return _rows(
         chain.address,
         x.data_ptr(),
         chain.in_features,
@@ -139,7 +159,7 @@ def backward(
 
     ``g`` and ``x`` have the dtype of the factors; half precision is computed in float32.
     """
-    pack, axis = find_pack(factors), dim % x.dim()
+    pack, axis = find_pack(factors, compare=True), dim % x.dim()
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows_x = x.movedim(axis, -1).to(kind).contiguous()
     rows_g = g.movedim(axis, -1).to(kind).contiguous()

@@ -27,6 +27,34 @@ struct Scratch {
 };
 thread_local Scratch scratch;
 
+constexpr int64_t SAMPLES = 12;          // of each factor
+constexpr int64_t ROWS_TO_COMPARE = 32;  // from which on reading all factors once more does not count
+
+uint64_t fingerprint(const KsGuard& guard, bool whole) {
+  uint64_t sum = 0;
+  for (int64_t f = 0; f < guard.factors; ++f) {
+    const char* data = (const char*)guard.data[f];
+    const int64_t bytes = guard.bytes[f];
+    if (whole) {
+      sum = (sum ^ table->fingerprint(data, bytes)) * 0x9E3779B97F4A7C15u;
+      continue;
+    }
+    const int64_t words = bytes / 2, step = words / SAMPLES + 1;  // of the shortest dtype
+    for (int64_t at = 0; at < words; at += step) {
+      uint16_t word;
+      memcpy(&word, data + 2 * at, 2);
+      sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
+    }
+  }
+  return sum;
+}
+
+bool changed(const KsGuard* guard, int64_t rows) {
+  if (!guard) return false;
+  return rows >= ROWS_TO_COMPARE ? fingerprint(*guard, true) != guard->whole
+                                 : fingerprint(*guard, false) != guard->sampled;
+}
+
 }  // namespace
 
 void* ks_scratch(int64_t bytes) {
@@ -69,14 +97,26 @@ KS_EXPORT void ks_unpack(const KsStep* step, const void* packed, void* weight, i
   table->unpack[is_double](*step, packed, weight);
 }
 
-KS_EXPORT void ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
-                       int threads, int is_double) {
-  table->rows[is_double](*chain, x, x_row, y, chain->out_features, count, bias, threads);
+KS_EXPORT void ks_guard(KsGuard* guard) {
+  guard->whole = fingerprint(*guard, true);
+  guard->sampled = fingerprint(*guard, false);
 }
 
-KS_EXPORT void ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,
+KS_EXPORT int ks_changed(const KsGuard* guard) { return changed(guard, ROWS_TO_COMPARE); }
+
+// ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed.
+KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
+                       int threads, int is_double) {
+  if (changed(chain->guard, count)) return 0;
+  table->rows[is_double](*chain, x, x_row, y, chain->out_features, count, bias, threads);
+  return 1;
+}
+
+KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,
                           const void* bias, int threads, int is_double) {
+  if (changed(chain->guard, images * columns)) return 0;
   table->columns[is_double](*chain, x, y, images, columns, bias, threads);
+  return 1;
 }
 
 KS_EXPORT void ks_backward(const KsChain* forward, const KsChain* transposed, const void* x, const void* g, void* gx,

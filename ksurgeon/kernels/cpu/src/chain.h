@@ -7,10 +7,21 @@ struct KsStep {
   const void* weight;  // packed, see layout.h
 };
 
+// The factors that weights were made from. PyTorch's version counter does not see writes through `.data` or
+// NumPy, so that their contents are compared too: all of them where that costs next to nothing, samples where
+// one row is mapped.
+struct KsGuard {
+  int64_t factors;
+  const void* const* data;
+  const int64_t* bytes;
+  uint64_t whole, sampled;  // fingerprints
+};
+
 struct KsChain {
   int64_t in_features, out_features;
   int64_t widest;   // the largest intermediate vector
   int64_t weights;  // entries of all factors
   int64_t steps;
   const KsStep* step;
+  const KsGuard* guard;  // may be null
 };

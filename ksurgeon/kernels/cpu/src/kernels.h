@@ -1,4 +1,5 @@
 // Everything that is compiled once for each instruction set.
+#include "fingerprint.h"
 #include "layout.h"
 #include "rows.h"
 #include "columns.h"
@@ -231,6 +232,7 @@ template <class T> void unpack_any(const KsStep& step, const void* packed, void*
 static const KsTable TABLE = {
     KS_NAME,
     {Vec<float>::N, Vec<double>::N},
+    fingerprint,
     {pack_any<float>, pack_any<double>},
     {unpack_any<float>, unpack_any<double>},
     {run_rows<float>, run_rows<double>},

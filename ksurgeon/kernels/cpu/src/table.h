@@ -5,6 +5,7 @@
 struct KsTable {
   const char* name;
   int64_t lanes[2];
+  uint64_t (*fingerprint)(const void* data, int64_t bytes);
   void (*pack[2])(const KsStep&, const void* weight, void* packed);
   void (*unpack[2])(const KsStep&, const void* packed, void* weight);
   void (*rows[2])(const KsChain&, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
