@@ -7,88 +7,116 @@ template <class T> struct Columns {
   int64_t x_row;
   T* y;
   int64_t y_row;
+  int64_t registers;
+  int64_t last_in, last_out;  // columns read from and written to the last register
 };
 
-// B outputs of one block for K registers of columns; `last_in` and `last_out` are the columns read and
-// written in the last register.
-template <class T, int B, int K>
-KS_INLINE void tile(const T* weight, int64_t c, const T* x, int64_t x_step, T* y, int64_t y_step, const T* bias,
-                    int64_t bias_step, int64_t last_in, int64_t last_out) {
+// B outputs of one (a, d): offsets between rows, and where the first ones lie.
+template <class T> struct Outputs {
+  const T* weight;
+  int64_t c;
+  const T* x;
+  int64_t x_step;
+  T* y;
+  int64_t y_step;
+  const T* bias;
+  int64_t bias_step;
+};
+
+template <class T, int B, int K, bool WHOLE>
+KS_INLINE void tile(const Outputs<T>& s, int64_t at, int64_t last_in, int64_t last_out) {
   using V = Vec<T>;
   typename V::Reg sum[B][K];
   for (int o = 0; o < B; ++o)
-    for (int k = 0; k < K; ++k) sum[o][k] = bias ? V::rep1(bias + o * bias_step) : V::zero();
-  const bool part = last_in < V::N;
-  for (int64_t i = 0; i < c; ++i, x += x_step) {
+    for (int k = 0; k < K; ++k) sum[o][k] = s.bias ? V::rep1(s.bias + o * s.bias_step) : V::zero();
+  const T* x = s.x + at;
+  const T* weight = s.weight;
+  const int64_t c = s.c, x_step = s.x_step, y_step = s.y_step;
+  for (int64_t i = 0; i < c; ++i, x += x_step, ++weight) {
     typename V::Reg in[K];
     for (int k = 0; k < K - 1; ++k) in[k] = V::load(x + k * V::N);
-    in[K - 1] = part ? V::loadn(x + (K - 1) * V::N, last_in) : V::load(x + (K - 1) * V::N);
+    in[K - 1] = WHOLE ? V::load(x + (K - 1) * V::N) : V::loadn(x + (K - 1) * V::N, last_in);
     for (int k = 0; k < K; ++k) V::keep(in[k]);
     for (int o = 0; o < B; ++o) {
-      typename V::Reg one = V::rep1(weight + o * c + i);
+      typename V::Reg one = V::rep1(weight + o * c);
       for (int k = 0; k < K; ++k) sum[o][k] = V::fma(one, in[k], sum[o][k]);
     }
   }
+  T* y = s.y + at;
   for (int o = 0; o < B; ++o, y += y_step) {
     for (int k = 0; k < K - 1; ++k) V::store(y + k * V::N, sum[o][k]);
-    if (last_out == V::N)
+    if (WHOLE)
       V::store(y + (K - 1) * V::N, sum[o][K - 1]);
     else
       V::storen(y + (K - 1) * V::N, sum[o][K - 1], last_out);
   }
 }
 
-template <class T, int K> struct Tiles {
-  static constexpr int LARGEST = KS_REGISTERS >= 32 ? (K == 4 ? 6 : 8) : (K == 1 ? 8 : K == 2 ? 4 : K == 3 ? 3 : 2);
+// Registers of columns at once such that sums and inputs fit.
+template <int B> constexpr int columns_at_once() {
+  return KS_REGISTERS >= 32 ? (B <= 4 ? 4 : B == 5 ? 4 : B == 6 ? 4 : 3) : (B <= 2 ? 4 : B <= 4 ? 2 : 1);
+}
 
-  template <int B, class... Args> static void sized(int64_t b, Args... args) {
-    if constexpr (B > 1) {
-      if (b < B) return sized<B - 1>(b, args...);
-    }
-    tile<T, B, K>(args...);
-  }
+template <class T, int B> void tiles(const Outputs<T>& s, const Columns<T>& m) {
+  constexpr int K = columns_at_once<B>();
+  const int64_t whole = m.registers - (m.last_in < Vec<T>::N || m.last_out < Vec<T>::N);
+  int64_t r = 0;
+  for (; r + K <= whole; r += K) tile<T, B, K, true>(s, r * Vec<T>::N, 0, 0);
+  for (; r < whole; ++r) tile<T, B, 1, true>(s, r * Vec<T>::N, 0, 0);
+  if (whole < m.registers) tile<T, B, 1, false>(s, whole * Vec<T>::N, m.last_in, m.last_out);
+}
 
-  static void factor(const KsStep& s, const T* weight, const Columns<T>& m, const T* bias, int64_t last_in,
-                     int64_t last_out) {
-    const int64_t parts = (s.b + LARGEST - 1) / LARGEST;
-    for (int64_t a = 0; a < s.a; ++a)
-      for (int64_t d = 0; d < s.d; ++d, weight += s.b * s.c) {
-        const T* x = m.x + (a * s.c * s.d + d) * m.x_row;
-        for (int64_t q = 0; q < parts; ++q) {
-          const int64_t o = s.b * q / parts, count = s.b * (q + 1) / parts - o;
-          const int64_t at = (a * s.b + o) * s.d + d;
-          sized<LARGEST>(count, weight + o * s.c, s.c, x, s.d * m.x_row, m.y + at * m.y_row, s.d * m.y_row,
-                         bias ? bias + at : nullptr, s.d, last_in, last_out);
-        }
+static constexpr int64_t OUTPUTS = KS_REGISTERS >= 32 ? 8 : 4;
+
+template <class T> void factor_columns(const KsStep& step, const Columns<T>& m, const T* bias) {
+  using Run = void (*)(const Outputs<T>&, const Columns<T>&);
+  static constexpr Run run[] = {tiles<T, 1>, tiles<T, 2>, tiles<T, 3>, tiles<T, 4>,
+                                tiles<T, 5>, tiles<T, 6>, tiles<T, 7>, tiles<T, 8>};
+  const int64_t parts = (step.b + OUTPUTS - 1) / OUTPUTS;
+  const T* weight = (const T*)step.weight;
+  for (int64_t a = 0; a < step.a; ++a)
+    for (int64_t d = 0; d < step.d; ++d, weight += step.b * step.c)
+      for (int64_t q = 0; q < parts; ++q) {
+        const int64_t o = step.b * q / parts, count = step.b * (q + 1) / parts - o;
+        const int64_t at = (a * step.b + o) * step.d + d;
+        const Outputs<T> s{weight + o * step.c, step.c,
+                           m.x + (a * step.c * step.d + d) * m.x_row, step.d * m.x_row,
+                           m.y + at * m.y_row, step.d * m.y_row,
+                           bias ? bias + at : nullptr, step.d};
+        run[count - 1](s, m);
       }
-  }
-};
+}
 
-static constexpr int64_t WIDEST_TILE = 4;  // registers of columns
+static constexpr int64_t COLUMNS_BYTES = 3 << 17;  // of scratch for a tile of columns
 
-// A chain applied to `count` columns, at most WIDEST_TILE registers of them.
+// Registers of columns in a tile: as many as the scratch holds, and a row of them an odd number of cache lines.
+template <class T> int64_t tile_registers(const KsChain& chain) {
+  const int64_t fit = COLUMNS_BYTES / (2 * chain.widest * (int64_t)sizeof(T) * Vec<T>::N);
+  return fit < 4 ? 4 : fit > 12 ? 12 : fit / 4 * 4;
+}
+
+// A chain applied to `count` columns; scratch holds 2 * widest rows of `row` entries.
 template <class T>
 void chain_columns(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
-                   T* scratch) {
+                   T* scratch, int64_t row) {
   constexpr int N = Vec<T>::N;
   const int64_t registers = (count + N - 1) / N, last = count - (registers - 1) * N;
-  const int64_t row = (WIDEST_TILE + 1) * N;
-  Columns<T> m{x, x_row, nullptr, row};
+  T *here = scratch, *other = scratch + chain.widest * row;
+  Columns<T> m{x, x_row, nullptr, row, registers, last, N};
   for (int64_t j = 0; j < chain.steps; ++j) {
-    const KsStep& s = chain.step[j];
+    const KsStep& step = chain.step[j];
     const bool end = j == chain.steps - 1;
-    m.y = end ? y : scratch + (j % 2) * chain.widest * row;
-    m.y_row = end ? y_row : row;
-    const int64_t last_in = j == 0 ? last : N, last_out = end ? last : N;
-    const T* weight = (const T*)s.weight;
-    const T* start = end ? bias : nullptr;
-    switch (registers) {
-      case 1: Tiles<T, 1>::factor(s, weight, m, start, last_in, last_out); break;
-      case 2: Tiles<T, 2>::factor(s, weight, m, start, last_in, last_out); break;
-      case 3: Tiles<T, 3>::factor(s, weight, m, start, last_in, last_out); break;
-      default: Tiles<T, 4>::factor(s, weight, m, start, last_in, last_out); break;
+    if (j && !(step.b == step.c && step.b <= OUTPUTS)) {  // else every block writes just what it has read
+      T* swapped = here;
+      here = other;
+      other = swapped;
     }
+    m.y = end ? y : here;
+    m.y_row = end ? y_row : row;
+    m.last_out = end ? last : N;
+    factor_columns<T>(step, m, end ? bias : nullptr);
     m.x = m.y;
     m.x_row = m.y_row;
+    m.last_in = N;
   }
 }

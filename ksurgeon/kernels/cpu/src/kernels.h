@@ -110,13 +110,13 @@ template <class T> struct ColumnsCall {
   T* y;
   int64_t columns;
   const T* bias;
-  int64_t tiles, count, next;
+  int64_t row, tiles, count, next;
 };
 
 template <class T> void columns_tiled(void* context, int, int) {
   ColumnsCall<T>& call = *(ColumnsCall<T>*)context;
   constexpr int64_t N = Vec<T>::N;
-  T* scratch = (T*)ks_scratch(2 * call.chain.widest * (WIDEST_TILE + 1) * N * sizeof(T));
+  T* scratch = (T*)ks_scratch(2 * call.chain.widest * call.row * sizeof(T));
   const int64_t registers = (call.columns + N - 1) / N;
   for (int64_t at; (at = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.count;) {
     const int64_t image = at / call.tiles, tile = at % call.tiles;
@@ -124,16 +124,19 @@ template <class T> void columns_tiled(void* context, int, int) {
     const int64_t to = smaller(call.columns, registers * (tile + 1) / call.tiles * N);
     chain_columns<T>(call.chain, call.x + image * call.chain.in_features * call.columns + from, call.columns,
                      call.y + image * call.chain.out_features * call.columns + from, call.columns, to - from,
-                     call.bias, scratch);
+                     call.bias, scratch, call.row);
   }
 }
 
 template <class T>
 void run_columns(const KsChain& chain, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
                  int threads) {
-  const int64_t registers = (columns + Vec<T>::N - 1) / Vec<T>::N;
-  const int64_t tiles = (registers + WIDEST_TILE - 1) / WIDEST_TILE;
-  ColumnsCall<T> call{chain, (const T*)x, (T*)y, columns, (const T*)bias, tiles, images * tiles, 0};
+  constexpr int64_t N = Vec<T>::N;
+  const int64_t registers = (columns + N - 1) / N, most = tile_registers<T>(chain);
+  int64_t tiles = (registers + most - 1) / most;
+  if (images < threads) tiles = larger(tiles, smaller(registers, threads));
+  const int64_t row = scratch_row<T>((registers + tiles - 1) / tiles * N);
+  ColumnsCall<T> call{chain, (const T*)x, (T*)y, columns, (const T*)bias, row, tiles, images * tiles, 0};
   if (images * columns * chain.weights < SHARED_WEIGHTS) threads = 1;
   ks_parallel((int)smaller(threads, call.count), columns_tiled<T>, &call);
 }
