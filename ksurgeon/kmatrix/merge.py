@@ -1,6 +1,6 @@
 """Multiplying out neighbouring factors of a chain: exact, and fewer, wider steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,12 +35,14 @@ def merge_pair(first: Tensor, second: Tensor) -> Tensor:
     return left @ right
 
 
-def merge_plan(patterns: Sequence[Pattern], max_radix: int = 32) -> tuple[int, ...]:
+def merge_plan(
+    patterns: Sequence[Pattern], max_radix: int = 32, cost_of: Callable[[Pattern], float] | None = None
+) -> tuple[int, ...]:
     """How many neighbouring factors to merge into each step, for the least work.
 
-    The work of a step is its multiplications plus the entries it reads and writes, weighted as
-    ``max_radix / 2`` multiplications each; no merged step has a radix above ``max_radix`` unless
-    a single factor has it already.
+    The work of a step is what ``cost_of`` says, or its multiplications plus the entries it reads and
+    writes, weighted as ``max_radix / 2`` multiplications each; no merged step has a radix above
+    ``max_radix`` unless a single factor has it already.
     """
     move = max_radix / 2
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
@@ -52,7 +54,10 @@ def merge_plan(patterns: Sequence[Pattern], max_radix: int = 32) -> tuple[int, .
                 merged = hull(patterns[start], merged)
                 if max(merged.b, merged.c) > max_radix and merged.numel > sum(p.numel for p in patterns[start:end]):
                     break
-            work = merged.numel + move * (merged.in_features + merged.out_features)
+            if cost_of is None:
+                work = merged.numel + move * (merged.in_features + merged.out_features)
+            else:
+                work = cost_of(merged)
             cost, groups = best[start]
             options.append((cost + work, (*groups, end - start)))
         best.append(min(options))

@@ -1,0 +1,92 @@
+"""Which factors to multiply out beforehand, and how the work of a step is cut up."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from ksurgeon.kmatrix.merge import merge_plan
+from ksurgeon.kmatrix.patterns import Pattern
+
+__all__ = ["Tiles", "merge_for", "outer_tiles", "step_tiles"]
+
+_LARGEST_RADIX = 128
+# Seconds on one H100, from its data sheet: what decides is the ratio of the two, which differs little between GPUs.
+_SECONDS_PER_BYTE = 1 / 2.5e12
+_SECONDS_PER_MULTIPLICATION = {2: 1 / 200e12, 4: 1 / 30e12}
+
+_SMALLEST, _LARGEST = 16, 64  # sides of a product on the tensor cores
+_SUMS = 32768  # sums in float32 that a program of 8 warps holds in its registers
+
+
+class Tiles(NamedTuple):
+    """How much one program takes: rows, neighbouring blocks, outputs and inputs of a block at a time."""
+
+    rows: int
+    group: int
+    out: int
+    inner: int
+    warps: int
+    stages: int
+
+    def programs(self, pattern: Pattern, rows: int) -> int:
+        """How many programs a step is."""
+        a, b, _, d = pattern
+        return a * -(-d // self.group) * -(-b // self.out) * -(-rows // self.rows)
+
+
+def _side(size: int, largest: int = _LARGEST) -> int:
+    return min(max(1 << (size - 1).bit_length(), _SMALLEST), largest)
+
+
+@lru_cache(maxsize=4096)
+def merge_for(patterns: tuple[Pattern, ...], itemsize: int) -> tuple[int, ...]:
+    """How many neighbouring factors to merge into each step, for the least time on many rows."""
+    multiplication = _SECONDS_PER_MULTIPLICATION[itemsize]
+
+    def cost(step: Pattern) -> float:
+        moved = (step.in_features + step.out_features) * itemsize
+        multiplied = step.a * step.d * max(step.b, _SMALLEST) * max(step.c, _SMALLEST)
+        return moved * _SECONDS_PER_BYTE + multiplied * multiplication
+
+    return merge_plan(patterns, _LARGEST_RADIX, cost)
+
+
+@lru_cache(maxsize=4096)
+def step_tiles(pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, wanted: int) -> Tiles:
+    """The cut of a step, such that there are ``wanted`` programs if the work allows it.
+
+    Args:
+        pattern: of the factor.
+        rows: number of vectors, or the next power of two.
+        side_by_side: whether the entries of a vector are neighbours in memory. Those of a block with a stride
+            are then read in one piece with those of the blocks beside it.
+        itemsize: bytes of an entry.
+        wanted: a number of programs that keeps the device busy.
+    """
+    _, b, c, d = pattern
+    out, most = _side(b), _side(rows, 128)
+    if most == _SMALLEST:
+        tiles = Tiles(most, 1, _SMALLEST, _side(c), 2, 2)
+    elif side_by_side and d > 1:
+        group = min(1 << (d - 1).bit_length(), 8)
+        widest = _SUMS if itemsize == 2 else _SUMS // 2
+        tiles = Tiles(min(most, max(widest // (group * out), _SMALLEST)), group, out, _side(c, 32), 8, 2)
+    else:
+        tiles = Tiles(most, 1, out, _side(c), 8 if most * out >= 8192 else 4, 2)
+    while tiles.programs(pattern, rows) < wanted and tiles.rows > 2 * _SMALLEST:
+        tiles = tiles._replace(rows=tiles.rows // 2)
+    while tiles.programs(pattern, rows) < wanted and tiles.out > _SMALLEST:
+        tiles = tiles._replace(out=tiles.out // 2)
+    return tiles
+
+
+@lru_cache(maxsize=4096)
+def outer_tiles(pattern: Pattern, rows: int, side_by_side: bool, wanted: int) -> tuple[Tiles, int]:
+    """The cut of the gradient of a step, and the rows that each program sums over."""
+    a, b, c, d = pattern
+    out, inner = _side(b), _side(c)
+    group = min(1 << (d - 1).bit_length(), 8) if side_by_side else 1
+    programs = a * -(-d // group) * -(-b // out) * -(-c // inner)
+    shares = min(max(wanted // programs, 1), max(rows // 128, 1))
+    each = -(-rows // shares)
+    return Tiles(_side(each, 32), group, out, inner, 8 if group * out * inner >= 8192 else 4, 2), each

@@ -1,0 +1,83 @@
+"""Chains on real tensors. Everything the kernels rely on is checked here."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels.cpu.layout import in_rows, new_result
+from ksurgeon.kernels.cuda import pack
+from ksurgeon.kernels.cuda.layout import Vectors, vectors_along
+from ksurgeon.kernels.cuda.merging import pull_back
+from ksurgeon.kernels.cuda.sweep import backward_steps, forward_steps
+from ksurgeon.kmatrix.patterns import Pattern
+
+__all__ = ["backward", "forward"]
+
+
+def forward(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, keep: bool = True
+) -> Tensor:
+    """Apply a chain; no gradients, no modes. ``keep``: the merged factors may be those of an earlier call.
+
+    Raises:
+        ValueError: the size along ``dim``, or that of the bias, is not the chain's.
+    """
+    axis = dim % x.dim()
+    _check(x.shape[axis], factors, bias)
+    out_features = Pattern.of(factors[-1].shape).out_features
+    y = new_result(x, axis, out_features, in_rows(x, axis))
+    rows = x.numel() // x.shape[axis]
+    if rows:
+        with _on_device(x):
+            weights = pack.merged_once(factors) if keep else pack.merged(factors)
+            bias = None if bias is None else bias.detach().contiguous()
+            forward_steps(_vectors(x, axis), weights, _vectors(y, axis), rows, bias)
+    return y
+
+
+def backward(
+    g: Tensor, x: Tensor, factors: Sequence[Tensor], dim: int, need_x: bool, need_factors: bool
+) -> tuple[Tensor | None, list[Tensor] | None]:
+    """Gradients of the input and of the factors; the intermediate vectors are computed once more."""
+    axis = dim % x.dim()
+    _check(x.shape[axis], factors, None)
+    of_x = new_result(x, axis, x.shape[axis], in_rows(x, axis)) if need_x else None
+    rows = x.numel() // x.shape[axis]
+    if not rows:
+        return of_x, [torch.zeros_like(factor) for factor in factors] if need_factors else None
+    with _on_device(x):
+        plain, counts = pack.contiguous(factors), pack.counts_of(factors)
+        gradients = backward_steps(
+            _vectors(g, axis),
+            _vectors(x, axis),
+            pack.merged(factors),
+            None if of_x is None else _vectors(of_x, axis),
+            rows,
+            need_factors,
+        )
+        if not need_factors:
+            return of_x, None
+        pulled = pull_back(plain, counts, gradients)
+    return of_x, [gradient.to(factor.dtype) for gradient, factor in zip(pulled, factors, strict=True)]
+
+
+def _on_device(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _vectors(x: Tensor, axis: int) -> Vectors:
+    found = vectors_along(x, axis)
+    if found is None:
+        found = vectors_along(x.contiguous(), axis)
+        assert found is not None
+    return found
+
+
+def _check(size: int, factors: Sequence[Tensor], bias: Tensor | None) -> None:
+    takes, gives = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
+    if size != takes:
+        raise ValueError(f"the chain takes vectors of {takes} entries, got {size}")
+    if bias is not None and bias.shape != (gives,):
+        raise ValueError(f"the bias must have shape ({gives},), got {tuple(bias.shape)}")
