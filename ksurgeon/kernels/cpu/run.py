@@ -9,7 +9,7 @@ from torch import Tensor
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
 from ksurgeon.kernels.cpu.library import Chain, Step, is_available, library
 from ksurgeon.kernels.cpu.merging import pull_back
-from ksurgeon.kernels.cpu.pack import Pack, counts_for_rows, find_pack, forget
+from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget
 
 __all__ = ["DTYPES", "backward", "forward"]
 
@@ -22,18 +22,18 @@ if is_available():
 
 
 def forward(
-    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, compare: bool = False
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, light: bool = False
 ) -> Tensor:
-    """Apply a chain to a CPU tensor; no gradients, no modes. ``compare`` is that of ``find_pack``.
+    """Apply a chain to a CPU tensor; no gradients, no modes. ``light`` is that of ``find_pack``.
 
     Raises:
         ValueError: the size along ``dim``, or that of the bias, is not the chain's.
     """
-    pack = find_pack(factors, compare)
+    pack = find_pack(factors, light)
     y = _forward(x, factors, pack, bias, dim)
     if y is None:  # the contents of the factors have changed behind the back of their version counters
         forget(factors)
-        y = _forward(x, factors, find_pack(factors), bias, dim)
+        y = _forward(x, factors, find_pack(factors, light), bias, dim)
         assert y is not None
     return y
 
@@ -159,7 +159,7 @@ def backward(
 
     ``g`` and ``x`` have the dtype of the factors; half precision is computed in float32.
     """
-    pack, axis = find_pack(factors, compare=True), dim % x.dim()
+    pack, axis = find_pack(factors, light=True), dim % x.dim()
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows_x = x.movedim(axis, -1).to(kind).contiguous()
     rows_g = g.movedim(axis, -1).to(kind).contiguous()
@@ -193,5 +193,5 @@ def backward(
         weight = packed.new_empty(shape)
         library().ks_unpack(step, packed.data_ptr(), weight.data_ptr(), chain.is_double)
         plain.append(weight)
-    of_factors = pull_back([f.detach().to(kind) for f in factors], counts_for_rows(factors), plain)
+    of_factors = pull_back([f.detach().to(kind) for f in factors], pack.counts(factors), plain)
     return result_x, [gradient.to(factors[0].dtype) for gradient in of_factors]
