@@ -10,7 +10,7 @@ from torch import Tensor
 from ksurgeon.kernels.cpu.library import Chain, Guard, library
 from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows, merge_for_training
 from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
 __all__ = ["Pack", "find_pack", "forget"]
 
@@ -38,6 +38,9 @@ class Pack:
     __slots__ = ("_chains", "_guard", "_ids", "_index", "_pointers", "_storages", "_versions", "light", "ready")
 
     def __init__(self, factors: Sequence[Tensor], light: bool) -> None:
+        check_chain([Pattern.of(factor.shape) for factor in factors])
+        if len({(factor.dtype, factor.device) for factor in factors}) > 1:
+            raise ValueError(f"factors of one dtype and device are needed, got {[f.dtype for f in factors]}")
         self.light = light
         self._ids = list(map(id, factors))
         known = not any([factor.is_inference() for factor in factors])
@@ -109,7 +112,7 @@ class Pack:
 
 def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
     """The factors in the dtype of the computation, with no graph behind them."""
-    return [factor.detach().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
+    return [factor.detach().resolve_neg().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
 
 
 def _patterns(factors: Sequence[Tensor]) -> tuple[Pattern, ...]:

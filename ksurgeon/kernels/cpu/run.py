@@ -48,6 +48,7 @@ def _forward(
         and x.shape[-1] == chain.in_features
         and (dim == -1 or dim == x.dim() - 1)
         and x.is_contiguous()
+        and not x.is_neg()
         and (bias is None or _fits(bias, x, chain))
     ):
         wide = chain.in_features == chain.out_features
@@ -63,8 +64,9 @@ def _forward(
             chain.is_double,
         )
         return y if done else None
-    if bias is not None and bias.dtype is not x.dtype:
-        bias = bias.to(x.dtype)
+    x = x.resolve_neg()
+    if bias is not None:
+        bias = bias.to(x.dtype).resolve_neg()
     if x.dtype in _EXACT:
         return _general(x, factors, pack, bias, dim)
     # Half precision is storage only: products are summed in float32.
@@ -74,7 +76,11 @@ def _forward(
 
 def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
     return (
-        bias.dtype is x.dtype and bias.is_cpu and bias.is_contiguous() and bias.shape == (chain.out_features,)
+        bias.dtype is x.dtype
+        and bias.is_cpu
+        and bias.is_contiguous()
+        and not bias.is_neg()
+        and bias.shape == (chain.out_features,)
     )
 
 
@@ -161,8 +167,8 @@ def backward(
     """
     pack, axis = find_pack(factors, light=True), dim % x.dim()
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows_x = x.movedim(axis, -1).to(kind).contiguous()
-    rows_g = g.movedim(axis, -1).to(kind).contiguous()
+    rows_x = x.movedim(axis, -1).to(kind).resolve_neg().contiguous()
+    rows_g = g.movedim(axis, -1).to(kind).resolve_neg().contiguous()
     chain, transposed = pack.rows(factors), pack.transposed(factors)
     _check(rows_x.shape[-1], chain, None)
     gx = torch.empty_like(rows_x) if need_x else None
