@@ -29,7 +29,9 @@ def open_on(name: str, weights: str, input_size: str | None, seed: int, device: 
     for note in loaded.notes:
         warn(err, note, "RANDOM WEIGHTS" if "RANDOM" in note else "warning")
     loaded.model.to(where)
-    inputs = pytree.tree_map(lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, loaded.example_inputs)
+    inputs = pytree.tree_map(
+        lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, loaded.example_inputs
+    )
     return LoadedModel(loaded.model, loaded.source, inputs, loaded.notes)
 
 
@@ -39,7 +41,9 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--device {name}: {reason}; `ksurgeon doctor` shows the devices there are") from error
+        raise InputError(
+            f"--device {name}: {reason}; `ksurgeon doctor` shows the devices there are"
+        ) from error
     return device
 
 

@@ -22,7 +22,13 @@ def apply_factor(columns: Tensor, factor: Tensor) -> Tensor:
 def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int) -> Tensor:
     """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``."""
     moved = x.movedim(dim, 0)
-    columns = moved.reshape(moved.shape[0], -1) if moved.numel() else moved.flatten(1) if moved.dim() > 1 else moved[:, None]
+    columns = (
+        moved.reshape(moved.shape[0], -1)
+        if moved.numel()
+        else moved.flatten(1)
+        if moved.dim() > 1
+        else moved[:, None]
+    )
     for factor in factors:
         columns = apply_factor(columns, factor)
     return columns.view(columns.shape[0], *moved.shape[1:]).movedim(0, dim)

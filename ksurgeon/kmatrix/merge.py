@@ -24,7 +24,15 @@ def widen(factor: Tensor, pattern: Pattern) -> Tensor:
 def merge_pair(first: Tensor, second: Tensor) -> Tensor:
     """Product of two neighbouring factors, ``first`` applied first, as one factor on their hull."""
     pattern = hull(Pattern.of(first.shape), Pattern.of(second.shape))
-    left = widen(second, Pattern(pattern.a, pattern.b, second.shape[0] * second.shape[3] * second.shape[1] // (pattern.a * pattern.d), pattern.d))
+    left = widen(
+        second,
+        Pattern(
+            pattern.a,
+            pattern.b,
+            second.shape[0] * second.shape[3] * second.shape[1] // (pattern.a * pattern.d),
+            pattern.d,
+        ),
+    )
     right = widen(first, Pattern(pattern.a, left.shape[-1], pattern.c, pattern.d))
     return left @ right
 
@@ -44,7 +52,9 @@ def merge_plan(patterns: Sequence[Pattern], max_radix: int = 32) -> tuple[int, .
         for start in range(end - 1, -1, -1):
             if start < end - 1:
                 merged = hull(patterns[start], merged)
-                if max(merged.b, merged.c) > max_radix and merged.numel > sum(p.numel for p in patterns[start:end]):
+                if max(merged.b, merged.c) > max_radix and merged.numel > sum(
+                    p.numel for p in patterns[start:end]
+                ):
                     break
             work = merged.numel + move * (merged.in_features + merged.out_features)
             cost, groups = best[start]

@@ -20,7 +20,16 @@ from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.build import KModule, build_layer, build_shuffle, dense_weight
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
-from ksurgeon.surgery.record import Found, Operation, Outcome, Record, attach, describe_inputs, record_of, resolve_source
+from ksurgeon.surgery.record import (
+    Found,
+    Operation,
+    Outcome,
+    Record,
+    attach,
+    describe_inputs,
+    record_of,
+    resolve_source,
+)
 
 __all__ = ["Conversion", "Progress", "Result", "convert", "replace_modules"]
 
@@ -122,7 +131,9 @@ def convert(
     pairs = _pair(plan, finder.sites)
     _require_finite(model, [site for _, site in pairs])
     built = _build_all(model, pairs, seed, progress)
-    swaps, paths = prepare(model, finder, [(site, new) for (_, site), (new, _, _) in zip(pairs, built, strict=True)])
+    swaps, paths = prepare(
+        model, finder, [(site, new) for (_, site), (new, _, _) in zip(pairs, built, strict=True)]
+    )
     before, output_errors = _measure(model, example_inputs, pairs, built)
     record = _extended_record(model, source, example_inputs)
     record.rules.append(plan.rule)
@@ -207,7 +218,9 @@ def describe_parts(plan: Plan, rule: Rule | None) -> list[str]:
         if number in plan.skipped:
             lines.append(what + plan.skipped[number])
         else:
-            lines.append(what + (f"replaced {sites} site{'s' * (sites != 1)}" if sites else "found nothing to replace"))
+            lines.append(
+                what + (f"replaced {sites} site{'s' * (sites != 1)}" if sites else "found nothing to replace")
+            )
     return lines
 
 
@@ -234,7 +247,9 @@ def _pair(plan: Plan, sites: Sequence[Site]) -> list[tuple[Decision, Site]]:
                 "make the plan from this model and with the same example inputs"
             )
         if site.reason is not None:
-            raise SurgeryError(f"the plan replaces {decision.path!r}, which cannot be replaced: {site.reason}")
+            raise SurgeryError(
+                f"the plan replaces {decision.path!r}, which cannot be replaced: {site.reason}"
+            )
         if decision.structure is None or decision.start is None:
             raise SurgeryError(f"the plan gives no structure or start for {decision.path!r}")
         pairs.append((decision, site))
@@ -245,7 +260,8 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
     bad = [
         site.path
         for site in sites
-        if site.kind != "channel_shuffle" and not bool(dense_weight(model.get_submodule(site.path)).isfinite().all())
+        if site.kind != "channel_shuffle"
+        and not bool(dense_weight(model.get_submodule(site.path)).isfinite().all())
     ]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -334,8 +350,12 @@ def _output_change(
     with evaluating(model):
         after = tensors_of(call_model(model, example_inputs))
     if [t.shape for t in after] != [t.shape for t in before]:
-        raise SurgeryError("the converted model gives outputs of other shapes than the original; it was restored")
-    kept = [(a, b) for a, b in zip(after, before, strict=True) if b.dtype.is_floating_point or b.dtype.is_complex]
+        raise SurgeryError(
+            "the converted model gives outputs of other shapes than the original; it was restored"
+        )
+    kept = [
+        (a, b) for a, b in zip(after, before, strict=True) if b.dtype.is_floating_point or b.dtype.is_complex
+    ]
     total = sum(b.double().norm().item() ** 2 for _, b in kept)
     moved = sum((a.double() - b.double()).norm().item() ** 2 for a, b in kept)
     return (moved / total) ** 0.5 if total else 0.0
