@@ -150,8 +150,8 @@ def resolve_source(model: nn.Module, source: str | Source | None) -> Source | No
         return source
     if source is not None:
         kind, name = parse(source)
-        if kind != "transformers":
-            return Source(kind=kind, name=name)
+        if kind not in ("transformers", "ksurgeon"):
+            return Source.model_validate({"kind": kind, "name": name})
     return infer_source(model)
 
 

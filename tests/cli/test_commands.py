@@ -84,6 +84,21 @@ def test_doctor(run):
     assert json.loads(run("doctor", "--json").out)["packages"]["torch"]
 
 
+def test_a_converted_folder_is_a_model_too(run):
+    assert run("convert", MODEL, "--rule", "shuffle", "-o", "first", *SIZE).status == 0
+    found = run("find", "first", *SIZE)
+    assert found.status == 0 and "channel_shuffle" not in found.out and "pointwise_conv" in found.out
+    again = run("convert", "first", "--rule", "linear", "-o", "second", *SIZE)
+    assert again.status == 3 and "pointwise" in again.err
+    again = run("convert", "first", "--rule", "pointwise", "-o", "second", *SIZE)
+    assert again.status == 0, again.err
+    assert {type(m).__name__ for m in ksurgeon.load("second").modules()} >= {
+        "KChannelShuffle",
+        "KPointwiseConv",
+    }
+    assert run("convert", "first", "--rule", "linear", "--weights", "random").status == 1
+
+
 def test_seeds_and_weights(run):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         done = run("convert", "torchvision:shufflenet_v2_x0_5", "--rule", "shuffle", "--weights", "random",
