@@ -173,8 +173,10 @@ def _kaleidoscope(width: int, expansion: int, radix: Radix | Sequence[int]) -> K
     radix = radix if isinstance(radix, (int, str)) else tuple(radix)
     if min(width, expansion) < 1:
         raise StructureError(f"width and expansion must be at least 1, got {width} and {expansion}")
-    if isinstance(radix, str) and radix != "auto" or isinstance(radix, int) and radix < 2 or not radix:
-        raise StructureError(f"radix must be 'auto', an integer of at least 2 or a list of them, got {radix!r}")
+    if (isinstance(radix, str) and radix != "auto") or (isinstance(radix, int) and radix < 2) or not radix:
+        raise StructureError(
+            f"radix must be 'auto', an integer of at least 2 or a list of them, got {radix!r}"
+        )
     return Kaleidoscope(width=width, expansion=expansion, radix=radix)
 
 
@@ -202,12 +204,17 @@ def multiply(
     if not padded:
         return apply_chain(x, factors, dim, bias)
     dim = dim % x.dim()
+<<<<<<< HEAD
     chain_in, chain_out = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
     x = _resize(x, dim, groups, chain_in)
     if chain_out == out_features:
         return apply_chain(x, factors, dim, bias)
     y = _resize(apply_chain(x, factors, dim), dim, groups, out_features)
     return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim - 1))
+=======
+    x = _resize(x, dim, groups, Pattern.of(factors[0].shape).in_features)
+    return _resize(apply_chain(x, factors, dim), dim, groups, out_features)
+>>>>>>> main
 
 
 @torch.fx.wrap

@@ -52,7 +52,9 @@ def merge_plan(patterns: Sequence[Pattern], max_radix: int = 32) -> tuple[int, .
         for start in range(end - 1, -1, -1):
             if start < end - 1:
                 merged = hull(patterns[start], merged)
-                if max(merged.b, merged.c) > max_radix and merged.numel > sum(p.numel for p in patterns[start:end]):
+                if max(merged.b, merged.c) > max_radix and merged.numel > sum(
+                    p.numel for p in patterns[start:end]
+                ):
                     break
             work = merged.numel + move * (merged.in_features + merged.out_features)
             cost, groups = best[start]
