@@ -22,20 +22,10 @@ def apply_factor(columns: Tensor, factor: Tensor) -> Tensor:
 def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
     """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``, then add the bias."""
     moved = x.movedim(dim, 0)
-<<<<<<< HEAD
     if moved.numel():
         columns = moved.reshape(moved.shape[0], -1)
     else:
         columns = moved.flatten(1) if moved.dim() > 1 else moved[:, None]
-=======
-    columns = (
-        moved.reshape(moved.shape[0], -1)
-        if moved.numel()
-        else moved.flatten(1)
-        if moved.dim() > 1
-        else moved[:, None]
-    )
->>>>>>> main
     for factor in factors:
         columns = apply_factor(columns, factor)
     if bias is not None:

@@ -204,17 +204,12 @@ def multiply(
     if not padded:
         return apply_chain(x, factors, dim, bias)
     dim = dim % x.dim()
-<<<<<<< HEAD
     chain_in, chain_out = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
     x = _resize(x, dim, groups, chain_in)
     if chain_out == out_features:
         return apply_chain(x, factors, dim, bias)
     y = _resize(apply_chain(x, factors, dim), dim, groups, out_features)
     return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim - 1))
-=======
-    x = _resize(x, dim, groups, Pattern.of(factors[0].shape).in_features)
-    return _resize(apply_chain(x, factors, dim), dim, groups, out_features)
->>>>>>> main
 
 
 @torch.fx.wrap
