@@ -32,7 +32,9 @@ Model = Annotated[
     ),
 ]
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="a converted model", show_default=False)]
-RuleName = Annotated[str, typer.Option("--rule", "-r", help="name of a built-in rule, or a rule file (.toml)")]
+RuleName = Annotated[
+    str, typer.Option("--rule", "-r", help="name of a built-in rule, or a rule file (.toml)")
+]
 Weights = Annotated[str, typer.Option(help="auto, pretrained, random, or FILE.safetensors")]
 InputSize = Annotated[
     str | None, typer.Option(help="image side (224), height x width (224x160), or length of a text or sound")
@@ -77,7 +79,9 @@ def convert(
     input_size: InputSize = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan, change and write nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the plan, change and write nothing")
+    ] = False,
     json: AsJson = False,
     yes: Yes = False,
     all: Everything = False,
@@ -161,6 +165,8 @@ def main() -> None:
             debug,
             70,
         )
+    if status == 130:  # the library that reads the arguments catches the interrupt first
+        _fail("interrupted; nothing was written", debug, 130)
     sys.exit(status if isinstance(status, int) else 0)
 
 

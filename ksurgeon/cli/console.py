@@ -36,11 +36,19 @@ def progress_bar(verb: str) -> Iterator[Callable[[int, int, str], None]]:
     if not err.is_terminal:
         yield lambda done, total, path: _line(verb, done, total, path)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from ksurgeon.cli.rate import RateColumn
 
     columns = (
+        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -48,9 +56,11 @@ def progress_bar(verb: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[path]}"),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(verb, total=None, path="")
-        yield lambda done, total, path: progress.update(task, completed=done, total=total, path=path)
+    with Progress(*columns, console=err, transient=True, speed_estimate_period=600) as progress:
+        task = progress.add_task("finding sites", total=None, path="")
+        yield lambda done, total, path: progress.update(
+            task, description=verb, completed=done, total=total, path=path
+        )
 
 
 def _line(verb: str, done: int, total: int, path: str) -> None:

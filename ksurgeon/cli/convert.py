@@ -76,5 +76,7 @@ def _show_plan(loaded: LoadedModel, rule: Rule, model: str, json: bool) -> None:
     if json:
         print(json_module.dumps({"model": model, **plan.model_dump(mode="json")}, indent=1))
         return
-    err.print(f"[bold]dry run[/]: rule {rule.name} on {model}; nothing is changed or written", highlight=False)
+    err.print(
+        f"[bold]dry run[/]: rule {rule.name} on {model}; nothing is changed or written", highlight=False
+    )
     show_plan(out, plan, describe_parts(plan, rule))

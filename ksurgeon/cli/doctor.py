@@ -14,10 +14,18 @@ from ksurgeon.kernels import available_backends, chosen_backend
 __all__ = ["run"]
 
 _PACKAGES = (
-    "ksurgeon", "torch", "torchvision", "timm", "transformers", "triton", "safetensors", "einops", "torchaudio",
-)  # fmt: skip
+    "ksurgeon",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "triton",
+    "safetensors",
+    "einops",
+    "torchaudio",
+)
 _COSTS = {
-    "torchvision": "torchvision: models and timm do not work",
+    "torchvision": "models of torchvision and timm do not work",
     "timm": "bare model names are looked up in torchvision only",
     "transformers": "hf: models do not work",
     "triton": "no CUDA kernels; the reference backend runs on the device",
@@ -48,14 +56,22 @@ def run(json: bool) -> None:
     table.add_row("python", platform.python_version(), "")
     for name, number in found.items():
         table.add_row(name, number or "[yellow]missing[/]", "" if number else _COSTS.get(name, ""))
-    table.add_row("threads", str(torch.get_num_threads()), "torch.set_num_threads or OMP_NUM_THREADS changes it")
+    table.add_row(
+        "threads", str(torch.get_num_threads()), "torch.set_num_threads or OMP_NUM_THREADS changes it"
+    )
     table.add_row("GPU", ", ".join(gpus) or "none", "" if gpus else "everything runs on the CPU")
     asked = os.environ.get("KSURGEON_BACKEND")
-    table.add_row("kernels", chosen_backend(), f"KSURGEON_BACKEND={asked}" if asked else "of " + ", ".join(available_backends()))
+    table.add_row(
+        "kernels",
+        chosen_backend(),
+        f"KSURGEON_BACKEND={asked}" if asked else "of " + ", ".join(available_backends()),
+    )
     out.print(table)
 
 
 def _version(name: str) -> str | None:
+    if name == "torch":
+        return torch.__version__  # tells the build, too
     try:
         return version(name)
     except PackageNotFoundError:

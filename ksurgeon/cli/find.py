@@ -6,6 +6,7 @@ from dataclasses import asdict
 from ksurgeon.cli.console import out, status
 from ksurgeon.cli.opening import open_on
 from ksurgeon.find import Finder
+from ksurgeon.models.names import parse
 from ksurgeon.report.terminal import show_sites
 
 __all__ = ["run"]
@@ -14,6 +15,8 @@ __all__ = ["run"]
 def run(
     model: str, weights: str, input_size: str | None, seed: int, device: str, json: bool, everything: bool
 ) -> None:
+    if parse(model)[0] == "ksurgeon":
+        weights = "auto"
     loaded = open_on(model, weights, input_size, seed, device)
     with status("running the model once and tracing its modules"):
         finder = Finder(loaded.model, loaded.example_inputs)

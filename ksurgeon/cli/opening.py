@@ -7,9 +7,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ksurgeon.cli.console import err, status
-from ksurgeon.errors import InputError
+from ksurgeon.errors import InputError, WeightsError
+from ksurgeon.models.inputs import inputs_for
+from ksurgeon.models.names import parse
 from ksurgeon.models.opening import LoadedModel, open_model
 from ksurgeon.report.terminal import warn
+from ksurgeon.surgery.record import read_record
+from ksurgeon.surgery.storage import load
 
 __all__ = ["open_on"]
 
@@ -25,12 +29,27 @@ def open_on(name: str, weights: str, input_size: str | None, seed: int, device: 
     logging.getLogger("timm").setLevel(logging.ERROR)
     with status(f"opening {name}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = open_model(name, weights=weights, seed=seed, input_size=sizes)
+        if parse(name)[0] == "ksurgeon":
+            loaded = _open_converted(name, weights, sizes, seed)
+        else:
+            loaded = open_model(name, weights=weights, seed=seed, input_size=sizes)
     for note in loaded.notes:
         warn(err, note, "RANDOM WEIGHTS" if "RANDOM" in note else "warning")
     loaded.model.to(where)
-    inputs = pytree.tree_map(lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, loaded.example_inputs)
+    inputs = pytree.tree_map(
+        lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, loaded.example_inputs
+    )
     return LoadedModel(loaded.model, loaded.source, inputs, loaded.notes)
+
+
+def _open_converted(folder: str, weights: str, sizes: tuple[int, ...] | None, seed: int) -> LoadedModel:
+    if weights not in ("auto", "pretrained"):
+        raise WeightsError(f"{folder} is a converted model and has its own weights; leave --weights at auto")
+    model = load(folder)
+    source = read_record(folder).source
+    assert source is not None  # or it could not have been loaded
+    notes = [source.weights_note] if source.weights_note else []
+    return LoadedModel(model, source, inputs_for(model, source, sizes, seed), notes)
 
 
 def _device(name: str) -> torch.device:
@@ -39,7 +58,9 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--device {name}: {reason}; `ksurgeon doctor` shows the devices there are") from error
+        raise InputError(
+            f"--device {name}: {reason}; `ksurgeon doctor` shows the devices there are"
+        ) from error
     return device
 
 

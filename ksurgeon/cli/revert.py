@@ -24,7 +24,11 @@ def run(folder: str, output: str | None, yes: bool, json: bool) -> None:
     save(model, target)
     dense = len(after.operations)
     if json:
-        print(json_module.dumps({"folder": str(target), "reverted": len(before.operations), "dense_maps": dense}))
+        print(
+            json_module.dumps(
+                {"folder": str(target), "reverted": len(before.operations), "dense_maps": dense}
+            )
+        )
         return
     out.print(f"[bold]{len(before.operations)} sites reverted[/], written to {target}", highlight=False)
     out.print(

@@ -22,7 +22,9 @@ def list_rules(json: bool) -> None:
     for name, rule in rules.items():
         table.add_row(name, rule.summary)
     out.print(table)
-    out.print("\n[dim]ksurgeon rules show NAME prints one: copy it to a .toml file and change it for your own.[/]")
+    out.print(
+        "\n[dim]ksurgeon rules show NAME prints one: copy it to a .toml file and change it for your own.[/]"
+    )
 
 
 def print_rule(name: str) -> None:

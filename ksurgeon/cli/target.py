@@ -22,7 +22,9 @@ def agree_on_target(folder: str | Path, yes: bool) -> Path:
     if yes or not target.exists() or not any(target.iterdir()):
         return target
     if not sys.stdin.isatty():
-        raise FolderError(f"{target} holds an earlier conversion; give --yes to replace it, or another folder with -o")
+        raise FolderError(
+            f"{target} holds an earlier conversion; give --yes to replace it, or another folder with -o"
+        )
     err.print(f"{target} holds an earlier conversion.")
     if not typer.confirm("Replace it?", err=True):
         raise typer.Abort

@@ -80,8 +80,9 @@ def call_model(model: Callable[..., Any], example_inputs: ExampleInputs) -> Any:
         return model(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of((args, kwargs))) or "no tensor"
+        first = str(error).strip().partition("\n")[0] or "no message"
         raise InputError(
             f"the model does not run on the example inputs ({shapes}): "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}. "
+            f"{type(error).__name__}: {first}. "
             "Give inputs of the shape that the model takes."
         ) from error

@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
 
 from ksurgeon.find.recording import Recording
@@ -74,15 +74,11 @@ def _features(module: nn.Module) -> tuple[int, int]:
 
 def _plain_weight(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
-    return (
-        type(weight) is nn.Parameter
-        and type(weight.data) is Tensor
-        and not _is_lazy(weight)
-    )
+    return type(weight) is nn.Parameter and type(weight.data) is Tensor and not _is_lazy(weight)
 
 
 def _is_lazy(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, nn.parameter.UninitializedTensorMixin)
+    return isinstance(parameter, UninitializedTensorMixin)
 
 
 def _readers(model: nn.Module) -> dict[int, list[str]]:
@@ -112,8 +108,10 @@ def _reason(
         return f"its weight is no plain parameter ({what})"
     if not module.weight.dtype.is_floating_point and not module.weight.dtype.is_complex:  # type: ignore[union-attr, operator]
         return f"quantised ({module.weight.dtype})"
-    expected = nn.Linear.forward if kind == "linear" else next(
-        c.forward for c in _CONVOLUTIONS if isinstance(module, c)
+    expected = (
+        nn.Linear.forward
+        if kind == "linear"
+        else next(c.forward for c in _CONVOLUTIONS if isinstance(module, c))
     )
     if type(module).forward is not expected or "forward" in vars(module):
         return f"{type(module).__name__} has a forward of its own"
@@ -128,5 +126,7 @@ def _reason(
     if shared:
         return f"its weight is tied to {', '.join(shared)}"
     if recording is not None and not recording.counts.get(id(module)):
-        return "its forward was not called in the example run: its parent reads its weight, or does not use it"
+        return (
+            "its forward was not called in the example run: its parent reads its weight, or does not use it"
+        )
     return None

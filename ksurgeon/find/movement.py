@@ -9,13 +9,56 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-__all__ = ["Region", "as_function", "is_movement", "is_movement_module", "regions", "tensor_inputs", "tensor_users"]
+__all__ = [
+    "Region",
+    "as_function",
+    "is_movement",
+    "is_movement_module",
+    "regions",
+    "tensor_inputs",
+    "tensor_users",
+]
 
 _NAMES = frozenset(
-    "channel_shuffle chunk clone concat concatenate contiguous einops_rearrange flatten flip index_select "
-    "moveaxis movedim mT narrow native_channel_shuffle permute pixel_shuffle pixel_unshuffle ravel reshape "
-    "reshape_as roll select split squeeze stack cat swapaxes swapdims t T tensor_split transpose unbind "
-    "unflatten unsqueeze view view_as".split()
+    {
+        "T",
+        "cat",
+        "channel_shuffle",
+        "chunk",
+        "clone",
+        "concat",
+        "concatenate",
+        "contiguous",
+        "flatten",
+        "flip",
+        "index_select",
+        "mT",
+        "moveaxis",
+        "movedim",
+        "narrow",
+        "native_channel_shuffle",
+        "permute",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "ravel",
+        "reshape",
+        "reshape_as",
+        "roll",
+        "select",
+        "split",
+        "squeeze",
+        "stack",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "tensor_split",
+        "transpose",
+        "unbind",
+        "unflatten",
+        "unsqueeze",
+        "view",
+        "view_as",
+    }
 )
 _FUNCTIONS = frozenset(
     id(function)

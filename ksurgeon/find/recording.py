@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ksurgeon.errors import InputError
-from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, evaluating, repeat_single_example, tensors_of
+from ksurgeon.find.inputs import (
+    ExampleInputs,
+    as_call,
+    call_model,
+    evaluating,
+    repeat_single_example,
+    tensors_of,
+)
 
 __all__ = ["Call", "Recording", "TensorSpec", "record_run"]
 

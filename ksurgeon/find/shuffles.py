@@ -120,7 +120,9 @@ def _permuted(node: fx.Node, dim: int, ndim: int) -> int | None:
     source = _value(tensor_inputs(node)[0])
     if isinstance(source, Tensor) and (source.shape == _value(node).shape or name in ("cat", "concat")):
         return dim
-    return dim if name in ("getitem", "chunk", "split") and isinstance(source, (Tensor, tuple, list)) else None
+    return (
+        dim if name in ("getitem", "chunk", "split") and isinstance(source, (Tensor, tuple, list)) else None
+    )
 
 
 def _after(module: nn.Module, node: fx.Node) -> int | None:

@@ -24,8 +24,21 @@ from ksurgeon.find.recording import Call, TensorSpec
 __all__ = ["Trace", "TraceFailure", "attribute_of", "require", "trace_module"]
 
 _CONSTANT = (type(None), bool, str)
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 # Functions that do not dispatch on their arguments, and so would not see a size that is a node.
-_FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "tensor", "zeros")
+_FACTORIES = (
+    "arange",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "ones",
+    "rand",
+    "randn",
+    "randint",
+    "tensor",
+    "zeros",
+)
 
 
 class TraceFailure(Exception):
@@ -40,8 +53,9 @@ def require(actual: Any, expected: Any) -> None:
     """
     if actual != expected:
         raise RuntimeError(
-            f"this module's forward was rewritten by ksurgeon for inputs where a condition on their shape was "
-            f"{expected!r}, and it is now {actual!r}; revert the module, or convert the model with such inputs"
+            f"this module's forward was rewritten by ksurgeon for inputs where a condition on their shape "
+            f"was {expected!r}, and it is now {actual!r}; revert the module, or convert the model with such "
+            "inputs"
         )
 
 
@@ -52,9 +66,12 @@ def _require_length(value: Any, expected: int) -> None:
 class Trace:
     """A module's forward as a graph; ``node.meta["value"]`` is the fake value of every node.
 
-    ``fixed`` lists the nodes whose number was needed as a plain Python number, so that the graph holds
-    only for inputs where it is the same. ``constants`` are tensors that the forward made or took from
-    elsewhere, by the name under which the graph reads them from the module.
+    Attributes:
+        graph: the forward, children as leaves.
+        fixed: names of the nodes whose number was needed as a plain Python number, so that the graph holds
+            only for inputs where it is the same.
+        constants: tensors that the forward made or took from elsewhere, by the name under which the graph
+            reads them from the module.
     """
 
     def __init__(self, graph: fx.Graph, fixed: list[str], constants: dict[str, Any]) -> None:
@@ -138,7 +155,7 @@ class _Tracer(fx.Tracer):
         return answer
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter([obj[index] for index in range(self.length(obj))])
+        return iter([obj[index] for index in range(self.length(obj))])  # type: ignore[index]
 
     def keys(self, obj: fx.Proxy) -> Any:
         return list(self.value_of(obj).keys())
@@ -215,7 +232,9 @@ def _seeing_sizes() -> Iterator[None]:
         for module_name, module in list(sys.modules.items()):
             if module is not None and not module_name.startswith(("einops.", "torch.")):
                 names = list(getattr(module, "__dict__", {}).items())
-                holders += [(module, name, wrapped[id(value)]) for name, value in names if id(value) in wrapped]
+                holders += [
+                    (module, name, wrapped[id(value)]) for name, value in names if id(value) in wrapped
+                ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in holders]
     try:
         for module, name, wrapper in holders:
@@ -232,8 +251,7 @@ def _bind(module: nn.Module, call: Call) -> dict[str, Any]:
     bound.apply_defaults()
     names = {}
     for name, parameter in inspect.signature(module.forward).parameters.items():
-        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-        names[star + name] = bound.arguments[name]
+        names[_STARS.get(parameter.kind, "") + name] = bound.arguments[name]
     return names
 
 

@@ -83,7 +83,8 @@ class KPointwiseConv(nn.Module):
         dims = len(self.stride)
         kept = x
         if any(step > 1 for step in self.stride):
-            kept = x[(..., *(slice(None, None, step) for step in self.stride))]
+            steps = [slice(None, None, step) for step in self.stride]
+            kept = x[(..., *steps)]  # type: ignore[index]
         return like_input(self.matrix.affine(kept, -dims - 1, self.bias), x)
 
     def extra_repr(self) -> str:

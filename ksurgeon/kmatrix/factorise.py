@@ -11,6 +11,9 @@ from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull
 
 __all__ = ["balance_", "factorise"]
 
+# Entries of the blocks decomposed at once.
+_ENTRIES = 2**17
+
 
 @torch.no_grad()
 def factorise(weight: Tensor, patterns: Sequence[Pattern]) -> list[Tensor]:
@@ -45,14 +48,14 @@ def factorise(weight: Tensor, patterns: Sequence[Pattern]) -> list[Tensor]:
     tails = [chain[-1]]
     for pattern in reversed(chain[:-1]):
         tails.insert(0, hull(pattern, tails[0]))
-    (a, b, c, d), wide = tails[0], torch.complex128 if weight.is_complex() else torch.float64
-    rest = weight.to(wide).view(a, b, d, a, c, d).diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3)
+    a, b, c, d = tails[0]
+    rest = weight.view(a, b, d, a, c, d).diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3)
     rest = rest.permute(2, 3, 0, 1)
     factors = []
     for first, tail in zip(chain, tails[1:], strict=False):
         factor, rest = _split(rest, first, tail)
         factors.append(factor)
-    factors.append(rest.contiguous())
+    factors.append(rest.to(_wide(rest), memory_format=torch.contiguous_format, copy=True))
     balance_(factors)
     return factors
 
@@ -65,16 +68,26 @@ def _split(block: Tensor, first: Pattern, second: Pattern) -> tuple[Tensor, Tens
     if min(p1, p2) > 1 or min(q1, q2) > 1 or second.c % (p1 * q1):
         raise StructureError(f"no factorisation into {tuple(first)} then {tuple(second)}: blocks do not nest")
     blocks = block.reshape(a, d, p2, second.b, q2, p1, first.c, q1).permute(0, 1, 2, 5, 4, 7, 3, 6)
-    u, s, vh = torch.linalg.svd(blocks, full_matrices=False)
+    # In slices, along the longest dimension, as the decomposition takes several times its input.
+    axis = max(range(6), key=lambda i: blocks.shape[i])
+    size = max(1, _ENTRIES * blocks.shape[axis] // max(1, blocks.numel()))
     # A rank above the blocks' own is used up by copies, which leaves no parameter without a gradient.
-    kept = torch.arange(rank, device=s.device) % min(rank, s.shape[-1])
-    scale = kept.bincount()[kept].to(s.dtype).rsqrt()
-    left = (u * s[..., None, :])[..., kept] * scale
-    right = vh[..., kept, :] * scale[:, None]
+    kept = torch.arange(rank, device=block.device) % min(rank, second.b, first.c)
+    scale = kept.bincount()[kept].to(torch.float64).rsqrt()
+    lefts, rights = [], []
+    for part in blocks.split(size, dim=axis):
+        u, s, vh = torch.linalg.svd(part.to(_wide(part)), full_matrices=False)
+        lefts.append((u * s[..., None, :])[..., kept] * scale)
+        rights.append(vh[..., kept, :] * scale[:, None])
+    left, right = torch.cat(lefts, axis), torch.cat(rights, axis)
     return (
         right.permute(0, 3, 5, 1, 2, 6, 4, 7).reshape(first.shape),
         left.permute(0, 2, 4, 1, 6, 3, 7, 5).reshape(second.shape),
     )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
 
 
 @torch.no_grad()

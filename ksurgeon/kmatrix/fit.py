@@ -56,22 +56,27 @@ def fit_(
     if matrix.groups == 1 and isinstance(matrix.structure, Kaleidoscope) and _is_permutation(weight):
         permutation_(matrix, weight.abs().argmax(1))
         return 0.0
-    target = weight.detach().to(first.device, torch.complex128 if first.is_complex() else torch.float64)
-    scale = target.abs().square().mean().sqrt().item() or 1.0
+    narrow = torch.complex64 if first.is_complex() else torch.float32
+    target = weight.detach().to(first.device, torch.promote_types(weight.dtype, narrow))
+    scale = torch.linalg.vector_norm(target, dtype=_wide(target)).item() / target.numel() ** 0.5 or 1.0
     target = target / scale  # entries, and with them those of the factors, are then around 1
     if steps is None:
         steps = min(max(_WORK // target.numel(), _FEWEST), _MOST)
     factors, error, is_best = _start(matrix, target)
     if steps > 0 and not is_best:
-        narrow = torch.complex64 if target.is_complex() else torch.float32
         target, started = target.to(narrow), [factor.to(narrow) for factor in factors]
         refined = refine(started, target, steps, error, matrix.groups, on_step)
         if relative_error(refined, target, matrix.groups) < error:
             factors = refined
     for mine, fitted in zip(matrix.factors, _evenly(factors, scale), strict=True):
         mine.copy_(fitted)
-    stored = [factor.detach().to(target.dtype) for factor in matrix.factors]
-    return relative_error(stored, target * scale, matrix.groups)
+    stored = [factor.detach().to(factors[0].dtype) for factor in matrix.factors]
+    stored[0] = stored[0] / scale
+    return relative_error(stored, target, matrix.groups)
+
+
+def _wide(target: Tensor) -> torch.dtype:
+    return torch.complex128 if target.is_complex() else torch.float64
 
 
 def _is_permutation(weight: Tensor) -> bool:
@@ -92,8 +97,10 @@ def _start(matrix: KMatrix, target: Tensor) -> tuple[list[Tensor], float, bool]:
     patterns, groups = matrix.patterns, matrix.groups
     missing_out = patterns[-1].out_features // groups - target.shape[0] // groups
     missing_in = patterns[0].in_features // groups - target.shape[1] // groups
-    padded = target.unflatten(1, (groups, -1)).unflatten(0, (groups, -1))
-    padded = F.pad(padded, (0, missing_in, 0, 0, 0, missing_out)).flatten(2).flatten(0, 1)
+    padded = target
+    if missing_out or missing_in:
+        padded = padded.unflatten(1, (groups, -1)).unflatten(0, (groups, -1))
+        padded = F.pad(padded, (0, missing_in, 0, 0, 0, missing_out)).flatten(2).flatten(0, 1)
     best, least = _drawn(patterns, target), float("inf")
     for chosen in _choices(matrix.structure, patterns):
         try:
@@ -126,14 +133,14 @@ def _choices(structure: Structure, patterns: Sequence[Pattern]) -> Iterator[list
 
 
 def _identity(pattern: Pattern, like: Tensor) -> Tensor:
-    return torch.eye(pattern.b, pattern.c, dtype=like.dtype, device=like.device).expand(pattern.shape)
+    return torch.eye(pattern.b, pattern.c, dtype=_wide(like), device=like.device).expand(pattern.shape)
 
 
 def _drawn(patterns: Sequence[Pattern], target: Tensor) -> list[Tensor]:
     """Random factors, always the same ones, for chains that no factorisation serves."""
     generator = torch.Generator().manual_seed(0)
     factors = [
-        torch.randn(p.shape, dtype=target.dtype, generator=generator).to(target.device) / p.c**0.5
+        torch.randn(p.shape, dtype=_wide(target), generator=generator).to(target.device) / p.c**0.5
         for p in patterns
     ]
     factors[0] *= target.shape[1] ** 0.5

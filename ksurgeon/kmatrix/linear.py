@@ -70,7 +70,9 @@ class KLinear(nn.Module):
         return self.matrix.affine(x, -1, self.bias).contiguous()
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
 
 
 def new_bias(

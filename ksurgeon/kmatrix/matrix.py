@@ -173,8 +173,10 @@ def _kaleidoscope(width: int, expansion: int, radix: Radix | Sequence[int]) -> K
     radix = radix if isinstance(radix, (int, str)) else tuple(radix)
     if min(width, expansion) < 1:
         raise StructureError(f"width and expansion must be at least 1, got {width} and {expansion}")
-    if isinstance(radix, str) and radix != "auto" or isinstance(radix, int) and radix < 2 or not radix:
-        raise StructureError(f"radix must be 'auto', an integer of at least 2 or a list of them, got {radix!r}")
+    if (isinstance(radix, str) and radix != "auto") or (isinstance(radix, int) and radix < 2) or not radix:
+        raise StructureError(
+            f"radix must be 'auto', an integer of at least 2 or a list of them, got {radix!r}"
+        )
     return Kaleidoscope(width=width, expansion=expansion, radix=radix)
 
 

@@ -13,6 +13,8 @@ __all__ = ["merge_chain", "merge_counts", "merge_pair", "merge_plan", "widen", "
 def widen(factor: Tensor, pattern: Pattern) -> Tensor:
     """The same matrix as ``factor``, stored as a factor of a ``pattern`` whose support holds it."""
     small = Pattern.of(factor.shape)
+    if small == pattern:
+        return factor
     p, q = small.a // pattern.a, small.d // pattern.d
     blocks = factor.reshape(pattern.a, p, q, pattern.d, small.b, small.c)
     wide = blocks.new_zeros(pattern.a, pattern.d, p, small.b, q, p, small.c, q)
@@ -52,7 +54,9 @@ def merge_plan(
         for start in range(end - 1, -1, -1):
             if start < end - 1:
                 merged = hull(patterns[start], merged)
-                if max(merged.b, merged.c) > max_radix and merged.numel > sum(p.numel for p in patterns[start:end]):
+                if max(merged.b, merged.c) > max_radix and merged.numel > sum(
+                    p.numel for p in patterns[start:end]
+                ):
                     break
             if cost_of is None:
                 work = merged.numel + move * (merged.in_features + merged.out_features)

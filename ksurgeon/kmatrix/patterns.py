@@ -1,6 +1,7 @@
 """Patterns of Kronecker-sparse factors, and the algebra of their supports."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from math import gcd, prod
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ def check_chain(patterns: Iterable[Sequence[int]]) -> tuple[Pattern, ...]:
     for pattern in chain:
         if min(pattern) < 1:
             raise StructureError(f"pattern (a, b, c, d) = {tuple(pattern)}: every size must be at least 1")
-    for position, (first, second) in enumerate(zip(chain, chain[1:], strict=False)):
+    for position, (first, second) in enumerate(pairwise(chain)):
         if first.out_features != second.in_features:
             raise StructureError(
                 f"factors {position} and {position + 1} do not compose: {tuple(first)} gives "

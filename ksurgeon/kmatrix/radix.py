@@ -124,7 +124,8 @@ def layout(in_features: int, out_features: int, expansion: int = 1, radix: Radix
     """
     if min(in_features, out_features, expansion) < 1:
         raise StructureError(
-            f"sizes and expansion must be at least 1, got {in_features} → {out_features}, expansion {expansion}"
+            f"sizes and expansion must be at least 1, got {in_features} → {out_features} "
+            f"and expansion {expansion}"
         )
     inner, large = expansion * min(in_features, out_features), max(in_features, out_features)
     if isinstance(radix, Sequence) and radix != "auto":

@@ -65,7 +65,9 @@ class KChannelShuffle(nn.Module):
         self.groups, self.dim = groups, dim
         self.site = ""
         self.replaced: tuple[tuple[str, nn.Module], ...] = ()
-        self.permutation = tuple(permutation) if permutation is not None else shuffle_permutation(channels, groups)
+        self.permutation = (
+            tuple(permutation) if permutation is not None else shuffle_permutation(channels, groups)
+        )
         self.matrix = KMatrix(
             channels,
             width=width,

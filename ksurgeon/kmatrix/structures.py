@@ -16,9 +16,7 @@ def _as_radix(value: object) -> object:
 
 
 _Radix = Annotated[
-    Literal["auto"]
-    | Annotated[int, Field(ge=2)]
-    | Annotated[tuple[PositiveInt, ...], Field(min_length=1)],
+    Literal["auto"] | Annotated[int, Field(ge=2)] | Annotated[tuple[PositiveInt, ...], Field(min_length=1)],
     BeforeValidator(_as_radix),
 ]
 
@@ -82,7 +80,8 @@ class GroupedKaleidoscope(_Base):
         if chain[0].in_features != out_features:
             raise StructureError(
                 f"a K-matrix on {out_features} channels needs padding to {chain[0].in_features} "
-                f"(expansion {self.expansion}, radix {_show(self.radix)}), which a grouped structure cannot have"
+                f"(expansion {self.expansion}, radix {_show(self.radix)}), which a grouped structure "
+                "cannot have"
             )
         grouped = Pattern(self.groups, out_features // self.groups, in_features // self.groups, 1)
         return check_chain((grouped, *chain))

@@ -3,7 +3,7 @@
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from ksurgeon.errors import ModelNotFoundError
 from ksurgeon.models import from_timm, from_torchvision
@@ -15,8 +15,8 @@ _LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def parse(name: str) -> tuple[Kind, str]:
-    """Kind of source and name there.
+def parse(name: str) -> tuple[Kind | Literal["ksurgeon"], str]:
+    """Kind of source and name there; "ksurgeon" for a converted folder.
 
     ``timm:NAME``, ``torchvision:NAME``, ``hf:ID``, a folder with ksurgeon.json or config.json, or
     ``package.module:function``; a bare name is looked up in timm, then in torchvision.

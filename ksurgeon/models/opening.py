@@ -77,7 +77,7 @@ def open_model(
         )
     kind, name = parse(name)
     if kind == "ksurgeon":
-        return _open_folder(name, weights, seed, input_size)
+        raise ModelNotFoundError(f"{name} is a converted model with a record of its own: use ksurgeon.load")
     if kind == "transformers":
         source = from_transformers.describe(name, dict(options or {}))
     else:
@@ -126,8 +126,6 @@ def infer_source(model: nn.Module) -> Source | None:
 
 
 def _build(source: Source, seed: int) -> nn.Module:
-    if source.kind == "ksurgeon":
-        return _load_folder(source.name)
     try:
         with seeded(seed):
             return _BUILDERS[source.kind](source)
@@ -195,23 +193,3 @@ def _same(model: nn.Module, source: Source) -> bool:
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-def _load_folder(folder: str) -> nn.Module:
-    from ksurgeon.surgery.storage import load
-
-    model: nn.Module = load(folder)
-    return model
-
-
-def _open_folder(folder: str, weights: str, seed: int, input_size: InputSize) -> LoadedModel:
-    from ksurgeon.surgery.record import read_record
-
-    if weights not in ("auto", "pretrained"):
-        raise WeightsError(f"{folder} is a converted model and has its own weights; leave --weights at auto")
-    model = _load_folder(folder).eval()
-    origin = read_record(folder).source
-    made = None if origin is None else Source.model_validate(origin)
-    notes = [made.weights_note] if made is not None and made.weights_note else []
-    source = Source(kind="ksurgeon", name=folder)
-    return LoadedModel(model, source, inputs_for(model, made, input_size, seed), notes)

@@ -6,14 +6,14 @@ from pydantic import BaseModel, ConfigDict
 
 __all__ = ["Kind", "Source"]
 
-Kind = Literal["timm", "torchvision", "transformers", "function", "ksurgeon"]
+Kind = Literal["timm", "torchvision", "transformers", "function"]
 
 
 class Source(BaseModel):
     """Where a model comes from.
 
     Attributes:
-        kind: the library that builds it, "function" for a Python function, "ksurgeon" for a converted folder.
+        kind: the library that builds it, or "function" for a Python function.
         name: the model's name there, ``module:function``, or the folder.
         options: arguments of the builder; for transformers the whole config under "config".
         weights: "pretrained", "random", the file they were read from, or "given" where the model came with

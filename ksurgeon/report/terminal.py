@@ -38,6 +38,11 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
     console.print(_operations(record.operations, everything))
     if record.outcome is not None:
         console.print(_totals(record.outcome))
+        if record.outcome.output_change == 0 and any(o.output_error for o in record.operations):
+            console.print(
+                "[dim]the replaced layers changed and the outputs did not: with these weights they do not "
+                "reach the output (fresh residual networks often begin with branches scaled by zero)[/]"
+            )
     fitted = [o for o in record.operations if o.start != "exact"]
     if fitted:
         warn(console, _advice(fitted), "distil before use")
@@ -46,16 +51,22 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
 def _advice(fitted: list[Operation]) -> str:
     errors = [o.weight_error for o in fitted if o.weight_error is not None]
     how_far = (
-        f" Their weights are off by {min(errors):.2f} to {max(errors):.2f} relative (median {median(errors):.2f})."
+        f" Their weights are off by {min(errors):.2f} to {max(errors):.2f} relative "
+        f"(median {median(errors):.2f})."
         if errors
         else ""
     )
     many = f"{len(fitted)} layer{'s' * (len(fitted) != 1)}"
-    return f"{many} hold approximations of what they replace.{how_far} The model must be distilled before it is used."
+    return (
+        f"{many} hold approximations of what they replace.{how_far} "
+        "The model must be distilled before it is used."
+    )
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < left else "right", overflow="fold")
     return table
@@ -74,9 +85,7 @@ def _found(outcome: Outcome) -> RenderableType:
 
 
 def _operations(operations: list[Operation], everything: bool) -> RenderableType:
-    table = _table(
-        "\nReplaced", "site", "by", "parameters", "→", "weight error", "output error", left=2
-    )
+    table = _table("\nReplaced", "site", "by", "parameters", "→", "weight error", "output error", left=2)
     shown = operations if everything or len(operations) <= _ROWS else operations[: _ROWS - 5]
     for o in shown:
         kept = o.form == "dense"
@@ -98,8 +107,12 @@ def _short(operation: Operation) -> str:
     if structure.structure == "chain":
         return f"{name} of {len(structure.factors)}"
     groups = f"{structure.groups} groups, " if structure.structure == "grouped_kaleidoscope" else ""
-    radix = structure.radix if isinstance(structure.radix, (int, str)) else "·".join(map(str, structure.radix))
-    return f"{name.replace('grouped_', '')}: {groups}w={structure.width} e={structure.expansion} radix {radix}"
+    radix = (
+        structure.radix if isinstance(structure.radix, (int, str)) else "·".join(map(str, structure.radix))
+    )
+    return (
+        f"{name.replace('grouped_', '')}: {groups}w={structure.width} e={structure.expansion} radix {radix}"
+    )
 
 
 def _error(value: float | None) -> str:
@@ -112,7 +125,12 @@ def _totals(outcome: Outcome) -> RenderableType:
     table.add_row("parameters", f"{before:,}", f"{after:,}", _ratio(before, after))
     if outcome.multiplications is not None:
         before, after = outcome.multiplications
-        table.add_row("multiplications per example", f"{before / 1e6:,.1f} M", f"{after / 1e6:,.1f} M", _ratio(before, after))
+        table.add_row(
+            "multiplications per example",
+            f"{before / 1e6:,.1f} M",
+            f"{after / 1e6:,.1f} M",
+            _ratio(before, after),
+        )
     if outcome.latency is not None:
         table.add_row(
             f"latency, batch {outcome.batch}",
@@ -135,9 +153,13 @@ def _ratio(before: float, after: float) -> str:
     return f"{after / before:.2f}×" if before else "–"
 
 
-def show_sites(console: Console, sites: list[Site], failures: dict[str, str], *, everything: bool = False) -> None:
+def show_sites(
+    console: Console, sites: list[Site], failures: dict[str, str], *, everything: bool = False
+) -> None:
     """Sites of a model, and the modules that could not be traced."""
-    table = _table("Sites", "kind", "path", "class", "in → out", "groups", "parameters", "vectors", "", left=3)
+    table = _table(
+        "Sites", "kind", "path", "class", "in → out", "groups", "parameters", "vectors", "", left=3
+    )
     table.columns[-1].justify = "left"
     shown = sites if everything or len(sites) <= 2 * _ROWS else sites[: 2 * _ROWS - 5]
     for site in shown:
@@ -156,7 +178,8 @@ def show_sites(console: Console, sites: list[Site], failures: dict[str, str], *,
         console.print(f"[dim]… and {len(sites) - len(shown)} more (--all shows them)[/]")
     kinds = {kind: sum(site.kind == kind for site in sites) for kind in dict.fromkeys(s.kind for s in sites)}
     console.print(
-        "\n" + (", ".join(f"[bold]{number}[/] {kind}" for kind, number in kinds.items()) or "No site was found.")
+        "\n"
+        + (", ".join(f"[bold]{number}[/] {kind}" for kind, number in kinds.items()) or "No site was found.")
     )
     for path, failure in failures.items():
         console.print(Text(f"not traced: {path or 'the model itself'}: {failure}", style="yellow"))
@@ -171,7 +194,10 @@ def show_plan(console: Console, plan: Plan, parts: list[str]) -> None:
         replaced = d.action == "replace"
         table.add_row(
             escape(d.path),
-            Text(f"replace: {d.structure}, start {d.start}" if replaced else f"leave: {d.reason}", style="" if replaced else "dim"),
+            Text(
+                f"replace: {d.structure}, start {d.start}" if replaced else f"leave: {d.reason}",
+                style="" if replaced else "dim",
+            ),
             f"{d.parameters_before:,}",
             f"{d.parameters_after:,}" if replaced else "",
             f"{d.multiplications_before:,}",

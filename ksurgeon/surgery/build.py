@@ -1,5 +1,7 @@
 """Build the module that takes a site's place, and hand over what the old one had."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,18 +23,28 @@ _HOOKS = (
 
 
 def build_layer(module: nn.Module, structure: Structure, start: str = "empty") -> KLinear | KPointwiseConv:
-    """K-module of the sizes, dtype and device of a linear layer or pointwise convolution, sharing its bias."""
+    """K-module of a linear layer's or pointwise convolution's sizes, dtype and device, sharing its bias."""
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
-    options = {"structure": structure, "start": start, "device": weight.device, "dtype": weight.dtype}
+    options: dict[str, Any] = {
+        "structure": structure,
+        "start": start,
+        "device": weight.device,
+        "dtype": weight.dtype,
+        "bias": bias is not None,
+    }
     new: KLinear | KPointwiseConv
     if isinstance(module, nn.Linear):
-        new = KLinear(module.in_features, module.out_features, bias is not None, **options)  # type: ignore[arg-type]
-    elif isinstance(module, tuple(_CONVOLUTIONS.values())):
+        new = KLinear(module.in_features, module.out_features, **options)
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         new = KPointwiseConv(
-            module.in_channels, module.out_channels, module.stride, module.groups, bias is not None,
-            dims=len(module.kernel_size), **options,  # type: ignore[arg-type]
-        )  # fmt: skip
+            module.in_channels,
+            module.out_channels,
+            module.stride,
+            module.groups,
+            dims=len(module.kernel_size),
+            **options,
+        )
     else:
         raise SurgeryError(f"a {type(module).__name__} is no layer that a K-module can replace")
     if bias is not None:
@@ -95,11 +107,15 @@ def build_dense(module: KModule, ndim: int = 0) -> nn.Module:
     factor = module.matrix.factors[0]
     new: nn.Module
     if isinstance(module, KPointwiseConv):
-        conv = _CONVOLUTIONS[len(module.kernel_size)]
-        new = conv(
-            module.in_channels, module.out_channels, module.kernel_size, module.stride, groups=module.groups,
-            bias=False, device="meta",
-        )  # type: ignore[arg-type]  # fmt: skip
+        new = _CONVOLUTIONS[len(module.kernel_size)](
+            module.in_channels,
+            module.out_channels,
+            1,
+            module.stride,  # type: ignore[arg-type]
+            groups=module.groups,
+            bias=False,
+            device="meta",
+        )
     elif isinstance(module, KLinear) or module.dim in (-1, ndim - 1):
         new = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
     elif module.dim == 1 and ndim - 2 in _CONVOLUTIONS:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ksurgeon.errors import SurgeryError, WeightsError
 from ksurgeon.find import Finder, Site
-from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating, tensors_of
+from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.models.source import Source
 from ksurgeon.rules.load import load_rule
@@ -20,14 +20,22 @@ from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.build import KModule, build_layer, build_shuffle, dense_weight
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
-from ksurgeon.surgery.record import Found, Operation, Outcome, Record, attach, describe_inputs, record_of, resolve_source
+from ksurgeon.surgery.record import (
+    Found,
+    Operation,
+    Outcome,
+    Record,
+    attach,
+    describe_inputs,
+    record_of,
+    resolve_source,
+)
+from ksurgeon.surgery.verify import output_change, outputs_and_errors, require_exact
 
 __all__ = ["Conversion", "Progress", "Result", "convert", "replace_modules"]
 
 Progress = Callable[[int, int, str], None]
 """Called with sites done, sites in all, and the path of the site that is being worked on."""
-
-_EXACT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.complex64: 1e-4, torch.complex128: 1e-10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +130,9 @@ def convert(
     pairs = _pair(plan, finder.sites)
     _require_finite(model, [site for _, site in pairs])
     built = _build_all(model, pairs, seed, progress)
-    swaps, paths = prepare(model, finder, [(site, new) for (_, site), (new, _, _) in zip(pairs, built, strict=True)])
-    before, output_errors = _measure(model, example_inputs, pairs, built)
+    replacements = [(site, new) for (_, site), (new, _, _) in zip(pairs, built, strict=True)]
+    swaps, paths = prepare(model, finder, replacements)
+    before, output_errors = outputs_and_errors(model, example_inputs, replacements)
     record = _extended_record(model, source, example_inputs)
     record.rules.append(plan.rule)
     record.seed = seed
@@ -165,9 +174,9 @@ def convert(
     parameters = _count_parameters(model)
     swap_all(swaps)
     try:
-        change = _output_change(model, example_inputs, before)
+        change = output_change(model, example_inputs, before)
         if all(decision.start == "exact" for decision, _ in pairs) and change is not None:
-            _require_exact(change, before)
+            require_exact(change, before)
     except BaseException:
         undo_all(swaps)
         raise
@@ -207,7 +216,9 @@ def describe_parts(plan: Plan, rule: Rule | None) -> list[str]:
         if number in plan.skipped:
             lines.append(what + plan.skipped[number])
         else:
-            lines.append(what + (f"replaced {sites} site{'s' * (sites != 1)}" if sites else "found nothing to replace"))
+            lines.append(
+                what + (f"replaced {sites} site{'s' * (sites != 1)}" if sites else "found nothing to replace")
+            )
     return lines
 
 
@@ -234,7 +245,9 @@ def _pair(plan: Plan, sites: Sequence[Site]) -> list[tuple[Decision, Site]]:
                 "make the plan from this model and with the same example inputs"
             )
         if site.reason is not None:
-            raise SurgeryError(f"the plan replaces {decision.path!r}, which cannot be replaced: {site.reason}")
+            raise SurgeryError(
+                f"the plan replaces {decision.path!r}, which cannot be replaced: {site.reason}"
+            )
         if decision.structure is None or decision.start is None:
             raise SurgeryError(f"the plan gives no structure or start for {decision.path!r}")
         pairs.append((decision, site))
@@ -245,7 +258,8 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
     bad = [
         site.path
         for site in sites
-        if site.kind != "channel_shuffle" and not bool(dense_weight(model.get_submodule(site.path)).isfinite().all())
+        if site.kind != "channel_shuffle"
+        and not bool(dense_weight(model.get_submodule(site.path)).isfinite().all())
     ]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -292,62 +306,6 @@ def _build(model: nn.Module, decision: Decision, site: Site) -> _Built:
         if decision.start == "fit":
             error = fit_(new.matrix, dense_weight(owner))
     return new, error, time.perf_counter() - begin
-
-
-def _measure(
-    model: nn.Module,
-    example_inputs: ExampleInputs | None,
-    pairs: Sequence[tuple[Decision, Site]],
-    built: Sequence[_Built],
-) -> tuple[list[Tensor], dict[str, float]]:
-    """Outputs of the model as it is, and how far each replacement's output is from its original's."""
-    if example_inputs is None:
-        return [], {}
-    squares: dict[str, list[float]] = {}
-    handles = []
-    for (_, site), (new, _, _) in zip(pairs, built, strict=True):
-        if site.nodes:
-            continue
-
-        def compare(_: nn.Module, args: Any, output: Any, site: Site = site, new: nn.Module = new) -> None:
-            if len(args) == 1 and isinstance(output, Tensor):
-                difference = new.forward(args[0]) - output
-                pair = (difference.double().norm().item() ** 2, output.double().norm().item() ** 2)
-                old = squares.get(site.path, [0.0, 0.0])
-                squares[site.path] = [old[0] + pair[0], old[1] + pair[1]]
-
-        handles.append(model.get_submodule(site.path).register_forward_hook(compare))
-    try:
-        with evaluating(model):
-            outputs = [t.clone() for t in tensors_of(call_model(model, example_inputs))]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, {path: (d / n) ** 0.5 if n else 0.0 for path, (d, n) in squares.items()}
-
-
-def _output_change(
-    model: nn.Module, example_inputs: ExampleInputs | None, before: Sequence[Tensor]
-) -> float | None:
-    if example_inputs is None or not before:
-        return None
-    with evaluating(model):
-        after = tensors_of(call_model(model, example_inputs))
-    if [t.shape for t in after] != [t.shape for t in before]:
-        raise SurgeryError("the converted model gives outputs of other shapes than the original; it was restored")
-    kept = [(a, b) for a, b in zip(after, before, strict=True) if b.dtype.is_floating_point or b.dtype.is_complex]
-    total = sum(b.double().norm().item() ** 2 for _, b in kept)
-    moved = sum((a.double() - b.double()).norm().item() ** 2 for a, b in kept)
-    return (moved / total) ** 0.5 if total else 0.0
-
-
-def _require_exact(change: float, before: Sequence[Tensor]) -> None:
-    tolerance = max(_EXACT_TOLERANCE.get(t.dtype, 2e-2) for t in before)
-    if change > tolerance:
-        raise SurgeryError(
-            f"every replacement was exact, and yet the outputs changed by {change:.1e} relative (at most "
-            f"{tolerance:.0e} was expected); the model was restored. Please report the model."
-        )
 
 
 def _extended_record(

@@ -39,7 +39,7 @@ class _Base(BaseModel):
 
 
 class Operation(_Base):
-    """One replaced site. ``form`` tells what stands there now: a K-module, or a dense layer after a revert."""
+    """One replaced site; ``form`` tells what stands there: a K-module, or after a revert a dense layer."""
 
     path: str
     kind: str
@@ -150,8 +150,8 @@ def resolve_source(model: nn.Module, source: str | Source | None) -> Source | No
         return source
     if source is not None:
         kind, name = parse(source)
-        if kind != "transformers":
-            return Source(kind=kind, name=name)
+        if kind not in ("transformers", "ksurgeon"):
+            return Source.model_validate({"kind": kind, "name": name})
     return infer_source(model)
 
 
@@ -202,7 +202,11 @@ def describe_inputs(example_inputs: ExampleInputs | None) -> dict[str, Any] | No
 
 def _describe(value: Any) -> Any:
     if isinstance(value, Tensor):
-        largest = int(value.max()) if value.numel() and not value.dtype.is_floating_point and not value.dtype.is_complex else 0
+        largest = (
+            int(value.max())
+            if value.numel() and not value.dtype.is_floating_point and not value.dtype.is_complex
+            else 0
+        )
         return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch."), "max": largest}
     if isinstance(value, (tuple, list)):
         return {"list": [_describe(item) for item in value]}
@@ -235,7 +239,10 @@ def inputs_from(description: dict[str, Any], device: torch.device | str = "cpu")
         return value["value"]
 
     try:
-        args, kwargs = tuple(map(make, description["args"])), {k: make(v) for k, v in description["kwargs"].items()}
+        args, kwargs = (
+            tuple(map(make, description["args"])),
+            {k: make(v) for k, v in description["kwargs"].items()},
+        )
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise RecordError(f"the record's description of example inputs is damaged ({error!r})") from error
     return kwargs if kwargs and not args else args

@@ -24,7 +24,9 @@ def replay(model: nn.Module, record: Record) -> None:
         inside = any(operation.kind == "channel_shuffle" for operation in operations)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if inside and record.inputs is None:
-            raise RecordError("the record does not describe the example inputs that its shuffles were found with")
+            raise RecordError(
+                "the record does not describe the example inputs that its shuffles were found with"
+            )
         finder = Finder(model, inputs_from(record.inputs, device) if inside and record.inputs else None)
         known = {(site.path, site.kind): site for site in finder.sites}
         replacements: list[tuple[Site, nn.Module]] = []
@@ -32,8 +34,8 @@ def replay(model: nn.Module, record: Record) -> None:
             site = known.get((operation.path, operation.kind))
             if site is None or (site.permutation, site.dim) != (operation.permutation, operation.dim):
                 raise RecordError(
-                    f"the record replaces {operation.kind} {operation.path!r}, which this model does not have; "
-                    "it was made with another version of the model's code"
+                    f"the record replaces {operation.kind} {operation.path!r}, which this model does not "
+                    "have; it was made with another version of the model's code"
                 )
             replacements.append((site, _rebuild(model, site, operation)))
         swaps, _ = prepare(model, finder, replacements)
@@ -46,7 +48,14 @@ def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:
         return build_layer(owner, operation.structure)
     assert site.dim is not None and site.permutation is not None
     new: KChannelShuffle = build_shuffle(
-        operation.structure, site.in_features, site.groups, site.dim, site.permutation, "empty", model, owner.training
+        operation.structure,
+        site.in_features,
+        site.groups,
+        site.dim,
+        site.permutation,
+        "empty",
+        model,
+        owner.training,
     )
     new.site = site.path
     return build_dense(new, site.ndim) if operation.form == "dense" else new

@@ -27,34 +27,26 @@ def revert(model: nn.Module) -> nn.Module:
     """
     record = record_of(model)
     shapes = {operation.path: operation.ndim for operation in record.operations} if record else {}
-    swaps: list[Swap] = []
     restored: set[str] = set()
-    rewritten: set[int] = set()
-    for path, owner in model.named_modules():
-        children = {n: c for n, c in owner._modules.items() if n.startswith("kshuffle")}
-        shuffles = {n: c for n, c in children.items() if isinstance(c, KChannelShuffle)}
-        if is_rewritten(owner) and shuffles and all(is_original(c) for c in shuffles.values()):
-            swaps.append(_Restoration(owner, base_class(owner), type(owner), dict(children)))
-            rewritten.update(id(child) for child in shuffles.values())
+    swaps: list[Swap] = []
+    inside: set[int] = set()
+    for owner in model.modules():
+        shuffles = {
+            name: child for name, child in owner._modules.items() if isinstance(child, KChannelShuffle)
+        }
+        if is_rewritten(owner) and shuffles and all(map(is_original, shuffles.values())):
+            swaps.append(_Restoration(owner, base_class(owner), type(owner), dict(shuffles)))
+            inside.update(map(id, shuffles.values()))
             restored.update(child.site for child in shuffles.values())
-    places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
-    modules: dict[int, KModule] = {}
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if isinstance(child, (KLinear, KPointwiseConv, KChannelShuffle)) and id(child) not in rewritten:
-                places[id(child)].append((parent, name))
-                modules[id(child)] = child
-    for key, module in modules.items():
-        if isinstance(module, KChannelShuffle) and module.replaced and is_original(module):
-            parent = places[key][0][0]
-            there = [(parent, name) for name, _ in module.replaced] if len(module.replaced) > 1 else places[key]
-            old = [p._modules[n] for p, n in there]
-            originals = [m for _, m in module.replaced] if len(module.replaced) > 1 else [module.replaced[0][1]] * len(there)
-            swaps.append(ModuleSwap(there, old, originals))  # type: ignore[arg-type]
-            restored.add(module.site)
+    for module, places in _places(model).items():
+        if id(module) in inside:
             continue
-        ndim = shapes.get(getattr(module, "site", ""), 0)
-        swaps.append(ModuleSwap(places[key], [module] * len(places[key]), [build_dense(module, ndim)] * len(places[key])))
+        if isinstance(module, KChannelShuffle) and module.replaced and is_original(module):
+            swaps.append(_put_back(module, places))
+            restored.add(module.site)
+        else:
+            dense = build_dense(module, shapes.get(getattr(module, "site", ""), 0))
+            swaps.append(ModuleSwap(places, [module] * len(places), [dense] * len(places)))
     swap_all(swaps)
     if record is not None:
         record = record.model_copy(deep=True)
@@ -65,6 +57,27 @@ def revert(model: nn.Module) -> nn.Module:
         ]
         attach(model, record)
     return model
+
+
+def _places(model: nn.Module) -> dict[KModule, list[tuple[nn.Module, str]]]:
+    """Every K-module, and all the places where it stands."""
+    places: dict[KModule, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if isinstance(child, (KLinear, KPointwiseConv, KChannelShuffle)):
+                places[child].append((parent, name))
+    return places
+
+
+def _put_back(module: KChannelShuffle, places: list[tuple[nn.Module, str]]) -> ModuleSwap:
+    """The modules that did the shuffle go where they were: one everywhere, or several in a row."""
+    if len(module.replaced) == 1:
+        (_, original), many = module.replaced[0], len(places)
+        return ModuleSwap(places, [module] * many, [original] * many)
+    parent = places[0][0]
+    there = [(parent, name) for name, _ in module.replaced]
+    present = [parent.get_submodule(name) for _, name in there]
+    return ModuleSwap(there, present, [original for _, original in module.replaced])
 
 
 class _Restoration(RewriteSwap):

@@ -90,7 +90,9 @@ def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple
     except TraceFailure as failure:
         raise SurgeryError(f"the forward of {type(module).__name__} does not trace: {failure}") from failure
     if trace.constants:
-        raise SurgeryError(f"the forward of {type(module).__name__} makes tensors that cannot be kept as code")
+        raise SurgeryError(
+            f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
+        )
     present = {shuffle.region.sink.name: shuffle for shuffle in find_shuffles(module, trace, movers)}
     for shuffle, child in wanted:
         here = present.get(shuffle.region.sink.name)
@@ -113,7 +115,9 @@ def _replace(trace: Trace, shuffle: Shuffle, child: str) -> None:
         trace.graph.erase_node(node)
     while loose:
         node = loose.pop()
-        computes_size = node.op in ("call_function", "call_method") and not isinstance(node.meta["value"], Tensor)
+        computes_size = node.op in ("call_function", "call_method") and not isinstance(
+            node.meta["value"], Tensor
+        )
         if not node.users and computes_size and not node._erased:
             loose += node.all_input_nodes
             trace.graph.erase_node(node)

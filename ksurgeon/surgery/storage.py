@@ -139,7 +139,9 @@ def _written_whole(target: Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
         _exchange(temporary, target)
     except (OSError, SafetensorError) as error:
-        raise FolderError(f"{target} could not be written: {_cause(error)}; nothing was changed there") from error
+        raise FolderError(
+            f"{target} could not be written: {_cause(error)}; nothing was changed there"
+        ) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -167,7 +169,11 @@ def _umask() -> int:
 
 def _cause(error: Exception) -> str:
     number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error) or "os error 27" in str(error):
+    if (
+        number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        or "No space left" in str(error)
+        or "os error 27" in str(error)
+    ):
         return "no space is left on the disk"
     return getattr(error, "strerror", None) or str(error)
 
@@ -197,7 +203,10 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: str | Path) -> None:
     own = model.state_dict()
-    names = {(t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else (n,): n for n, t in reversed(own.items())}
+    names = {
+        (t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else (n,): n
+        for n, t in reversed(own.items())
+    }
     wanted = {name: tensor for name, tensor in own.items() if name in set(names.values())}
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{name} is not part of the model" for name in tensors if name not in own]

@@ -174,7 +174,9 @@ class _Transpose(nn.Module):
 class InASequential(Around):
     def __init__(self):
         super().__init__()
-        self.mix = nn.Sequential(nn.ReLU(), nn.Unflatten(1, (3, 4)), _Transpose(), nn.Flatten(1, 2), nn.ReLU())
+        self.mix = nn.Sequential(
+            nn.ReLU(), nn.Unflatten(1, (3, 4)), _Transpose(), nn.Flatten(1, 2), nn.ReLU()
+        )
 
     def shuffle(self, x):
         return self.mix(x)
@@ -197,8 +199,8 @@ class Twice(Around):
 
 SPELLINGS = [
     ViewTransposeView, ReshapePermute, UnflattenFlatten, FlatSpace, Movedim, Functional, Einops, StackChunks,
-    CatSlices, IndexSelect, ChannelsLastDim, ThreeDimensional, FiveDimensional, Tokens, InAModule, InRearrange,
-    InAnOwnModule, InASequential, DropoutAround, Twice,
+    CatSlices, IndexSelect, ChannelsLastDim, ThreeDimensional, FiveDimensional, Tokens, InAModule,
+    InRearrange, InAnOwnModule, InASequential, DropoutAround, Twice,
 ]  # fmt: skip
 
 

@@ -62,7 +62,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("model", "example", "path", "reason"), REFUSED, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("model", "example", "path", "reason"), REFUSED, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_what_cannot_be_replaced_says_why(model, example, path, reason):
     assert reason in site_of(model, example, path).reason
 

@@ -11,7 +11,6 @@ import transformers as hf
 from safetensors.torch import save_file
 from torch import nn
 
-import ksurgeon
 from ksurgeon.errors import InputError, ModelNotFoundError, WeightsError
 from ksurgeon.models import Source, build, infer_source, open_model
 
@@ -273,17 +272,7 @@ def test_no_source_is_better_than_a_wrong_one(make):
     assert infer_source(make()) is None
 
 
-def test_a_converted_folder(offline, tmp_path):
-    folder = str(tmp_path / "converted")
-    opened = open_model("test_resnet", seed=2)
-    ksurgeon.replace_modules(opened.model, "pointwise", opened.example_inputs)
-    ksurgeon.save(opened.model, folder, source=opened.source)
-    again = open_model(folder)
-    assert again.source == Source(kind="ksurgeon", name=folder, weights="given") and same(
-        again.model, opened.model
-    )
-    assert again.notes == opened.notes, "that the weights are random stays known"
-    assert again.example_inputs[0].shape == (1, 3, 160, 160)
-    for weights in ("random", "w.safetensors"):
-        with pytest.raises(WeightsError, match="has its own weights"):
-            open_model(folder, weights=weights)
+def test_a_converted_folder_is_no_architecture(tmp_path):
+    (tmp_path / "ksurgeon.json").write_text("{}")
+    with pytest.raises(ModelNotFoundError, match=r"ksurgeon\.load"):
+        open_model(str(tmp_path))

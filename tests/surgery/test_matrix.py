@@ -22,7 +22,14 @@ EVERYTHING = Rule(
         Replacement(find="pointwise_conv", structure={"structure": "kaleidoscope"}, start="fit"),
     ),
 )
-COUNTS = {"mlp": 3, "convnet": 4, "encoder": 5, "shufflenet_v1_g3": 13, "shufflenet_v1_g4": 13, "shufflenet_v1_g8": 10}
+COUNTS = {
+    "mlp": 3,
+    "convnet": 4,
+    "encoder": 5,
+    "shufflenet_v1_g3": 13,
+    "shufflenet_v1_g4": 13,
+    "shufflenet_v1_g8": 10,
+}
 MODELS = sorted(COUNTS)
 
 
@@ -84,7 +91,9 @@ def test_revert_computes_the_same(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_independent(name, copied):
     model = converted(name)
     other = copied(model)
@@ -117,7 +126,9 @@ def test_compile_without_graph_breaks(name):
 def test_export_with_a_dynamic_batch(name):
     model = converted(name)
     x = zoo.example(name)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
+    program = torch.export.export(
+        model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},)
+    )
     other = torch.cat([x, x, x])
     torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-5)
 
@@ -160,7 +171,9 @@ def test_a_module_used_twice_is_replaced_once():
 
 def test_a_second_conversion_goes_on_from_the_first(tmp_path):
     x = zoo.example("shufflenet_v1_g4")
-    model = ksurgeon.replace_modules(zoo.shufflenet_v1_g4().eval(), "shuffle", x, source="tests.zoo:shufflenet_v1_g4")
+    model = ksurgeon.replace_modules(
+        zoo.shufflenet_v1_g4().eval(), "shuffle", x, source="tests.zoo:shufflenet_v1_g4"
+    )
     ksurgeon.replace_modules(model, EVERYTHING, x)
     assert len(k_modules(model)) == COUNTS["shufflenet_v1_g4"]
     ksurgeon.save(model, tmp_path / "model")

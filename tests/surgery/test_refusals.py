@@ -84,7 +84,7 @@ def test_an_interrupt_while_verifying(model, unchanged, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "_output_change", interrupt)
+    monkeypatch.setattr(convert, "output_change", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ksurgeon.convert(model, "shuffle", X)
 

@@ -81,7 +81,9 @@ def test_a_disk_that_is_really_full(folder, tmp_path):
         "except ksurgeon.FolderError as error:\n    print(error)\n"
     )
     target = tmp_path / "full"
-    done = subprocess.run([sys.executable, "-c", script, folder, target], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder, target], capture_output=True, text=True, check=True
+    )
     assert "no space is left" in done.stdout
     assert not target.exists() and [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -121,7 +123,9 @@ def lose_record(folder):
 
 def other_architecture(folder):
     text = (folder / "ksurgeon.json").read_text()
-    (folder / "ksurgeon.json").write_text(text.replace("tests.zoo:shufflenet_v1_g4", "tests.zoo:shufflenet_v1_g8"))
+    (folder / "ksurgeon.json").write_text(
+        text.replace("tests.zoo:shufflenet_v1_g4", "tests.zoo:shufflenet_v1_g8")
+    )
 
 
 def other_site(folder):

@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
@@ -55,6 +55,8 @@ class _Chain(ctypes.Structure):
 _SIGNATURES = {
     "ks_isa": (c_char_p, ()),
     "ks_choose": (c_int, (c_char_p,)),
+    "ks_spin": (c_int64, (c_int64,)),
+    "ks_read": (c_float, (c_void_p, c_int64)),
     "ks_lanes": (c_int64, (c_int,)),
     "ks_size": (c_int64, (POINTER(Step), c_int)),
     "ks_pack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),

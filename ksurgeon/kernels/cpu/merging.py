@@ -33,6 +33,8 @@ def pull_back(factors: Sequence[Tensor], counts: Sequence[int], gradients: Seque
 def _narrow(wide: Tensor, shape: Sequence[int]) -> Tensor:
     """The entries of ``widen(factor, …)`` that a factor of this shape has: the adjoint of ``widen``."""
     small, pattern = Pattern.of(shape), Pattern.of(wide.shape)
+    if small == pattern:
+        return wide
     p, q = small.a // pattern.a, small.d // pattern.d
     blocks = wide.reshape(pattern.a, pattern.d, p, small.b, q, p, small.c, q)
     index_p, index_q = torch.arange(p, device=wide.device), torch.arange(q, device=wide.device)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.cpu.library import Chain, Guard, library
-from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows
+from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows, merge_for_training
 from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
 __all__ = ["Pack", "find_pack", "forget"]
 
@@ -28,22 +28,27 @@ class Pack:
     contents. The storages are held, so that an address cannot come to mean other memory; ``find_pack`` drops
     the pack when a factor dies, so that an id cannot come to mean another tensor.
 
+    A light pack serves training, where weights change with every step: it merges only what costs nothing.
+
     Attributes:
+        light: whether it is one.
         ready: the chain for rows, once it has been made and if calls may go to it without further ado.
     """
 
-    __slots__ = ("_columns", "_guard", "_ids", "_index", "_pointers", "_rows", "_storages", "_transposed", "_versions", "ready")
+    __slots__ = ("_chains", "_guard", "_ids", "_index", "_pointers", "_storages", "_versions", "light", "ready")
 
-    def __init__(self, factors: Sequence[Tensor]) -> None:
+    def __init__(self, factors: Sequence[Tensor], light: bool) -> None:
+        check_chain([Pattern.of(factor.shape) for factor in factors])
+        if len({(factor.dtype, factor.device) for factor in factors}) > 1:
+            raise ValueError(f"factors of one dtype and device are needed, got {[f.dtype for f in factors]}")
+        self.light = light
         self._ids = list(map(id, factors))
         known = not any([factor.is_inference() for factor in factors])
         self._versions = list(map(_versions_of, factors)) if known else None
         self._pointers = list(map(_address_of, factors))
         self._storages = [factor.untyped_storage() for factor in factors]
         self._guard = Guard(factors) if all([factor.is_contiguous() for factor in factors]) else None
-        self._rows: Chain | None = None
-        self._columns: Chain | None = None
-        self._transposed: Chain | None = None
+        self._chains: dict[str, Chain] = {}
         self._index: Tensor | bool | None = None
         self.ready: Chain | None = None
 
@@ -64,39 +69,50 @@ class Pack:
             and list(map(_address_of, factors)) == self._pointers
         )
 
+    @torch.no_grad()
     def rows(self, factors: Sequence[Tensor]) -> Chain:
         """For vectors in rows."""
-        if self._rows is None:
-            self._rows = Chain.packed(merged_for_rows(factors), self._guard)
-            if factors[0].dtype not in _EXACT and self.index(factors) is None:
-                self.ready = self._rows
-        return self._rows
+        chain = self._chains.get("rows")
+        if chain is None:
+            merged = merge_counts(_plain(factors), self.counts(factors))
+            chain = self._chains["rows"] = Chain.packed(merged, self._guard)
+            if self.light:
+                self._chains["transposed"] = Chain.packed([factor.mT for factor in reversed(merged)])
+            elif factors[0].dtype not in _EXACT and self.index(factors) is None:
+                self.ready = chain
+        return chain
 
     def transposed(self, factors: Sequence[Tensor]) -> Chain:
-        """The transposed chain of ``rows``, for gradients."""
-        if self._transposed is None:
-            self._transposed = Chain.packed([factor.mT for factor in reversed(merged_for_rows(factors))])
-        return self._transposed
+        """The transposed chain of ``rows`` in a light pack, for gradients."""
+        self.rows(factors)
+        return self._chains["transposed"]
 
+    @torch.no_grad()
     def columns(self, factors: Sequence[Tensor]) -> Chain:
         """For vectors in columns."""
-        if self._columns is None:
+        chain = self._chains.get("columns")
+        if chain is None:
             plain = _plain(factors)
-            counts = merge_for_columns(_patterns(plain), _lanes(plain))
-            self._columns = Chain.plain(merge_counts(plain, counts), self._guard)
-        return self._columns
+            counts = self.counts(factors) if self.light else merge_for_columns(_patterns(plain), _lanes(plain))
+            chain = self._chains["columns"] = Chain.plain(merge_counts(plain, counts), self._guard)
+        return chain
+
+    def counts(self, factors: Sequence[Tensor]) -> tuple[int, ...]:
+        """How many neighbouring factors are merged into each step of ``rows``."""
+        patterns = _patterns(factors)
+        return merge_for_training(patterns) if self.light else merge_for_rows(patterns, _lanes(factors))
 
     def index(self, factors: Sequence[Tensor]) -> Tensor | None:
         """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""
         if self._index is None:
-            found = _permutation(factors)
+            found = None if self.light else _permutation(factors)
             self._index = False if found is None else found
         return self._index if isinstance(self._index, Tensor) else None
 
 
 def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
     """The factors in the dtype of the computation, with no graph behind them."""
-    return [factor.detach().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
+    return [factor.detach().resolve_neg().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
 
 
 def _patterns(factors: Sequence[Tensor]) -> tuple[Pattern, ...]:
@@ -105,18 +121,6 @@ def _patterns(factors: Sequence[Tensor]) -> tuple[Pattern, ...]:
 
 def _lanes(factors: Sequence[Tensor]) -> int:
     return int(library().ks_lanes(factors[0].dtype == torch.float64))
-
-
-def counts_for_rows(factors: Sequence[Tensor]) -> tuple[int, ...]:
-    """How the factors are merged for rows."""
-    lanes = library().ks_lanes(factors[0].dtype == torch.float64)
-    return merge_for_rows(_patterns(factors), int(lanes))
-
-
-@torch.no_grad()
-def merged_for_rows(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The merged factors themselves."""
-    return merge_counts(_plain(factors), counts_for_rows(factors))
 
 
 @torch.no_grad()
@@ -135,30 +139,33 @@ def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
     return index
 
 
-_PACKS: dict[int, tuple[Pack, list[weakref.ref[Tensor]]]] = {}
+_Table = dict[int, tuple[Pack, list[weakref.ref[Tensor]]]]
+_PACKS: _Table = {}
+_LIGHT_PACKS: _Table = {}
 
 
-def find_pack(factors: Sequence[Tensor], compare: bool = False) -> Pack:
+def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
     """The pack of these factors, made anew if one of them has changed since.
 
-    With ``compare`` the contents of the factors are compared too; ``ks_rows`` and ``ks_columns`` do so
+    The contents of the factors are compared where the pack is light; ``ks_rows`` and ``ks_columns`` do so
     themselves. Tensors made in inference mode have no version: they are packed again for every call.
     """
     key = id(factors[0])
-    known = _PACKS.get(key)
-    if known is not None and known[0].matches(factors) and not (compare and not known[0].same_contents()):
+    packs = _LIGHT_PACKS if light else _PACKS
+    known = packs.get(key)
+    if known is not None and known[0].matches(factors) and not (light and not known[0].same_contents()):
         return known[0]
-    pack = Pack(factors)
+    pack = Pack(factors, light)
     if pack.lasting:
 
-        def drop(dead: weakref.ref[Tensor], key: int = key) -> None:
-            entry = _PACKS.get(key)
+        def drop(dead: weakref.ref[Tensor], packs: _Table = packs, key: int = key) -> None:
+            entry = packs.get(key)
             if entry is not None and any(reference is dead for reference in entry[1]):
-                del _PACKS[key]
+                del packs[key]
 
-        _PACKS[key] = (pack, [weakref.ref(factor, drop) for factor in factors])
+        packs[key] = (pack, [weakref.ref(factor, drop) for factor in factors])
     else:
-        _PACKS.pop(key, None)
+        packs.pop(key, None)
     return pack
 
 
@@ -166,3 +173,4 @@ def forget(factors: Sequence[Tensor]) -> None:
     """Let go of what is kept for these factors (their storages among it)."""
     if factors:
         _PACKS.pop(id(factors[0]), None)
+        _LIGHT_PACKS.pop(id(factors[0]), None)

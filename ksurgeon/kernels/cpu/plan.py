@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from ksurgeon.kmatrix.patterns import Pattern, hull
 
-__all__ = ["merge_for_columns", "merge_for_rows"]
+__all__ = ["merge_for_columns", "merge_for_rows", "merge_for_training"]
 
 # Measured on one core with AVX-512: what a step costs besides its multiplications, in fused multiply-adds of one vector.
 _MOVE = 3.0
@@ -63,3 +63,16 @@ def merge_for_rows(patterns: tuple[Pattern, ...], lanes: int) -> tuple[int, ...]
 def merge_for_columns(patterns: tuple[Pattern, ...], lanes: int) -> tuple[int, ...]:
     """The same for vectors that lie in columns."""
     return _plan(patterns, lanes, False)
+
+
+@lru_cache(maxsize=4096)
+def merge_for_training(patterns: tuple[Pattern, ...]) -> tuple[int, ...]:
+    """The same where weights change with every step: only factors of equal support, whose product is a small
+    matrix product, are merged."""
+    counts = [1]
+    for first, second in zip(patterns, patterns[1:], strict=False):
+        if (first.a, first.d) == (second.a, second.d) and max(first.b, first.c, second.b) == first.c == second.b:
+            counts[-1] += 1
+        else:
+            counts.append(1)
+    return tuple(counts)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
 from ksurgeon.kernels.cpu.library import Chain, Step, is_available, library
 from ksurgeon.kernels.cpu.merging import pull_back
-from ksurgeon.kernels.cpu.pack import Pack, counts_for_rows, find_pack, forget
+from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget
 
 __all__ = ["DTYPES", "backward", "forward"]
 
@@ -22,18 +22,18 @@ if is_available():
 
 
 def forward(
-    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, compare: bool = False
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, light: bool = False
 ) -> Tensor:
-    """Apply a chain to a CPU tensor; no gradients, no modes. ``compare`` is that of ``find_pack``.
+    """Apply a chain to a CPU tensor; no gradients, no modes. ``light`` is that of ``find_pack``.
 
     Raises:
         ValueError: the size along ``dim``, or that of the bias, is not the chain's.
     """
-    pack = find_pack(factors, compare)
+    pack = find_pack(factors, light)
     y = _forward(x, factors, pack, bias, dim)
     if y is None:  # the contents of the factors have changed behind the back of their version counters
         forget(factors)
-        y = _forward(x, factors, find_pack(factors), bias, dim)
+        y = _forward(x, factors, find_pack(factors, light), bias, dim)
         assert y is not None
     return y
 
@@ -48,6 +48,7 @@ def _forward(
         and x.shape[-1] == chain.in_features
         and (dim == -1 or dim == x.dim() - 1)
         and x.is_contiguous()
+        and not x.is_neg()
         and (bias is None or _fits(bias, x, chain))
     ):
         wide = chain.in_features == chain.out_features
@@ -63,8 +64,9 @@ def _forward(
             chain.is_double,
         )
         return y if done else None
-    if bias is not None and bias.dtype is not x.dtype:
-        bias = bias.to(x.dtype)
+    x = x.resolve_neg()
+    if bias is not None:
+        bias = bias.to(x.dtype).resolve_neg()
     if x.dtype in _EXACT:
         return _general(x, factors, pack, bias, dim)
     # Half precision is storage only: products are summed in float32.
@@ -74,7 +76,11 @@ def _forward(
 
 def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
     return (
-        bias.dtype is x.dtype and bias.is_cpu and bias.is_contiguous() and bias.shape == (chain.out_features,)
+        bias.dtype is x.dtype
+        and bias.is_cpu
+        and bias.is_contiguous()
+        and not bias.is_neg()
+        and bias.shape == (chain.out_features,)
     )
 
 
@@ -159,10 +165,10 @@ def backward(
 
     ``g`` and ``x`` have the dtype of the factors; half precision is computed in float32.
     """
-    pack, axis = find_pack(factors, compare=True), dim % x.dim()
+    pack, axis = find_pack(factors, light=True), dim % x.dim()
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows_x = x.movedim(axis, -1).to(kind).contiguous()
-    rows_g = g.movedim(axis, -1).to(kind).contiguous()
+    rows_x = x.movedim(axis, -1).to(kind).resolve_neg().contiguous()
+    rows_g = g.movedim(axis, -1).to(kind).resolve_neg().contiguous()
     chain, transposed = pack.rows(factors), pack.transposed(factors)
     _check(rows_x.shape[-1], chain, None)
     gx = torch.empty_like(rows_x) if need_x else None
@@ -193,5 +199,5 @@ def backward(
         weight = packed.new_empty(shape)
         library().ks_unpack(step, packed.data_ptr(), weight.data_ptr(), chain.is_double)
         plain.append(weight)
-    of_factors = pull_back([f.detach().to(kind) for f in factors], counts_for_rows(factors), plain)
+    of_factors = pull_back([f.detach().to(kind) for f in factors], pack.counts(factors), plain)
     return result_x, [gradient.to(factors[0].dtype) for gradient in of_factors]

@@ -27,24 +27,24 @@ template <class T, int B, int K, bool WHOLE>
 KS_INLINE void tile(const Outputs<T>& s, int64_t at, int64_t last_in, int64_t last_out) {
   using V = Vec<T>;
   typename V::Reg sum[B][K];
-  for (int o = 0; o < B; ++o)
-    for (int k = 0; k < K; ++k) sum[o][k] = s.bias ? V::rep1(s.bias + o * s.bias_step) : V::zero();
+  KS_UNROLL for (int o = 0; o < B; ++o)
+    KS_UNROLL for (int k = 0; k < K; ++k) sum[o][k] = s.bias ? V::rep1(s.bias + o * s.bias_step) : V::zero();
   const T* x = s.x + at;
   const T* weight = s.weight;
   const int64_t c = s.c, x_step = s.x_step, y_step = s.y_step;
   for (int64_t i = 0; i < c; ++i, x += x_step, ++weight) {
     typename V::Reg in[K];
-    for (int k = 0; k < K - 1; ++k) in[k] = V::load(x + k * V::N);
+    KS_UNROLL for (int k = 0; k < K - 1; ++k) in[k] = V::load(x + k * V::N);
     in[K - 1] = WHOLE ? V::load(x + (K - 1) * V::N) : V::loadn(x + (K - 1) * V::N, last_in);
-    for (int k = 0; k < K; ++k) V::keep(in[k]);
-    for (int o = 0; o < B; ++o) {
+    KS_UNROLL for (int k = 0; k < K; ++k) V::keep(in[k]);
+    KS_UNROLL for (int o = 0; o < B; ++o) {
       typename V::Reg one = V::rep1(weight + o * c);
-      for (int k = 0; k < K; ++k) sum[o][k] = V::fma(one, in[k], sum[o][k]);
+      KS_UNROLL for (int k = 0; k < K; ++k) sum[o][k] = V::fma(one, in[k], sum[o][k]);
     }
   }
   T* y = s.y + at;
-  for (int o = 0; o < B; ++o, y += y_step) {
-    for (int k = 0; k < K - 1; ++k) V::store(y + k * V::N, sum[o][k]);
+  KS_UNROLL for (int o = 0; o < B; ++o, y += y_step) {
+    KS_UNROLL for (int k = 0; k < K - 1; ++k) V::store(y + k * V::N, sum[o][k]);
     if (WHOLE)
       V::store(y + (K - 1) * V::N, sum[o][K - 1]);
     else

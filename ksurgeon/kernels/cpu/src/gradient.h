@@ -13,26 +13,26 @@ KS_INLINE void outer(const Gradient<T>& m, int64_t x_step, int64_t g_step, int64
                      int64_t weight_step, Load load) {
   using V = Vec<T>;
   typename V::Reg sum[I][K];
-  for (int i = 0; i < I; ++i)
-    for (int k = 0; k < K; ++k) sum[i][k] = V::load(weight + i * weight_step + k * V::N);
+  KS_UNROLL for (int i = 0; i < I; ++i)
+    KS_UNROLL for (int k = 0; k < K; ++k) sum[i][k] = V::load(weight + i * weight_step + k * V::N);
   const bool full = lanes == V::N && last == V::N;
   const T *x = m.x, *g = m.g;
   for (int64_t r = 0; r < m.count; ++r, x += m.x_row, g += m.g_row) {
     typename V::Reg out[K];
     if (full)
-      for (int k = 0; k < K; ++k) out[k] = V::load(g + k * g_step);
+      KS_UNROLL for (int k = 0; k < K; ++k) out[k] = V::load(g + k * g_step);
     else
-      for (int k = 0; k < K; ++k) out[k] = V::loadn(g + k * g_step, k == K - 1 ? last : lanes);
+      KS_UNROLL for (int k = 0; k < K; ++k) out[k] = V::loadn(g + k * g_step, k == K - 1 ? last : lanes);
     if (I > 1)
-      for (int k = 0; k < K; ++k) V::keep(out[k]);
-    for (int i = 0; i < I; ++i) {
+      KS_UNROLL for (int k = 0; k < K; ++k) V::keep(out[k]);
+    KS_UNROLL for (int i = 0; i < I; ++i) {
       typename V::Reg in = load(x + i * x_step, i);
       V::keep(in);
-      for (int k = 0; k < K; ++k) sum[i][k] = V::fma(in, out[k], sum[i][k]);
+      KS_UNROLL for (int k = 0; k < K; ++k) sum[i][k] = V::fma(in, out[k], sum[i][k]);
     }
   }
-  for (int i = 0; i < I; ++i)
-    for (int k = 0; k < K; ++k) V::store(weight + i * weight_step + k * V::N, sum[i][k]);
+  KS_UNROLL for (int i = 0; i < I; ++i)
+    KS_UNROLL for (int k = 0; k < K; ++k) V::store(weight + i * weight_step + k * V::N, sum[i][k]);
 }
 
 template <class T, class Load> struct Indifferent {

@@ -12,6 +12,11 @@
 #include "table.h"
 
 #define KS_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define KS_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define KS_UNROLL _Pragma("GCC unroll 16")  // arrays of registers live in registers only where indices are constant
+#endif
 #define KS_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define KS_TARGET(features) KS_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))

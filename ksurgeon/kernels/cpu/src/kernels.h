@@ -4,6 +4,7 @@
 #include "rows.h"
 #include "columns.h"
 #include "gradient.h"
+#include "measure.h"
 
 static constexpr int64_t TILE_ROWS = 64;
 static constexpr int64_t TILE_BYTES = 1 << 20;    // of scratch for a tile of rows
@@ -235,6 +236,8 @@ template <class T> void unpack_any(const KsStep& step, const void* packed, void*
 static const KsTable TABLE = {
     KS_NAME,
     {Vec<float>::N, Vec<double>::N},
+    spin,
+    read_all,
     fingerprint,
     {pack_any<float>, pack_any<double>},
     {unpack_any<float>, unpack_any<double>},

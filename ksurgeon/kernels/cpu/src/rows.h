@@ -51,22 +51,22 @@ template <class T, int R, int K, class Load>
 KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t y_row, Load load) {
   using V = Vec<T>;
   typename V::Reg sum[R][K];
-  for (int k = 0; k < K; ++k) {
+  KS_UNROLL for (int k = 0; k < K; ++k) {
     typename V::Reg start = V::zero();
     if (s.bias) start = V::loadn(s.bias + k * s.y_step, k == K - 1 ? s.last : s.lanes);
-    for (int r = 0; r < R; ++r) sum[r][k] = start;
+    KS_UNROLL for (int r = 0; r < R; ++r) sum[r][k] = start;
   }
   const T* w = s.weight;
   const int64_t x_step = s.x_step;
   auto input = [&]() __attribute__((always_inline)) {
     typename V::Reg in[R];
-    for (int r = 0; r < R; ++r) {
+    KS_UNROLL for (int r = 0; r < R; ++r) {
       in[r] = load(x + r * x_row);
       V::keep(in[r]);
     }
-    for (int k = 0; k < K; ++k) {
+    KS_UNROLL for (int k = 0; k < K; ++k) {
       typename V::Reg row = V::load(w + k * V::N);
-      for (int r = 0; r < R; ++r) sum[r][k] = V::fma(row, in[r], sum[r][k]);
+      KS_UNROLL for (int r = 0; r < R; ++r) sum[r][k] = V::fma(row, in[r], sum[r][k]);
     }
     x += x_step;
     w += K * V::N;
@@ -77,11 +77,11 @@ KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t
     for (int64_t i = 0; i < s.c; ++i) input();
   }
   if (s.lanes == V::N && s.last == V::N) {
-    for (int r = 0; r < R; ++r)
-      for (int k = 0; k < K; ++k) V::store(y + r * y_row + k * s.y_step, sum[r][k]);
+    KS_UNROLL for (int r = 0; r < R; ++r)
+      KS_UNROLL for (int k = 0; k < K; ++k) V::store(y + r * y_row + k * s.y_step, sum[r][k]);
   } else {
-    for (int r = 0; r < R; ++r) {
-      for (int k = 0; k < K - 1; ++k) V::storen(y + r * y_row + k * s.y_step, sum[r][k], s.lanes);
+    KS_UNROLL for (int r = 0; r < R; ++r) {
+      KS_UNROLL for (int k = 0; k < K - 1; ++k) V::storen(y + r * y_row + k * s.y_step, sum[r][k], s.lanes);
       V::storen(y + r * y_row + (K - 1) * s.y_step, sum[r][K - 1], s.last);
     }
   }
@@ -153,15 +153,15 @@ KS_INLINE void folded(const Layout& s, const T* weight, typename Vec<T>::Index l
   using V = Vec<T>;
   typename V::Reg in[R], sum[R];
   const typename V::Reg start = bias ? V::loadn(bias, s.last) : V::zero();
-  for (int r = 0; r < R; ++r) {
+  KS_UNROLL for (int r = 0; r < R; ++r) {
     in[r] = V::loadn(x + r * x_row, s.fold * s.c * s.d);
     sum[r] = start;
   }
   for (int64_t i = 0; i < s.c; ++i, weight += V::N, lanes = V::next(lanes, step)) {
     typename V::Reg row = V::load(weight);
-    for (int r = 0; r < R; ++r) sum[r] = V::fma(row, V::permute(in[r], lanes), sum[r]);
+    KS_UNROLL for (int r = 0; r < R; ++r) sum[r] = V::fma(row, V::permute(in[r], lanes), sum[r]);
   }
-  for (int r = 0; r < R; ++r) V::storen(y + r * y_row, sum[r], s.last);
+  KS_UNROLL for (int r = 0; r < R; ++r) V::storen(y + r * y_row, sum[r], s.last);
 }
 
 template <class T>

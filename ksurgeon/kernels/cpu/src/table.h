@@ -5,6 +5,8 @@
 struct KsTable {
   const char* name;
   int64_t lanes[2];
+  int64_t (*spin)(int64_t times);
+  float (*read_all)(const float* data, int64_t count);
   uint64_t (*fingerprint)(const void* data, int64_t bytes);
   void (*pack[2])(const KsStep&, const void* weight, void* packed);
   void (*unpack[2])(const KsStep&, const void* packed, void* weight);

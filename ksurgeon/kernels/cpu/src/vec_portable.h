@@ -18,7 +18,15 @@ template <class T> struct Vec {
     for (int64_t l = 0; l < n; ++l) p[l] = v[l];
   }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
-  static void keep(Reg&) {}
+  static void keep(Reg& v) {
+#if defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#else
+    (void)v;
+#endif
+  }
   static Reg rep1(const T* p) { return Reg{} + *p; }
   static Reg rep2(const T* p) {
     Reg v;

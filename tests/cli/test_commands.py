@@ -1,0 +1,119 @@
+"""The commands end to end, on small models."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ksurgeon
+from tests.cli.conftest import MODEL, SIZE
+
+
+def test_convert_show_revert(run, tmp_path):
+    done = run("convert", MODEL, "--rule", "shuffle", "-o", "out", *SIZE)
+    assert done.status == 0, done.err
+    assert "channel_shuffle" in done.out and "units.3:view_1" in done.out and "exact" in done.out
+    assert "latency" in done.out and "Written to out" in done.out
+    assert "fitting 4/4" in done.err
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"ksurgeon.json", "model.safetensors"}
+    shown = run("show", "out")
+    assert shown.status == 0 and "units.3:view_1" in shown.out and "latency" in shown.out
+    reverted = run("revert", "out")
+    assert reverted.status == 0 and "4 sites reverted" in reverted.out
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(ksurgeon.load("out-dense")(x), ksurgeon.load("out")(x))
+
+
+def test_the_default_folder_is_named_after_model_and_rule(run, tmp_path):
+    assert run("convert", MODEL, "--rule", "shuffle", *SIZE).status == 0
+    assert (tmp_path / "converted" / "tests.zoo-shufflenet_v1_g4-shuffle" / "ksurgeon.json").exists()
+
+
+def test_convert_fits_and_says_so(run):
+    done = run("convert", "tests.zoo:mlp", "--rule", "linear", "-o", "out")
+    assert done.status == 0, done.err
+    assert "must be distilled" in done.out and "weight error" in done.out
+
+
+def test_json(run):
+    done = run("convert", MODEL, "--rule", "shuffle", "-o", "out", "--json", *SIZE)
+    report = json.loads(done.out)
+    assert report["folder"] == "out" and len(report["operations"]) == 4
+    assert report["outcome"]["latency"][0] > 0 and report["outcome"]["multiplications"][0] > 0
+    assert len(json.loads(run("show", "out", "--json").out)["operations"]) == 4
+    assert json.loads(run("revert", "out", "--json").out)["reverted"] == 4
+    sites = json.loads(run("find", MODEL, "--json", *SIZE).out)["sites"]
+    assert sum(site["kind"] == "channel_shuffle" for site in sites) == 4
+    plan = json.loads(run("convert", MODEL, "--rule", "shuffle", "--dry-run", "--json", *SIZE).out)
+    assert sum(decision["action"] == "replace" for decision in plan["decisions"]) == 4
+
+
+def test_a_dry_run_writes_nothing(run, tmp_path):
+    done = run("convert", MODEL, "--rule", "shuffle", "--dry-run", *SIZE)
+    assert done.status == 0 and "replace: (BB*)^1" in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_find(run):
+    done = run("find", MODEL, *SIZE)
+    assert done.status == 0
+    assert "4 channel_shuffle" in done.out and "units.0.compress" in done.out
+
+
+def test_an_earlier_conversion_is_replaced_only_with_yes(run):
+    command = ("convert", MODEL, "--rule", "shuffle", "-o", "out", *SIZE)
+    assert run(*command).status == 0
+    refused = run(*command)
+    assert refused.status == 1 and "--yes" in refused.err
+    assert run(*command, "--yes").status == 0
+
+
+def test_rules(run):
+    listed = run("rules")
+    assert all(name in listed.out for name in ("shuffle", "linear", "pointwise"))
+    shown = run("rules", "show", "shuffle")
+    assert "[[replace]]" in shown.out and 'find = "channel_shuffle"' in shown.out
+
+
+def test_doctor(run):
+    done = run("doctor")
+    assert done.status == 0 and torch.__version__ in done.out and "reference" in done.out
+    assert json.loads(run("doctor", "--json").out)["packages"]["torch"]
+
+
+def test_a_converted_folder_is_a_model_too(run):
+    assert run("convert", MODEL, "--rule", "shuffle", "-o", "first", *SIZE).status == 0
+    found = run("find", "first", *SIZE)
+    assert found.status == 0 and "channel_shuffle" not in found.out and "pointwise_conv" in found.out
+    again = run("convert", "first", "--rule", "linear", "-o", "second", *SIZE)
+    assert again.status == 3 and "pointwise" in again.err
+    again = run("convert", "first", "--rule", "pointwise", "-o", "second", *SIZE)
+    assert again.status == 0, again.err
+    assert {type(m).__name__ for m in ksurgeon.load("second").modules()} >= {
+        "KChannelShuffle",
+        "KPointwiseConv",
+    }
+    assert run("convert", "first", "--rule", "linear", "--weights", "random").status == 1
+
+
+def test_seeds_and_weights(run):
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = run("convert", "torchvision:shufflenet_v2_x0_5", "--rule", "shuffle", "--weights", "random",
+                   "--input-size", "32", "--seed", seed, "-o", folder)  # fmt: skip
+        assert done.status == 0, done.err
+    states = [ksurgeon.load(folder).state_dict() for folder in "abc"]
+    assert all(torch.equal(t, states[1][n]) for n, t in states[0].items())
+    assert not torch.equal(states[0]["conv1.0.weight"], states[2]["conv1.0.weight"])
+
+
+@pytest.mark.parametrize("entry", [["-m", "ksurgeon"], ["cli.py"]], ids=" ".join)
+def test_help_needs_no_torch(entry):
+    top = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    script = [sys.executable, "-X", "importtime", *entry, "--help"]
+    done = subprocess.run(script, cwd=top, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "convert" in done.stdout and "ksurgeon.cli.app" in imported
+    assert not imported & {"torch", "timm", "transformers", "torchvision", "pydantic", "numpy"}

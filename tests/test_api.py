@@ -1,0 +1,92 @@
+"""What ``import ksurgeon`` promises."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import ksurgeon
+
+PROMISED = [
+    "find",
+    "convert",
+    "replace_modules",
+    "save",
+    "load",
+    "revert",
+    "KMatrix",
+    "KLinear",
+    "KPointwiseConv",
+    "KChannelShuffle",
+    "Rule",
+    "Plan",
+    "Site",
+    "Conversion",
+    "KsurgeonError",
+    "MatchError",
+    "RuleError",
+    "StructureError",
+    "SurgeryError",
+    "InputError",
+    "WeightsError",
+    "RecordError",
+    "FolderError",
+    "ModelNotFoundError",
+]
+
+
+def test_public_names():
+    assert set(PROMISED) == set(ksurgeon.__all__)
+    assert all(getattr(ksurgeon, name).__doc__ for name in PROMISED)
+    assert callable(ksurgeon.find)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = ksurgeon.nothing
+
+
+def test_find_is_callable_whatever_was_imported_first():
+    script = (
+        "import ksurgeon.find.site, torch, ksurgeon\n"
+        "assert len(ksurgeon.find(torch.nn.Sequential(torch.nn.Linear(4, 4)), torch.ones(1, 4))) == 1"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_signature_of_klinear():
+    parameters = inspect.signature(ksurgeon.KLinear).parameters
+    assert list(parameters)[:3] == ["in_features", "out_features", "bias"]
+    defaults = {
+        name: parameters[name].default for name in ("bias", "width", "expansion", "radix", "device", "dtype")
+    }
+    assert defaults == {
+        "bias": True,
+        "width": 1,
+        "expansion": 1,
+        "radix": "auto",
+        "device": None,
+        "dtype": None,
+    }
+    assert parameters["width"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_errors_have_one_base():
+    errors = [getattr(ksurgeon, name) for name in PROMISED if name.endswith("Error")]
+    assert all(issubclass(error, ksurgeon.KsurgeonError) for error in errors)
+
+
+def test_the_import_is_light():
+    script = (
+        "import sys, ksurgeon\n"
+        "print(sorted({'torch', 'timm', 'transformers', 'pydantic', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_layers_import_no_model_library():
+    script = (
+        "import sys, ksurgeon; ksurgeon.KLinear, ksurgeon.convert, ksurgeon.load\n"
+        "print(sorted({'timm', 'transformers', 'torchvision', 'matplotlib', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
