@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ksurgeon.errors import KsurgeonError
-from ksurgeon.kernels import cpu, reference
+from ksurgeon.kernels import cpu, cuda, reference
 
 __all__ = ["apply_chain", "available_backends", "chosen_backend"]
 
@@ -19,21 +20,23 @@ if cpu.is_available():
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that this installation has."""
-    return tuple(_BACKENDS)
+    return (*_BACKENDS, "cuda") if cuda.is_available() else tuple(_BACKENDS)
 
 
-def chosen_backend() -> str:
-    """Name of the backend in use: ``KSURGEON_BACKEND``, or the best there is.
+def chosen_backend(device: torch.device | None = None) -> str:
+    """Name of the backend in use: ``KSURGEON_BACKEND``, or the best there is for tensors on ``device``.
+
+    A device that the backend does not know is left to the reference.
 
     Raises:
         KsurgeonError: the variable names a backend that this installation does not have.
     """
     asked = os.environ.get("KSURGEON_BACKEND", "auto")
     if asked == "auto":
-        return next(reversed(_BACKENDS))
-    if asked not in _BACKENDS:
+        return "cuda" if device is not None and device.type == "cuda" else next(reversed(_BACKENDS))
+    if asked not in _BACKENDS and asked not in available_backends():
         raise KsurgeonError(
-            f"KSURGEON_BACKEND={asked!r}: this installation has {', '.join(_BACKENDS)}; "
+            f"KSURGEON_BACKEND={asked!r}: this installation has {', '.join(available_backends())}; "
             "unset the variable or name one of these"
         )
     return asked
@@ -53,4 +56,5 @@ def apply_chain(
     Returns:
         A tensor of the shape of ``x``, its size along ``dim`` what the last factor gives.
     """
-    return _BACKENDS[chosen_backend()](x, factors, dim, bias)
+    name = chosen_backend(x.device)
+    return (cuda.apply_chain if name == "cuda" else _BACKENDS[name])(x, factors, dim, bias)

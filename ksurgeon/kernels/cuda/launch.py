@@ -40,9 +40,14 @@ def device_of(x: Tensor) -> Device:
     return _properties(x.device.index) if x.is_cuda else Device(2, 4096)
 
 
-def _precision(x: Tensor, half: bool) -> str:
-    """How float32 is multiplied: as three products of TF32, with errors of float32's size, unless one is allowed."""
-    return "tf32" if not half and torch.backends.cuda.matmul.allow_tf32 else "ieee" if half else "tf32x3"
+def _precision(dtype: torch.dtype) -> str:
+    """How operands are multiplied: float32 as three products of TF32, with errors of its own size, or as one.
+
+    One where PyTorch's own matrix products are allowed the same.
+    """
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
 def _kind(x: Tensor) -> tl.dtype:
@@ -94,7 +99,7 @@ def step(
         WIDE=x.is_wide(pattern.in_features) or y.is_wide(pattern.out_features),
         TRANSPOSED=transposed,
         BACKWARDS=backwards,
-        PRECISION=_precision(x.tensor, dtype.itemsize == 2),
+        PRECISION=_precision(dtype),
         KIND=_kind(x.tensor),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
@@ -108,7 +113,8 @@ def gradient_of_weight(g: Vectors, x: Vectors, pattern: Pattern, rows: int) -> T
     """
     a, b, c, d = pattern
     side_by_side = g.stride == 1 or x.stride == 1
-    tiles, each = outer_tiles(pattern, rows, side_by_side, device_of(x.tensor).programs)
+    dtype = x.tensor.dtype
+    tiles, each = outer_tiles(pattern, rows, side_by_side, dtype.itemsize, device_of(x.tensor).programs)
     shares = -(-rows // each)
     sums = torch.empty(shares, *pattern.shape, dtype=torch.float32, device=x.tensor.device)
     programs = shares * a * -(-d // tiles.group) * -(-b // tiles.out) * -(-c // tiles.inner)
@@ -131,7 +137,7 @@ def gradient_of_weight(g: Vectors, x: Vectors, pattern: Pattern, rows: int) -> T
         G_SPLIT=g.split,
         X_SPLIT=x.split,
         WIDE=g.is_wide(pattern.out_features) or x.is_wide(pattern.in_features),
-        PRECISION=_precision(x.tensor, x.tensor.dtype.itemsize == 2),
+        PRECISION=_precision(dtype),
         KIND=_kind(x.tensor),
         num_warps=tiles.warps,
         num_stages=tiles.stages,

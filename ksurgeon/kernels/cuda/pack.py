@@ -23,7 +23,7 @@ def counts_of(factors: Sequence[Tensor]) -> tuple[int, ...]:
 
 def contiguous(factors: Sequence[Tensor]) -> list[Tensor]:
     """The factors as the kernels take them, without a graph."""
-    return [factor.detach().contiguous() for factor in factors]
+    return [factor.detach().resolve_neg().contiguous() for factor in factors]
 
 
 def merged(factors: Sequence[Tensor]) -> list[Tensor]:

@@ -15,7 +15,9 @@ _SECONDS_PER_BYTE = 1 / 2.5e12
 _SECONDS_PER_MULTIPLICATION = {2: 1 / 200e12, 4: 1 / 30e12}
 
 _SMALLEST, _LARGEST = 16, 64  # sides of a product on the tensor cores
-_SUMS = 32768  # sums in float32 that a program of 8 warps holds in its registers
+# Of a program of 8 warps that takes several blocks, by bytes of an entry: sums in float32 that it holds, outputs
+# and inputs of each block at a time, depth of the pipeline. As many as the compiler keeps in registers.
+_GROUPED = {2: (16384, 64, 32, 3), 4: (8192, 32, 16, 2)}
 
 
 class Tiles(NamedTuple):
@@ -69,8 +71,10 @@ def step_tiles(pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, w
         tiles = Tiles(most, 1, _SMALLEST, _side(c), 2, 2)
     elif side_by_side and d > 1:
         group = min(1 << (d - 1).bit_length(), 8)
-        widest = _SUMS if itemsize == 2 else _SUMS // 2
-        tiles = Tiles(min(most, max(widest // (group * out), _SMALLEST)), group, out, _side(c, 32), 8, 2)
+        sums, widest, inner, stages = _GROUPED[itemsize]
+        out = min(out, widest)
+        rows_each = min(most, max(sums // (group * out), _SMALLEST), _LARGEST)
+        tiles = Tiles(rows_each, group, out, _side(c, inner), 8, stages)
     else:
         tiles = Tiles(most, 1, out, _side(c), 8 if most * out >= 8192 else 4, 2)
     while tiles.programs(pattern, rows) < wanted and tiles.rows > 2 * _SMALLEST:
@@ -81,11 +85,13 @@ def step_tiles(pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, w
 
 
 @lru_cache(maxsize=4096)
-def outer_tiles(pattern: Pattern, rows: int, side_by_side: bool, wanted: int) -> tuple[Tiles, int]:
+def outer_tiles(
+    pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, wanted: int
+) -> tuple[Tiles, int]:
     """The cut of the gradient of a step, and the rows that each program sums over."""
     a, b, c, d = pattern
-    out, inner = _side(b), _side(c)
     group = min(1 << (d - 1).bit_length(), 8) if side_by_side else 1
+    out, inner = _side(b, 32 if group > 2 and itemsize == 4 else 64), _side(c, 32 if group > 2 else 64)
     programs = a * -(-d // group) * -(-b // out) * -(-c // inner)
     shares = min(max(wanted // programs, 1), max(rows // 128, 1))
     each = -(-rows // shares)

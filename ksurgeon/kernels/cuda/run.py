@@ -32,7 +32,7 @@ def forward(
     if rows:
         with _on_device(x):
             weights = pack.merged_once(factors) if keep else pack.merged(factors)
-            bias = None if bias is None else bias.detach().contiguous()
+            bias = None if bias is None else bias.detach().resolve_neg().contiguous()
             forward_steps(_vectors(x, axis), weights, _vectors(y, axis), rows, bias)
     return y
 
@@ -68,6 +68,7 @@ def _on_device(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _vectors(x: Tensor, axis: int) -> Vectors:
+    x = x.resolve_neg()
     found = vectors_along(x, axis)
     if found is None:
         found = vectors_along(x.contiguous(), axis)

@@ -1,0 +1,95 @@
+"""The ``cuda`` backend: Triton kernels for NVIDIA GPUs. Triton is imported once a tensor on such a device comes."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ksurgeon.kernels import reference
+from ksurgeon.kernels.cuda import ops
+
+__all__ = ["apply_chain", "is_available", "why_not"]
+
+_PLAIN = (Tensor, nn.Parameter)
+_OLDEST = (8, 0)
+
+
+def is_available() -> bool:
+    """Whether there is a GPU that the kernels run on."""
+    return any(why_not(index) is None for index in range(torch.cuda.device_count()))
+
+
+@lru_cache
+def why_not(index: int) -> str | None:
+    """Why the kernels do not run on a GPU, or None if they do."""
+    if torch.version.hip is not None:
+        return "the kernels are for NVIDIA GPUs"
+    if find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    found = torch.cuda.get_device_capability(index)
+    if found < _OLDEST:
+        return f"its compute capability is {found[0]}.{found[1]}, the kernels need {_OLDEST[0]}.{_OLDEST[1]}"
+    return None
+
+
+@lru_cache
+def _runs_on(kind: str, index: int | None) -> bool:
+    """Whether the kernels run on a device; says once why they do not run on a GPU."""
+    if kind != "cuda":
+        return kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    index = torch.cuda.current_device() if index is None else index
+    reason = why_not(index)
+    if reason is not None:
+        warnings.warn(f"GPU {index}: {reason}; K-matrices use the reference backend there", stacklevel=2)
+    return reason is None
+
+
+def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
+    """Apply a chain by the Triton kernels where they can, by the reference elsewhere.
+
+    Eager inference on plain tensors starts the kernels at once. Where gradients are wanted, or the call is
+    compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Under autocast the
+    operands are cast as those of ``nn.Linear`` are. Complex numbers, float64, ``torch.func`` transforms and
+    forward-mode derivatives are left to the reference.
+    """
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x, factors, bias = _cast(x, factors, bias, torch.get_autocast_dtype("cuda"))
+    device, dtype = x.device, x.dtype
+    if not (
+        dtype in ops.DTYPES
+        and x.layout is torch.strided
+        and all([factor.dtype is dtype and factor.device == device for factor in factors])
+        and (bias is None or bias.device == device)
+        and _runs_on(device.type, device.index)
+    ):
+        return reference.apply_chain(x, factors, dim, bias)
+    if torch.compiler.is_compiling():
+        return ops.chain(x, list(factors), bias, dim)
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return reference.apply_chain(x, factors, dim, bias)
+    if torch._C._len_torch_dispatch_stack():
+        return ops.chain(x, list(factors), bias, dim)
+    if type(x) not in _PLAIN or type(factors[0]) not in _PLAIN:
+        return reference.apply_chain(x, factors, dim, bias)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or any([factor.requires_grad for factor in factors])
+        or (bias is not None and bias.requires_grad)
+    ):
+        return ops.chain(x, list(factors), bias, dim)
+    from ksurgeon.kernels.cuda import run
+
+    return run.forward(x, factors, bias, dim)
+
+
+def _cast(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
+    if not x.is_floating_point() or x.dtype == torch.float64:
+        return x, factors, bias
+    return x.to(dtype), [factor.to(dtype) for factor in factors], None if bias is None else bias.to(dtype)
