@@ -72,7 +72,7 @@ def apply_step(
     to_row = _offsets(row + y_first, y_inner, y_outer_stride, y_inner_stride, Y_SPLIT)
     inside = row < rows
     if GROUP == 1:
-        total = tl.zeros((ROWS, OUT), tl.float32)
+        total = tl.full((ROWS, OUT), 0.0, tl.float32)
         for start in range(0, C, IN):
             i = start + tl.arange(0, IN)
             entry = (a * C + i) * D + j0
@@ -101,7 +101,7 @@ def apply_step(
         )
     else:
         j = j0 + tl.arange(0, GROUP)
-        totals = tl.zeros((GROUP, ROWS, OUT), tl.float32)
+        totals = tl.full((GROUP, ROWS, OUT), 0.0, tl.float32)
         for start in range(0, C, IN):
             i = start + tl.arange(0, IN)
             entries = (a * C + i)[None, None, :] * D + j[:, None, None]
@@ -184,7 +184,7 @@ def outer_step(
         if WIDE:
             of_g = of_g.to(tl.int64)
             of_x = of_x.to(tl.int64)
-        total = tl.zeros((OUT, IN), tl.float32)
+        total = tl.full((OUT, IN), 0.0, tl.float32)
         for start in range(share * rows_each, end, ROWS):
             row = start + tl.arange(0, ROWS)
             g_row = _offsets(row + g_first, g_inner, g_outer_stride, g_inner_stride, G_SPLIT)
@@ -211,7 +211,7 @@ def outer_step(
         if WIDE:
             of_gs = of_gs.to(tl.int64)
             of_xs = of_xs.to(tl.int64)
-        totals = tl.zeros((GROUP, OUT, IN), tl.float32)
+        totals = tl.full((GROUP, OUT, IN), 0.0, tl.float32)
         for start in range(share * rows_each, end, ROWS):
             row = start + tl.arange(0, ROWS)
             g_row = _offsets(row + g_first, g_inner, g_outer_stride, g_inner_stride, G_SPLIT)

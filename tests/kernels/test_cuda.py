@@ -1,0 +1,361 @@
+"""The Triton kernels: on a GPU where there is one, in Triton's interpreter elsewhere, and compiled without one."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels import apply_chain, cuda, reference
+from ksurgeon.kernels.cuda.layout import vectors_along
+from ksurgeon.kernels.cuda.plan import merge_for, outer_tiles, step_tiles
+from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.structures import Kaleidoscope
+
+pytest.importorskip("triton")
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+needs_gpu = pytest.mark.skipif(not GPU, reason="no GPU")
+# Triton's interpreter cuts off where a GPU rounds: one bit less.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2 if GPU else 2e-2, torch.float16: 1e-3 if GPU else 2e-3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def run() -> Iterator[ModuleType]:
+    """``ksurgeon.kernels.cuda.run``, interpreted if there is no GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not GPU:
+            patch.setenv("TRITON_INTERPRET", "1")  # read once, when the kernels are imported
+        cuda._runs_on.cache_clear()
+        from ksurgeon.kernels.cuda import run
+
+        yield run
+    cuda._runs_on.cache_clear()
+
+
+def factors_of(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str = DEVICE) -> list[Tensor]:
+    """Shapes are those of patterns (a, b, c, d)."""
+    return [
+        (torch.randn(Pattern(*shape).shape) / shape[2] ** 0.5).to(device, dtype).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def error(got: Tensor, exact: Tensor) -> float:
+    return float((got.detach().cpu().double() - exact).norm() / exact.norm())
+
+
+def exact_of(
+    x: Tensor, factors: list[Tensor], dim: int, bias: Tensor | None, g: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Result and gradients in float64 on the CPU."""
+    doubles = [t.detach().cpu().double().requires_grad_() for t in (x, *factors)]
+    y = reference.apply_chain(doubles[0], doubles[1:], dim, None if bias is None else bias.cpu().double())
+    return y.detach(), list(torch.autograd.grad(y, doubles, g.cpu().double()))
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory comes full of NaN."""
+    if GPU:
+        torch.use_deterministic_algorithms(True)
+        yield
+        torch.use_deterministic_algorithms(False)
+        return
+    empty = torch.empty
+
+    def poisoned(*args: object, **options: object) -> Tensor:
+        made = empty(*args, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    yield
+
+
+CASES = [
+    # patterns (a, b, c, d) in the order applied, shape of the input, dimension
+    ([(1, 16, 16, 4)], (5, 64), -1),
+    ([(3, 20, 18, 1)], (33, 54), -1),
+    ([(2, 7, 5, 3), (6, 3, 7, 1)], (2, 3, 30), -1),
+    ([(1, 64, 16, 12), (12, 8, 64, 1)], (20, 192), -1),
+    ([(1, 70, 66, 2)], (1, 132), -1),
+    ([(1, 4, 4, 9), (3, 3, 12, 1)], (2, 36, 5, 7), 1),
+    ([(1, 3, 2, 20)], (2, 40, 3, 4), 1),
+    ([(5, 2, 2, 5)], (50, 9), 0),
+    ([(1, 1, 6, 1)], (4, 6), -1),
+]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shapes, size, dim", CASES)
+def test_chain_and_gradients(
+    run: ModuleType, poison: None, shapes: list[tuple[int, ...]], size: tuple[int, ...], dim: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    factors = factors_of(shapes, dtype)
+    x = torch.randn(size).to(DEVICE, dtype)
+    bias = torch.randn(Pattern(*shapes[-1]).out_features).to(DEVICE, dtype)
+    y = run.forward(x, factors, bias, dim)
+    g = torch.randn(y.shape).to(DEVICE, dtype)
+    exact, gradients = exact_of(x, factors, dim, bias, g)
+    assert y.dtype == dtype and y.shape == exact.shape
+    assert error(y, exact) < TOLERANCE[dtype]
+    of_x, of_factors = run.backward(g, x, factors, dim, True, True)
+    for got, wanted in zip([of_x, *of_factors], gradients, strict=True):
+        assert got.dtype == dtype and got.shape == wanted.shape
+        assert error(got, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_rows_are_cut_into_slices_and_shares(run: ModuleType, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    shapes = [(1, 16, 16, 16), (2, 128, 128, 1)]
+    assert merge_for(tuple(Pattern(*shape) for shape in shapes), 4) == (1, 1)
+    factors = factors_of(shapes, dtype)
+    x = torch.randn(300 if not GPU else 30000, 256).to(DEVICE, dtype)
+    g = torch.randn_like(x)
+    exact, gradients = exact_of(x, factors, -1, None, g)
+    assert error(run.forward(x, factors, None, -1), exact) < TOLERANCE[dtype]
+    of_x, of_factors = run.backward(g, x, factors, -1, True, True)
+    for got, wanted in zip([of_x, *of_factors], gradients, strict=True):
+        assert error(got, wanted) < TOLERANCE[dtype]
+
+
+def test_merged_on_the_device_as_elsewhere(run: ModuleType) -> None:
+    from ksurgeon.kernels.cuda.merging import merge, pull_back
+    from ksurgeon.kmatrix.merge import merge_counts
+
+    torch.manual_seed(0)
+    factors = factors_of(list(Kaleidoscope().patterns(48, 96)), torch.float32)
+    counts = (2, len(factors) - 3, 1)
+    wanted = merge_counts(factors, counts)
+    for got, exact in zip(merge([f.detach() for f in factors], counts), wanted, strict=True):
+        assert got.is_contiguous() and torch.allclose(got, exact, atol=1e-6)
+    gradients = [torch.randn_like(step) for step in wanted]
+    pulled = pull_back([f.detach() for f in factors], counts, [g.clone() for g in gradients])
+    for got, exact in zip(pulled, torch.autograd.grad(wanted, factors, gradients), strict=True):
+        assert torch.allclose(got, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", ["transposed", "sliced", "expanded", "negated", "permuted", "channels_last"])
+def test_inputs_are_read_where_they_lie(run: ModuleType, inputs: str) -> None:
+    torch.manual_seed(0)
+    dim, x = -1, torch.randn(18, 24, device=DEVICE)
+    if inputs == "transposed":
+        x = torch.randn(24, 18, device=DEVICE).T
+    elif inputs == "sliced":
+        x = torch.randn(36, 60, device=DEVICE)[::2, 5:53:2]
+    elif inputs == "expanded":
+        x = torch.randn(1, 24, device=DEVICE).expand(18, 24)
+    elif inputs == "negated":
+        x = torch._neg_view(x)
+    elif inputs == "permuted":
+        dim, x = 1, torch.randn(3, 4, 24, 5, device=DEVICE).permute(1, 2, 0, 3)
+    else:
+        dim, x = 1, torch.randn(2, 24, 3, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    factors = factors_of([(1, 4, 4, 6), (6, 5, 4, 1)], torch.float32)
+    with torch.no_grad():
+        y = cuda.apply_chain(x, factors, dim)
+    g = torch.randn_like(y)
+    exact, gradients = exact_of(x.clone(), factors, dim, None, g)
+    assert error(y, exact) < 1e-5
+    of_x, _ = run.backward(g, x, factors, dim, True, False)
+    assert error(of_x, gradients[0]) < 1e-5
+    if inputs == "channels_last":
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert of_x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_tensors_with_many_strides_are_copied() -> None:
+    assert vectors_along(torch.empty(2, 3, 4), 2).split is False
+    assert vectors_along(torch.empty(2, 24, 3, 5), 1).split is True
+    assert vectors_along(torch.empty(2, 3, 5, 24).movedim(-1, 1), 1).split is False
+    assert vectors_along(torch.empty(4, 6, 24, 5)[::2, ::3], 2) is None
+
+
+def test_no_rows_and_wrong_sizes(run: ModuleType) -> None:
+    factors = factors_of([(1, 4, 4, 6)], torch.float32)
+    empty = torch.empty(0, 24, device=DEVICE)
+    assert run.forward(empty, factors, None, -1).shape == (0, 24)
+    of_x, of_factors = run.backward(empty, empty, factors, -1, True, True)
+    assert of_x.shape == (0, 24) and not of_factors[0].any()
+    with pytest.raises(ValueError, match="takes vectors of 24 entries, got 23"):
+        run.forward(torch.empty(2, 23, device=DEVICE), factors, None, -1)
+    with pytest.raises(ValueError, match="bias must have shape"):
+        run.forward(torch.empty(2, 24, device=DEVICE), factors, torch.empty(23, device=DEVICE), -1)
+
+
+def test_changed_factors_are_merged_again(run: ModuleType) -> None:
+    from ksurgeon.kernels.cuda import pack
+
+    torch.manual_seed(0)
+    factors = factors_of([(1, 4, 4, 4), (4, 4, 4, 1)], torch.float32)
+    x = torch.randn(3, 16, device=DEVICE)
+    first = run.forward(x, factors, None, -1)
+    assert pack.merged_once(factors)[0] is pack.merged_once(factors)[0]
+    with torch.no_grad():
+        factors[1].mul_(2)
+    assert torch.allclose(run.forward(x, factors, None, -1), 2 * first)
+    with torch.no_grad():
+        factors[0].data.mul_(2)
+    pack.forget(factors)
+    assert torch.allclose(run.forward(x, factors, None, -1), 4 * first)
+    held = len(pack._PACKS)
+    del factors
+    assert len(pack._PACKS) == held - 1
+
+
+def test_same_sums_every_time(run: ModuleType) -> None:
+    torch.manual_seed(0)
+    factors = factors_of([(1, 16, 16, 2)], torch.float32)
+    x, g = torch.randn(400, 32, device=DEVICE), torch.randn(400, 32, device=DEVICE)
+    first, second = (run.backward(g, x, factors, -1, True, True) for _ in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1][0], second[1][0])
+
+
+def test_cuts_cover_the_work() -> None:
+    for pattern in (Pattern(1, 64, 64, 64), Pattern(64, 64, 64, 1), Pattern(3, 29, 100, 5)):
+        for rows in (1, 16, 1024, 32768):
+            for in_rows in (False, True):
+                for itemsize in (2, 4):
+                    tiles = step_tiles(pattern, rows, in_rows, itemsize, 264)
+                    assert min(tiles.rows, tiles.out, tiles.inner) >= 16  # what tl.dot takes at least
+                    assert tiles.rows * tiles.group * tiles.out <= 16384
+                    tiles, each = outer_tiles(pattern, rows, in_rows, itemsize, 264)
+                    assert min(tiles.rows, tiles.out, tiles.inner) >= 16 and 0 < each <= rows
+    many = step_tiles(Pattern(1, 64, 64, 64), 1, True, 2, 264)
+    assert many.programs(Pattern(1, 64, 64, 64), 1) >= 256  # one row fills the device nevertheless
+
+
+def test_what_the_kernels_cannot_do_is_left_to_the_reference() -> None:
+    factors = [torch.randn(1, 4, 4, 4, dtype=torch.complex64, device=DEVICE)]
+    x = torch.randn(3, 16, dtype=torch.complex64, device=DEVICE)
+    assert torch.equal(cuda.apply_chain(x, factors, -1), reference.apply_chain(x, factors, -1))
+    real = [torch.randn(1, 4, 4, 4, device=DEVICE)]
+    mapped = torch.func.vmap(lambda v: cuda.apply_chain(v, real, -1))(x.real)
+    assert torch.allclose(mapped, reference.apply_chain(x.real, real, -1), atol=1e-5)
+
+
+def test_devices_that_cannot_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.version, "hip", None)
+    cuda.why_not.cache_clear()
+    cuda._runs_on.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"GPU 3: its compute capability is 7\.5.*reference"):
+            assert not cuda._runs_on("cuda", 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not cuda._runs_on("cuda", 3)
+        monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+        assert "pip install triton" in cuda.why_not(4)
+    finally:
+        cuda.why_not.cache_clear()
+        cuda._runs_on.cache_clear()
+
+
+def run_python(*arguments: str, timeout: float = 250) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_triton_is_not_imported_for_tensors_on_the_cpu() -> None:
+    code = """
+import sys, torch
+from ksurgeon.kmatrix.matrix import KMatrix
+matrix = KMatrix(16)
+matrix(torch.randn(2, 16)).sum().backward()
+with torch.no_grad(): matrix(torch.randn(2, 16))
+print("triton" in sys.modules)
+"""
+    assert run_python("-c", code).strip() == "False"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiles_without_a_gpu_and_without_spills(capability: int) -> None:
+    lines = run_python("-W", "ignore", str(Path(__file__).with_name("compiled.py")), str(capability)).splitlines()
+    assert len(lines) > 10
+    for line in lines:
+        facts = json.loads(line)
+        assert facts["stack"] == 0, f"registers are spilled: {line}"
+        assert facts["matrix_instructions"] > 0, f"no tensor cores: {line}"
+        assert facts["shared"] <= 99 * 1024, f"more than a GPU of capability 8.6 has: {line}"
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("sizes", [(1024, 1024), (768, 3072), (3072, 768), (4096, 4096), (16384, 16384)])
+@pytest.mark.parametrize("rows", [1, 16, 77, 1500])
+def test_large_matrices(poison: None, sizes: tuple[int, int], rows: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    factors = factors_of(list(Kaleidoscope().patterns(*sizes)), dtype)
+    x = torch.randn(rows, sizes[0]).to(DEVICE, dtype).requires_grad_()
+    y = apply_chain(x, factors)
+    g = torch.randn_like(y)
+    exact, gradients = exact_of(x, factors, -1, None, g)
+    assert error(y, exact) < TOLERANCE[dtype]
+    for got, wanted in zip(torch.autograd.grad(y, [x, *factors], g), gradients, strict=True):
+        assert error(got, wanted) < TOLERANCE[dtype]
+
+
+@needs_gpu
+def test_cuda_graph_and_streams() -> None:
+    matrix = KMatrix(1024, device=DEVICE, dtype=torch.bfloat16)
+    x = torch.randn(4, 1024, device=DEVICE, dtype=torch.bfloat16)
+    with torch.no_grad():
+        wanted = matrix(x)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            assert torch.equal(matrix(x), wanted)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = matrix(x)
+        x.mul_(2)
+        graph.replay()
+        assert torch.equal(y, 2 * wanted)
+
+
+@needs_gpu
+def test_training_in_a_cuda_graph_sees_new_factors() -> None:
+    matrix = KMatrix(256, device=DEVICE)
+    x = torch.randn(32, 256, device=DEVICE)
+    for _ in range(2):
+        matrix(x).sum().backward()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = matrix(x)
+        y.sum().backward()
+    with torch.no_grad():
+        matrix.factors[0].mul_(3)
+    graph.replay()
+    assert torch.allclose(y, reference.apply_chain(x, list(matrix.factors), -1), rtol=1e-3, atol=1e-3)
+
+
+@needs_gpu
+def test_compiled_and_autocast() -> None:
+    layer = KLinear(256, 256, device=DEVICE)
+    x = torch.randn(32, 256, device=DEVICE)
+    compiled = torch.compile(layer, fullgraph=True)
+    assert torch.allclose(compiled(x), layer(x), atol=1e-4)
+    with torch.autocast("cuda", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert error(y, layer(x).detach().cpu().double()) < 2e-2
+    y.sum().backward()
+    assert all(factor.grad is not None and factor.grad.dtype == torch.float32 for factor in layer.parameters())
