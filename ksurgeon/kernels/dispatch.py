@@ -42,9 +42,7 @@ def chosen_backend(device: torch.device | None = None) -> str:
     return asked
 
 
-def apply_chain(
-    x: Tensor, factors: Sequence[Tensor], dim: int = -1, bias: Tensor | None = None
-) -> Tensor:
+def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int = -1, bias: Tensor | None = None) -> Tensor:
     """Multiply the vectors along dimension ``dim`` of ``x`` by a chain of factors, and add a bias to them.
 
     Args:

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels as they are started for typical work; run as a program, without a GPU.
 
-``python compiled.py 80`` prints one JSON object a line: what was compiled, registers, bytes spilled per thread.
+``python compiled.py 80`` prints one JSON object a line: what was compiled, registers, bytes of stack.
 """
 
 import json
@@ -44,9 +44,9 @@ def build(work: tuple, capability: int) -> "triton.compiler.CompiledKernel":
     ones = [f"{name}_{stride}" for name in "gxy"]
     if gradient:
         kernel = outer_step
-        tiles, _ = outer_tiles(pattern, rows, in_rows, 2 if half else 4, 264)
+        tiles, each = outer_tiles(pattern, rows, in_rows, 2 if half else 4, 264)
         kinds = {"g": f"*{dtype}", "x": f"*{dtype}", "sums": "*fp32"}
-        constants |= {"G_SPLIT": not in_rows}
+        constants |= {"G_SPLIT": not in_rows, "EACH": each}
     else:
         kernel = apply_step
         tiles = step_tiles(pattern, rows, in_rows, 2 if half else 4, 264)

@@ -1,4 +1,4 @@
-"""The Triton kernels: on a GPU where there is one, in Triton's interpreter elsewhere, and compiled without one."""
+"""The Triton kernels: on a GPU if there is one, else in Triton's interpreter; compiled without one too."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ksurgeon.kernels import apply_chain, cuda, reference
 from ksurgeon.kernels.cuda.layout import vectors_along
@@ -99,7 +100,12 @@ CASES = [
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shapes, size, dim", CASES)
 def test_chain_and_gradients(
-    run: ModuleType, poison: None, shapes: list[tuple[int, ...]], size: tuple[int, ...], dim: int, dtype: torch.dtype
+    run: ModuleType,
+    poison: None,
+    shapes: list[tuple[int, ...]],
+    size: tuple[int, ...],
+    dim: int,
+    dtype: torch.dtype,
 ) -> None:
     torch.manual_seed(0)
     factors = factors_of(shapes, dtype)
@@ -147,7 +153,9 @@ def test_merged_on_the_device_as_elsewhere(run: ModuleType) -> None:
         assert torch.allclose(got, exact, atol=1e-4)
 
 
-@pytest.mark.parametrize("inputs", ["transposed", "sliced", "expanded", "negated", "permuted", "channels_last"])
+@pytest.mark.parametrize(
+    "inputs", ["transposed", "sliced", "expanded", "negated", "permuted", "channels_last"]
+)
 def test_inputs_are_read_where_they_lie(run: ModuleType, inputs: str) -> None:
     torch.manual_seed(0)
     dim, x = -1, torch.randn(18, 24, device=DEVICE)
@@ -232,7 +240,7 @@ def test_cuts_cover_the_work() -> None:
                     assert min(tiles.rows, tiles.out, tiles.inner) >= 16  # what tl.dot takes at least
                     assert tiles.rows * tiles.group * tiles.out <= 16384
                     tiles, each = outer_tiles(pattern, rows, in_rows, itemsize, 264)
-                    assert min(tiles.rows, tiles.out, tiles.inner) >= 16 and 0 < each <= rows
+                    assert min(tiles.rows, tiles.out, tiles.inner) >= 16 and each % tiles.rows == 0
     many = step_tiles(Pattern(1, 64, 64, 64), 1, True, 2, 264)
     assert many.programs(Pattern(1, 64, 64, 64), 1) >= 256  # one row fills the device nevertheless
 
@@ -264,6 +272,22 @@ def test_devices_that_cannot_say_so_once(monkeypatch: pytest.MonkeyPatch) -> Non
         cuda._runs_on.cache_clear()
 
 
+def test_operators_are_traced_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_runs_on", lambda kind, index: True)
+    with FakeTensorMode():
+        factors = [torch.empty(shape, device="cuda") for shape in ((1, 16, 4, 4), (16, 1, 5, 4))]
+        x = torch.empty(2, 64, 5, 7, device="cuda")
+        y = apply_chain(x, factors, 1)
+        assert y.shape == (2, 80, 5, 7) and y.is_contiguous() and y.is_cuda
+        of_x, *of_factors = cuda.ops.chain_backward(y, x, factors, 1, True, True)
+        assert of_x.stride() == x.stride() and [t.shape for t in of_factors] == [f.shape for f in factors]
+        last = x.to(memory_format=torch.channels_last)
+        assert apply_chain(last, factors, 1).is_contiguous(memory_format=torch.channels_last)
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+        assert apply_chain(x, factors, 1).dtype == torch.bfloat16
+
+
 def run_python(*arguments: str, timeout: float = 250) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
@@ -287,7 +311,9 @@ print("triton" in sys.modules)
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles_without_a_gpu_and_without_spills(capability: int) -> None:
-    lines = run_python("-W", "ignore", str(Path(__file__).with_name("compiled.py")), str(capability)).splitlines()
+    lines = run_python(
+        "-W", "ignore", str(Path(__file__).with_name("compiled.py")), str(capability)
+    ).splitlines()
     assert len(lines) > 10
     for line in lines:
         facts = json.loads(line)
@@ -358,4 +384,6 @@ def test_compiled_and_autocast() -> None:
     assert y.dtype == torch.bfloat16
     assert error(y, layer(x).detach().cpu().double()) < 2e-2
     y.sum().backward()
-    assert all(factor.grad is not None and factor.grad.dtype == torch.float32 for factor in layer.parameters())
+    assert all(
+        factor.grad is not None and factor.grad.dtype == torch.float32 for factor in layer.parameters()
+    )

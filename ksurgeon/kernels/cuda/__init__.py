@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: Triton kernels for NVIDIA GPUs. Triton is imported once a tensor on such a device comes."""
+"""The ``cuda`` backend: Triton kernels for NVIDIA GPUs. Triton is imported for the first tensor on one."""
 
 import os
 import warnings

@@ -69,15 +69,13 @@ def step(
     transposed: bool = False,
     backwards: bool = False,
 ) -> None:
-    """Apply one factor ``(a, d, b, c)``, contiguous, to ``rows`` vectors of ``x`` and store the results to ``y``."""
+    """Apply one contiguous factor ``(a, d, b, c)`` to ``rows`` vectors of ``x``; the results go to ``y``."""
     a, d, b, c = weight.shape
     if transposed:
         b, c = c, b
     pattern, dtype = Pattern(a, b, c, d), x.tensor.dtype
     side_by_side = x.stride == 1 or y.stride == 1
-    tiles = step_tiles(
-        pattern, _next_power(rows), side_by_side, dtype.itemsize, device_of(x.tensor).programs
-    )
+    tiles = step_tiles(pattern, _next_power(rows), side_by_side, dtype.itemsize, device_of(x.tensor).programs)
     apply_step[(tiles.programs(pattern, rows),)](
         x.tensor,
         weight,
@@ -123,7 +121,6 @@ def gradient_of_weight(g: Vectors, x: Vectors, pattern: Pattern, rows: int) -> T
         x.tensor,
         sums,
         rows,
-        each,
         *g.arguments,
         *x.arguments,
         A=a,
@@ -137,6 +134,7 @@ def gradient_of_weight(g: Vectors, x: Vectors, pattern: Pattern, rows: int) -> T
         G_SPLIT=g.split,
         X_SPLIT=x.split,
         WIDE=g.is_wide(pattern.out_features) or x.is_wide(pattern.in_features),
+        EACH=each,
         PRECISION=_precision(dtype),
         KIND=_kind(x.tensor),
         num_warps=tiles.warps,

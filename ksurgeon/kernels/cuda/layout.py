@@ -14,10 +14,11 @@ EVEN = 128
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Vector ``r`` begins at ``r // inner · outer_stride + r % inner · inner_stride``; entries are ``stride`` apart.
+    """Vector ``r`` begins at ``r // inner · outer_stride + r % inner · inner_stride``.
 
     Attributes:
         tensor: holds them.
+        stride: from one entry of a vector to the next.
         first: number of the vector that counts as the first.
         split: whether the places of the vectors have two strides indeed; ``inner`` says nothing otherwise.
     """

@@ -1,7 +1,7 @@
 """Merging on the device: a chain is multiplied out by applying it to a basis, with the kernels themselves.
 
-A merged factor has a dense block for each of its ``a·d`` places, and every place is independent of the others:
-``c`` vectors, each with a one in all places at once, are enough.
+A merged factor has a dense block for each of its ``a·d`` places, and every place is independent of the
+others: ``c`` vectors, each with a one in all places at once, are enough.
 """
 
 from collections.abc import Sequence
@@ -57,9 +57,7 @@ def merge(factors: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     return merged
 
 
-def pull_back(
-    factors: Sequence[Tensor], counts: Sequence[int], gradients: Sequence[Tensor]
-) -> list[Tensor]:
+def pull_back(factors: Sequence[Tensor], counts: Sequence[int], gradients: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of contiguous ``factors`` from those, in float32, of ``merge(factors, counts)``."""
     results: list[Tensor] = []
     for group, gradient in zip(_groups(factors, counts), gradients, strict=True):

@@ -1,6 +1,5 @@
 """Which factors to multiply out beforehand, and how the work of a step is cut up."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,13 +9,13 @@ from ksurgeon.kmatrix.patterns import Pattern
 __all__ = ["Tiles", "merge_for", "outer_tiles", "step_tiles"]
 
 _LARGEST_RADIX = 128
-# Seconds on one H100, from its data sheet: what decides is the ratio of the two, which differs little between GPUs.
+# Seconds on an H100, from its data sheet. Their ratio decides, which differs little between GPUs.
 _SECONDS_PER_BYTE = 1 / 2.5e12
 _SECONDS_PER_MULTIPLICATION = {2: 1 / 200e12, 4: 1 / 30e12}
 
 _SMALLEST, _LARGEST = 16, 64  # sides of a product on the tensor cores
-# Of a program of 8 warps that takes several blocks, by bytes of an entry: sums in float32 that it holds, outputs
-# and inputs of each block at a time, depth of the pipeline. As many as the compiler keeps in registers.
+# Of a program of 8 warps that takes several blocks, by bytes of an entry: sums in float32 that it holds,
+# outputs and inputs of each block at a time, depth of the pipeline. As many as registers hold.
 _GROUPED = {2: (16384, 64, 32, 3), 4: (8192, 32, 16, 2)}
 
 
@@ -38,6 +37,9 @@ class Tiles(NamedTuple):
 
 def _side(size: int, largest: int = _LARGEST) -> int:
     return min(max(1 << (size - 1).bit_length(), _SMALLEST), largest)
+
+
+_FEWEST = 128  # rows that a program sums over, if there are so many
 
 
 @lru_cache(maxsize=4096)
@@ -93,6 +95,7 @@ def outer_tiles(
     group = min(1 << (d - 1).bit_length(), 8) if side_by_side else 1
     out, inner = _side(b, 32 if group > 2 and itemsize == 4 else 64), _side(c, 32 if group > 2 else 64)
     programs = a * -(-d // group) * -(-b // out) * -(-c // inner)
-    shares = min(max(wanted // programs, 1), max(rows // 128, 1))
-    each = -(-rows // shares)
+    shares = max(wanted // programs, 1)
+    # A power of two: the kernel is compiled for it.
+    each = max(1 << (max(rows // shares, 1).bit_length() - 1), min(_side(rows, _FEWEST), _FEWEST))
     return Tiles(_side(each, 32), group, out, inner, 8 if group * out * inner >= 8192 else 4, 2), each

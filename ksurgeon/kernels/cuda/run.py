@@ -16,9 +16,7 @@ from ksurgeon.kmatrix.patterns import Pattern
 __all__ = ["backward", "forward"]
 
 
-def forward(
-    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, keep: bool = True
-) -> Tensor:
+def forward(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, keep: bool = True) -> Tensor:
     """Apply a chain; no gradients, no modes. ``keep``: the merged factors may be those of an earlier call.
 
     Raises:

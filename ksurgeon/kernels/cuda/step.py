@@ -53,7 +53,7 @@ def apply_step(
 ):
     """``y[r, a, o, j] = Σ_i weight[a, j, o, i] · x[r, a, i, j]``, plus ``bias[a, o, j]`` unless it is None.
 
-    ``TRANSPOSED``: the weight lies as ``[a, j, i, o]``. Operands are multiplied as ``KIND``, summed in float32.
+    ``TRANSPOSED``: the weight lies as ``[a, j, i, o]``. Products of ``KIND`` are summed in float32.
     """
     groups: tl.constexpr = (D + GROUP - 1) // GROUP
     outs: tl.constexpr = (B + OUT - 1) // OUT
@@ -140,7 +140,6 @@ def outer_step(
     x,
     sums,
     rows,
-    rows_each,
     g_first,
     g_inner,
     g_outer_stride,
@@ -162,10 +161,11 @@ def outer_step(
     G_SPLIT: tl.constexpr,
     X_SPLIT: tl.constexpr,
     WIDE: tl.constexpr,
+    EACH: tl.constexpr,
     PRECISION: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """``sums[s, a, j, o, i] = Σ_r g[r, a, o, j] · x[r, a, i, j]`` over the rows of share ``s`` of ``rows_each``."""
+    """``sums[s, a, j, o, i] = Σ_r g[r, a, o, j] · x[r, a, i, j]`` over the ``EACH`` rows of share ``s``."""
     groups: tl.constexpr = (D + GROUP - 1) // GROUP
     outs: tl.constexpr = (B + OUT - 1) // OUT
     ins: tl.constexpr = (C + IN - 1) // IN
@@ -177,7 +177,6 @@ def outer_step(
     j0 = block // (outs * ins) % groups * GROUP
     o = block // ins % outs * OUT + tl.arange(0, OUT)
     i = block % ins * IN + tl.arange(0, IN)
-    end = tl.minimum((share + 1) * rows_each, rows)
     if GROUP == 1:
         of_g = (a * B + o) * D + j0
         of_x = (a * C + i) * D + j0
@@ -185,25 +184,23 @@ def outer_step(
             of_g = of_g.to(tl.int64)
             of_x = of_x.to(tl.int64)
         total = tl.full((OUT, IN), 0.0, tl.float32)
-        for start in range(share * rows_each, end, ROWS):
-            row = start + tl.arange(0, ROWS)
+        for start in range(0, EACH, ROWS):
+            row = share * EACH + start + tl.arange(0, ROWS)
             g_row = _offsets(row + g_first, g_inner, g_outer_stride, g_inner_stride, G_SPLIT)
             x_row = _offsets(row + x_first, x_inner, x_outer_stride, x_inner_stride, X_SPLIT)
             left = tl.load(
                 g + of_g[:, None] * g_stride + g_row[None, :],
-                mask=(o < B)[:, None] & (row < end)[None, :],
+                mask=(o < B)[:, None] & (row < rows)[None, :],
                 other=0.0,
             )
             right = tl.load(
                 x + of_x[None, :] * x_stride + x_row[:, None],
-                mask=(i < C)[None, :] & (row < end)[:, None],
+                mask=(i < C)[None, :] & (row < rows)[:, None],
                 other=0.0,
             )
             total = tl.dot(left.to(KIND), right.to(KIND), total, input_precision=PRECISION)
         place = ((share * A + a).to(tl.int64) * D + j0) * (B * C)
-        tl.store(
-            sums + place + o[:, None] * C + i[None, :], total, mask=(o < B)[:, None] & (i < C)[None, :]
-        )
+        tl.store(sums + place + o[:, None] * C + i[None, :], total, mask=(o < B)[:, None] & (i < C)[None, :])
     else:
         j = j0 + tl.arange(0, GROUP)
         of_gs = (a * B + o)[None, :, None] * D + j[:, None, None]
@@ -212,18 +209,18 @@ def outer_step(
             of_gs = of_gs.to(tl.int64)
             of_xs = of_xs.to(tl.int64)
         totals = tl.full((GROUP, OUT, IN), 0.0, tl.float32)
-        for start in range(share * rows_each, end, ROWS):
-            row = start + tl.arange(0, ROWS)
+        for start in range(0, EACH, ROWS):
+            row = share * EACH + start + tl.arange(0, ROWS)
             g_row = _offsets(row + g_first, g_inner, g_outer_stride, g_inner_stride, G_SPLIT)
             x_row = _offsets(row + x_first, x_inner, x_outer_stride, x_inner_stride, X_SPLIT)
             left = tl.load(
                 g + of_gs * g_stride + g_row[None, None, :],
-                mask=(j < D)[:, None, None] & (o < B)[None, :, None] & (row < end)[None, None, :],
+                mask=(j < D)[:, None, None] & (o < B)[None, :, None] & (row < rows)[None, None, :],
                 other=0.0,
             )
             right = tl.load(
                 x + of_xs * x_stride + x_row[None, :, None],
-                mask=(j < D)[:, None, None] & (i < C)[None, None, :] & (row < end)[None, :, None],
+                mask=(j < D)[:, None, None] & (i < C)[None, None, :] & (row < rows)[None, :, None],
                 other=0.0,
             )
             totals = tl.dot(left.to(KIND), right.to(KIND), totals, input_precision=PRECISION)

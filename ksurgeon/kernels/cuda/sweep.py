@@ -10,6 +10,7 @@ from ksurgeon.kmatrix.patterns import Pattern
 
 __all__ = ["backward_steps", "forward_steps"]
 
+
 def _slices(rows: int, steps: int, bytes_each: int, cache: int) -> list[tuple[int, int]]:
     """First row and number of rows of slices whose intermediate results stay in the cache."""
     if steps == 1:
@@ -48,7 +49,7 @@ def backward_steps(
     rows: int,
     need_weights: bool,
 ) -> list[Tensor]:
-    """Gradients of contiguous ``weights``, in float32, if they are needed; that of ``x`` is stored to ``of_x``."""
+    """Gradients of contiguous ``weights``, in float32, if they are needed; that of ``x`` goes to ``of_x``."""
     in_rows = x.stride == 1
     inputs = [x]
     if need_weights:
@@ -61,10 +62,10 @@ def backward_steps(
         pattern = Pattern.of(weights[position].shape)
         if need_weights:
             gradients.append(gradient_of_weight(g, inputs.pop(), pattern, rows))
-        target = of_x if position == 0 else scratch(x.tensor, rows, pattern.in_features, in_rows)
-        if target is not None:
-            step(g, weights[position], target, rows, transposed=True)
-            g = target
+        if position > 0:
+            before = scratch(x.tensor, rows, pattern.in_features, in_rows)
+            step(g, weights[position], before, rows, transposed=True)
+            g = before
+        elif of_x is not None:
+            step(g, weights[position], of_x, rows, transposed=True)
     return gradients[::-1]
-
-
