@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ksurgeon.errors import SurgeryError
-from ksurgeon.find.movement import tensor_inputs
 from ksurgeon.find.recording import Call
 from ksurgeon.find.shuffles import Shuffle, find_shuffles
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
@@ -109,18 +108,26 @@ def _replace(trace: Trace, shuffle: Shuffle, child: str) -> None:
         call = trace.graph.create_node("call_module", child, (region.source,))
     call.meta["value"] = region.sink.meta["value"]
     region.sink.replace_all_uses_with(call)
-    loose: list[fx.Node] = []
-    for node in reversed(region.nodes):
-        loose += [n for n in node.all_input_nodes if n not in tensor_inputs(node)]
-        trace.graph.erase_node(node)
-    while loose:
-        node = loose.pop()
-        computes_size = node.op in ("call_function", "call_method") and not isinstance(
-            node.meta["value"], Tensor
-        )
-        if not node.users and computes_size and not node._erased:
-            loose += node.all_input_nodes
-            trace.graph.erase_node(node)
+    _erase_unused(trace.graph, region.nodes)
+
+
+def _erase_unused(graph: fx.Graph, nodes: list[fx.Node]) -> None:
+    """Erase nodes that nobody needs any more, guards on them, and the sizes computed for or from them.
+
+    A node whose shape is read elsewhere stays.
+    """
+    around = set(nodes)
+    for node in graph.nodes:  # what reads sizes of the nodes, and guards on those
+        if around.intersection(node.all_input_nodes) and _computes_size(node):
+            around.add(node)
+    for node in reversed(graph.nodes):
+        if node in around and not node.users:
+            around.update(n for n in node.all_input_nodes if _computes_size(n))
+            graph.erase_node(node)
+
+
+def _computes_size(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and not isinstance(node.meta.get("value"), Tensor)
 
 
 def _subclass(base: type[nn.Module], evaluation: Code, train: Code | None) -> type[nn.Module]:

@@ -197,10 +197,28 @@ class Twice(Around):
         return F.channel_shuffle(torch.tanh(F.channel_shuffle(x, 3)), 3)
 
 
+class SizesReadInside(Around):
+    """Sizes are read from tensors between the first and the last movement."""
+
+    def shuffle(self, x):
+        b, c, h, w = x.shape
+        x = x.view(b, 3, c // 3, h, w).transpose(1, 2).contiguous()
+        groups = x.shape[2]
+        return x.view(x.size(0), -1, h, w) * groups
+
+
+class Unpacked(Around):
+    """Iterating guards the number of parts."""
+
+    def shuffle(self, x):
+        return torch.cat([part for part in torch.stack(x.split(4, 1), 2).unbind(1)], 1)
+
+
 SPELLINGS = [
     ViewTransposeView, ReshapePermute, UnflattenFlatten, FlatSpace, Movedim, Functional, Einops, StackChunks,
     CatSlices, IndexSelect, ChannelsLastDim, ThreeDimensional, FiveDimensional, Tokens, InAModule,
-    InRearrange, InAnOwnModule, InASequential, DropoutAround, Twice,
+    InRearrange, InAnOwnModule, InASequential, DropoutAround, Twice, SizesReadInside,
+    Unpacked,
 ]  # fmt: skip
 
 
