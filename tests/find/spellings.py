@@ -337,7 +337,18 @@ class WithArithmetic(Around):
         return (x.view(b, 3, c // 3, h, w).transpose(1, 2) * 1.0).reshape(b, c, h, w)
 
 
+class OfOnePixel(Around):
+    """At one pixel it could not be told from a channel shuffle."""
+
+    def example(self):
+        return torch.randn(2, 5, 1, 1)
+
+    def shuffle(self, x):
+        return x.reshape(x.shape[0], 3, -1).transpose(1, 2).reshape(x.shape)
+
+
 DECOYS = [
     AcrossBatch, AcrossBatchAtOne, AcrossRows, AcrossColumns, AcrossTokens, SpaceAndChannels, PixelShuffle,
     PixelModules, Heads, HeadsForgotten, OtherPermutation, Identical, UsedInside, WithArithmetic,
+    OfOnePixel,
 ]  # fmt: skip
