@@ -85,6 +85,8 @@ class Finder:
         reason = None
         if trace.fixed and not whole and type(module) is not nn.Sequential:
             reason = f"its forward fixes sizes to plain numbers ({', '.join(dict.fromkeys(trace.fixed))})"
+        elif trace.writes and not whole and type(module) is not nn.Sequential:
+            reason = f"its forward changes attributes ({', '.join(trace.writes)})"
         return Site(
             kind="channel_shuffle",
             path=site_path,

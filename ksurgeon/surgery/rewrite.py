@@ -72,13 +72,15 @@ def rewritten_class(
         SurgeryError: the forward cannot be rewritten; the message says why.
     """
     codes = []
-    training = module.training
+    training = {below: below.training for below in module.modules()}
     for mode in (False, True):
-        module.training = mode
+        for below in training:
+            below.training = mode
         try:
             codes.append(_rewrite(module, call, movers, wanted))
         finally:
-            module.training = training
+            for below, flag in training.items():
+                below.training = flag
     evaluation, train = codes
     return _subclass(base_class(module), evaluation, None if train.source == evaluation.source else train)
 
@@ -91,6 +93,11 @@ def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple
     if trace.constants:
         raise SurgeryError(
             f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
+        )
+    if trace.writes:
+        raise SurgeryError(
+            f"the forward of {type(module).__name__} changes attributes ({', '.join(trace.writes)}), which a "
+            "rewritten one would not"
         )
     present = {shuffle.region.sink.name: shuffle for shuffle in find_shuffles(module, trace, movers)}
     for shuffle, child in wanted:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,8 @@ def check_target(folder: str | Path) -> Path:
         return target
     if not target.is_dir():
         raise FolderError(f"{target} is a file; give a new folder")
+    if target.samefile(Path.cwd()):
+        raise FolderError(f"{target} is the current folder, which a save would replace; name a folder in it")
     names = {entry.name for entry in target.iterdir()}
     if names and not (RECORD_FILE in names and names <= _FILES):
         strange = sorted(names - _FILES) or sorted(names)
@@ -152,13 +155,15 @@ def _exchange(temporary: Path, target: Path) -> None:
         temporary.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(old)
     try:
+        target.rename(old)
         temporary.rename(target)
     except BaseException:
-        old.rename(target)
+        if not target.exists():
+            old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -225,7 +230,10 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: str | Pa
         for name, tensor in own.items():
             if name in tensors and tensor.dtype != tensors[name].dtype:
                 _set_dtype(model, name, tensors[name].dtype)
-        model.load_state_dict(tensors, strict=False)
+        # Modules such as torchvision's MNASNet read the version of their state.
+        state = OrderedDict(tensors)
+        state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+        model.load_state_dict(state, strict=False)
 
 
 def _set_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
