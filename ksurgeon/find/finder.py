@@ -85,6 +85,8 @@ class Finder:
         reason = None
         if trace.fixed and not whole and type(module) is not nn.Sequential:
             reason = f"its forward fixes sizes to plain numbers ({', '.join(dict.fromkeys(trace.fixed))})"
+        elif trace.constants and not whole and type(module) is not nn.Sequential:
+            reason = "its forward makes tensors, which a rewritten one could not keep"
         elif trace.writes and not whole and type(module) is not nn.Sequential:
             reason = f"its forward changes attributes ({', '.join(trace.writes)})"
         return Site(

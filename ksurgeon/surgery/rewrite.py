@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ksurgeon.errors import SurgeryError
@@ -62,6 +63,9 @@ def rewritten_class(
 ) -> type[nn.Module]:
     """A subclass of the module's class whose forward calls children in place of shuffles.
 
+    What the forward read from the module while it was traced, numbers and flags other than ``training``,
+    stays as it was then.
+
     Args:
         module: the owner of the shuffles; it is not changed.
         call: how it was called in the example run.
@@ -77,7 +81,8 @@ def rewritten_class(
         for below in training:
             below.training = mode
         try:
-            codes.append(_rewrite(module, call, movers, wanted))
+            with torch.no_grad():  # as the finder traced
+                codes.append(_rewrite(module, call, movers, wanted))
         finally:
             for below, flag in training.items():
                 below.training = flag

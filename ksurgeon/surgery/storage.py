@@ -58,6 +58,12 @@ def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = 
     record = record.model_copy(deep=True)
     if source is not None:
         record.source = resolve_source(model, source)
+    state = model.state_dict()
+    record.buffers = {
+        name: str(buffer.dtype).removeprefix("torch.")
+        for name, buffer in model.named_buffers()
+        if name not in state
+    }
     target = check_target(folder)
     with _written_whole(target) as temporary:
         save_file(_tensors(model), temporary / TENSOR_FILE, metadata={"format": "pt"})
@@ -71,6 +77,9 @@ def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Load a converted model: build the architecture, replay the record, load the tensors.
+
+    A record whose source is ``package.module:function`` calls that function, as the conversion did; nothing
+    else in a folder is ever run.
 
     Args:
         folder: what ``save`` wrote.
@@ -97,6 +106,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     tensors = _read_tensors(Path(folder) / TENSOR_FILE)
     replay(model, record)
     _load_tensors(model, tensors, folder)
+    for name, dtype in record.buffers.items():
+        _set_dtype(model, name, getattr(torch, dtype))
     attach(model, record)
     return model.eval()
 

@@ -231,3 +231,18 @@ def test_a_state_with_a_version_loads(tmp_path):
     ksurgeon.save(model, tmp_path / "model")
     loaded = ksurgeon.load(tmp_path / "model", Versioned(nn.ChannelShuffle(3), nn.Conv2d(12, 3, 1)))
     assert torch.equal(loaded(x), model(x))
+
+
+def test_buffers_that_are_not_saved_keep_their_dtype(tmp_path):
+    class Scaled(zoo.Mlp):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(1 / 3), persistent=False)
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    model = ksurgeon.replace_modules(Scaled().eval(), "linear", zoo.example("mlp")).bfloat16()
+    ksurgeon.save(model, tmp_path / "model")
+    x = zoo.example("mlp", torch.bfloat16)
+    assert torch.equal(ksurgeon.load(tmp_path / "model", model=Scaled())(x), model(x))
