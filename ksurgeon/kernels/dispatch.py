@@ -22,8 +22,11 @@ def available_backends() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
+_chosen: Backend | None = None
+
+
 def chosen_backend() -> str:
-    """Name of the backend in use: ``KSURGEON_BACKEND``, or the best there is.
+    """Name of the backend in use: ``KSURGEON_BACKEND`` as it is at the first product, or the best there is.
 
     Raises:
         KsurgeonError: the variable names a backend that this installation does not have.
@@ -39,9 +42,7 @@ def chosen_backend() -> str:
     return asked
 
 
-def apply_chain(
-    x: Tensor, factors: Sequence[Tensor], dim: int = -1, bias: Tensor | None = None
-) -> Tensor:
+def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int = -1, bias: Tensor | None = None) -> Tensor:
     """Multiply the vectors along dimension ``dim`` of ``x`` by a chain of factors, and add a bias to them.
 
     Args:
@@ -53,4 +54,7 @@ def apply_chain(
     Returns:
         A tensor of the shape of ``x``, its size along ``dim`` what the last factor gives.
     """
-    return _BACKENDS[chosen_backend()](x, factors, dim, bias)
+    global _chosen
+    if _chosen is None:  # once: reading the environment takes as long as a small product
+        _chosen = _BACKENDS[chosen_backend()]
+    return _chosen(x, factors, dim, bias)

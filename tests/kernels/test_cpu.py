@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kernels import apply_chain, available_backends, cpu, reference
+from ksurgeon.kernels import apply_chain, available_backends, cpu, dispatch, reference
 from ksurgeon.kernels.cpu import ops
 from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
@@ -112,7 +112,12 @@ def test_forward_equals_the_dense_product(
 
 
 @settings(max_examples=60, deadline=None)
-@given(shapes=chains(), rows=st.sampled_from([0, 1, 3, 40, 70]), dim=st.sampled_from([0, 1]), seed=st.integers(0, 2**20))
+@given(
+    shapes=chains(),
+    rows=st.sampled_from([0, 1, 3, 40, 70]),
+    dim=st.sampled_from([0, 1]),
+    seed=st.integers(0, 2**20),
+)
 def test_gradients_are_those_of_the_reference(
     shapes: list[tuple[int, int, int, int]], rows: int, dim: int, seed: int
 ) -> None:
@@ -345,7 +350,9 @@ def test_threads_change_nothing() -> None:
             layer.zero_grad()
             y.square().mean().backward()
             with torch.inference_mode():
-                results.append([y, layer(x[:1]), layer(x), conv(images), x.grad, layer.matrix.factors[0].grad.clone()])
+                results.append(
+                    [y, layer(x[:1]), layer(x), conv(images), x.grad, layer.matrix.factors[0].grad.clone()]
+                )
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -405,7 +412,10 @@ def test_the_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_backends()[-1] == "cpu"
     factors = [torch.randn(2, 3, 4, 5)]
     x = torch.randn(2, 30)
-    monkeypatch.setenv("KSURGEON_BACKEND", "reference")
-    want = apply_chain(x, factors)
-    monkeypatch.setenv("KSURGEON_BACKEND", "cpu")
+    for name in ("cpu", "reference"):
+        monkeypatch.setenv("KSURGEON_BACKEND", name)
+        monkeypatch.setattr(dispatch, "_chosen", None)
+        want = apply_chain(x, factors)
+        assert dispatch._chosen is dispatch._BACKENDS[name]
+    monkeypatch.setattr(dispatch, "_chosen", dispatch._BACKENDS["cpu"])
     torch.testing.assert_close(apply_chain(x, factors), want)

@@ -124,9 +124,7 @@ class Guard:
         count = len(tensors)
         self._data = (c_void_p * count)(*(tensor.data_ptr() for tensor in tensors))
         self._sizes = (c_int64 * count)(*(tensor.nbytes for tensor in tensors))
-        self._structure = _Guard(
-            count, ctypes.addressof(self._data), ctypes.addressof(self._sizes), 0, 0
-        )
+        self._structure = _Guard(count, ctypes.addressof(self._data), ctypes.addressof(self._sizes), 0, 0)
         self.address = ctypes.addressof(self._structure)
         library().ks_guard(self.address)
 

@@ -35,7 +35,17 @@ class Pack:
         ready: the chain for rows, once it has been made and if calls may go to it without further ado.
     """
 
-    __slots__ = ("_chains", "_guard", "_ids", "_index", "_pointers", "_storages", "_versions", "light", "ready")
+    __slots__ = (
+        "_chains",
+        "_guard",
+        "_ids",
+        "_index",
+        "_pointers",
+        "_storages",
+        "_versions",
+        "light",
+        "ready",
+    )
 
     def __init__(self, factors: Sequence[Tensor], light: bool) -> None:
         check_chain([Pattern.of(factor.shape) for factor in factors])
@@ -93,7 +103,9 @@ class Pack:
         chain = self._chains.get("columns")
         if chain is None:
             plain = _plain(factors)
-            counts = self.counts(factors) if self.light else merge_for_columns(_patterns(plain), _lanes(plain))
+            counts = (
+                self.counts(factors) if self.light else merge_for_columns(_patterns(plain), _lanes(plain))
+            )
             chain = self._chains["columns"] = Chain.plain(merge_counts(plain, counts), self._guard)
         return chain
 
@@ -129,7 +141,7 @@ def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
         if factor.shape[-1] != factor.shape[-2]:
             return None
         one = factor == 1
-        if not bool(((one | (factor == 0)).all() & (one.sum(-1) == 1).all() & (one.sum(-2) == 1).all())):
+        if not bool((one | (factor == 0)).all() & (one.sum(-1) == 1).all() & (one.sum(-2) == 1).all()):
             return None
     index = torch.arange(Pattern.of(factors[0].shape).in_features, device=factors[0].device)
     for factor in factors:

@@ -71,7 +71,9 @@ def merge_for_training(patterns: tuple[Pattern, ...]) -> tuple[int, ...]:
     matrix product, are merged."""
     counts = [1]
     for first, second in zip(patterns, patterns[1:], strict=False):
-        if (first.a, first.d) == (second.a, second.d) and max(first.b, first.c, second.b) == first.c == second.b:
+        if (first.a, first.d) == (second.a, second.d) and max(
+            first.b, first.c, second.b
+        ) == first.c == second.b:
             counts[-1] += 1
         else:
             counts.append(1)

@@ -80,7 +80,8 @@ def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
         and bias.is_cpu
         and bias.is_contiguous()
         and not bias.is_neg()
-        and bias.shape == (chain.out_features,)
+        and bias.dim() == 1
+        and bias.numel() == chain.out_features
     )
 
 
