@@ -390,7 +390,8 @@ for shapes in ([(4, 3, 5, 6)], [(1, 64, 4, 4), (16, 1, 4, 16)], [(8, 8, 8, 8), (
     for dtype in (torch.float32, torch.float64):
         factors = [torch.randn(s, dtype=dtype) for s in shapes]
         inputs = shapes[0][0] * shapes[0][1] * shapes[0][3]
-        for x, dim in ((torch.randn(7, inputs, dtype=dtype), 1), (torch.randn(2, inputs, 19, dtype=dtype), 1)):
+        for size in ((7, inputs), (2, inputs, 19)):
+            x, dim = torch.randn(size, dtype=dtype), 1
             want = reference.apply_chain(x.double(), [f.double() for f in factors], dim)
             got = apply_chain(x, factors, dim)
             assert ((got - want).abs().max() / want.abs().max()) < (1e-5 if dtype == torch.float32 else 1e-13)

@@ -1,4 +1,4 @@
-"""The ``cpu`` backend: a small shared library of C++17, chosen for the machine's instruction set at run time."""
+"""The ``cpu`` backend: a small shared library of C++17 that picks the machine's instruction set."""
 
 from collections.abc import Sequence
 

@@ -70,8 +70,8 @@ def _forward(
     if x.dtype in _EXACT:
         return _general(x, factors, pack, bias, dim)
     # Half precision is storage only: products are summed in float32.
-    y = _general(x.float(), factors, pack, None if bias is None else bias.float(), dim)
-    return None if y is None else y.to(x.dtype)
+    wide = _general(x.float(), factors, pack, None if bias is None else bias.float(), dim)
+    return None if wide is None else wide.to(x.dtype)
 
 
 def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
@@ -100,8 +100,8 @@ def _general(
         y = x.new_empty((*x.shape[:-1], chain.out_features))
         return y if _call_rows(chain, x, y, bias) else None
     if in_rows(x, axis):
-        y = _general(x.movedim(axis, -1), factors, pack, bias, -1)
-        return None if y is None else y.movedim(-1, axis)
+        moved = _general(x.movedim(axis, -1), factors, pack, bias, -1)
+        return None if moved is None else moved.movedim(-1, axis)
     chain = pack.columns(factors)
     x = x.contiguous()
     _check(x.shape[axis], chain, bias)
