@@ -327,6 +327,20 @@ def test_lazily_negated_tensors() -> None:
     torch.testing.assert_close(cpu.apply_chain(x, factors, -1, torch.zeros(16)), want)
 
 
+def test_the_short_way_for_few_rows_holds_no_references() -> None:
+    layer, x = KLinear(64, 32), torch.randn(2, 64)
+    with torch.inference_mode():
+        want = layer(x).clone()
+        held = [x, layer.bias, layer.matrix.factors[0], x.dtype, torch.empty_like]
+        before = [sys.getrefcount(thing) for thing in held]
+        for _ in range(200):
+            assert torch.equal(layer(x), want)
+        assert [sys.getrefcount(thing) for thing in held] == before
+        assert layer(x[:, ::2].repeat(1, 2)).shape == (2, 32)
+        with pytest.raises(ValueError, match="expected 64 entries"):
+            layer(x[:, :63])
+
+
 def test_permutations_run_as_an_index_copy() -> None:
     permutation = torch.randperm(24)
     matrix = KMatrix.from_permutation(permutation)

@@ -7,12 +7,12 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.library import Chain, Guard, library
+from ksurgeon.kernels.cpu.library import Chain, Guard, fast, library
 from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows, merge_for_training
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
-__all__ = ["Pack", "find_pack", "forget"]
+__all__ = ["Pack", "find_pack", "forget", "kept"]
 
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
@@ -33,6 +33,7 @@ class Pack:
     Attributes:
         light: whether it is one.
         ready: the chain for rows, once it has been made and if calls may go to it without further ado.
+        record: the same for ``_fast.rows``, where that was compiled.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Pack:
         "_versions",
         "light",
         "ready",
+        "record",
     )
 
     def __init__(self, factors: Sequence[Tensor], light: bool) -> None:
@@ -61,6 +63,7 @@ class Pack:
         self._chains: dict[str, Chain] = {}
         self._index: Tensor | bool | None = None
         self.ready: Chain | None = None
+        self.record: object = None
 
     @property
     def lasting(self) -> bool:
@@ -90,6 +93,9 @@ class Pack:
                 self._chains["transposed"] = Chain.packed([factor.mT for factor in reversed(merged)])
             elif factors[0].dtype not in _EXACT and self.index(factors) is None:
                 self.ready = chain
+                if fast is not None and self.lasting:
+                    sizes = chain.in_features, chain.out_features, chain.is_double
+                    self.record = fast.record(tuple(factors), chain.address, *sizes, factors[0].dtype)
         return chain
 
     def transposed(self, factors: Sequence[Tensor]) -> Chain:
@@ -179,6 +185,12 @@ def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
     else:
         packs.pop(key, None)
     return pack
+
+
+def kept(first: Tensor) -> Pack | None:
+    """The pack that is kept for factors of which this is the first; it may be outdated."""
+    known = _PACKS.get(id(first))
+    return None if known is None else known[0]
 
 
 def forget(factors: Sequence[Tensor]) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
-from ksurgeon.kernels.cpu.library import Chain, Step, is_available, library
+from ksurgeon.kernels.cpu.library import Chain, Step, fast, is_available, library
 from ksurgeon.kernels.cpu.merging import pull_back
-from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget
+from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, kept
 
 __all__ = ["DTYPES", "backward", "forward"]
 
@@ -29,6 +29,12 @@ def forward(
     Raises:
         ValueError: the size along ``dim``, or that of the bias, is not the chain's.
     """
+    if dim == -1 and fast is not None and not light:
+        known = kept(factors[0])
+        if known is not None and known.record is not None:
+            y: Tensor | None = fast.rows(x, factors, bias, known.record, _threads())
+            if y is not None:
+                return y
     pack = find_pack(factors, light)
     y = _forward(x, factors, pack, bias, dim)
     if y is None:  # the contents of the factors have changed behind the back of their version counters
@@ -70,8 +76,8 @@ def _forward(
     if x.dtype in _EXACT:
         return _general(x, factors, pack, bias, dim)
     # Half precision is storage only: products are summed in float32.
-    wide = _general(x.float(), factors, pack, None if bias is None else bias.float(), dim)
-    return None if wide is None else wide.to(x.dtype)
+    result = _general(x.float(), factors, pack, None if bias is None else bias.float(), dim)
+    return None if result is None else result.to(x.dtype)
 
 
 def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
