@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-kernels sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ksurgeon convert resnet50 --rule shuffle -o converted/resnet50-shuffle --yes
@@ -17,6 +17,19 @@ lint: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.convert
+
+bench-kernels: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.kernels
+
+# The kernels on random chains under AddressSanitizer and UndefinedBehaviorSanitizer, every instruction set.
+KERNELS := ksurgeon/kernels/cpu/src
+build/sanitize: tests/kernels/sanitize.cpp $(wildcard $(KERNELS)/*)
+	mkdir -p build
+	$(CXX) -O1 -g -std=c++17 -ffp-contract=fast -fsanitize=address,undefined -fno-sanitize-recover=all \
+		-I$(KERNELS) $(KERNELS)/*.cpp tests/kernels/sanitize.cpp -pthread -o $@
+
+sanitize: build/sanitize
+	build/sanitize 300
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -30,12 +30,14 @@ def apply_factor(columns: Tensor, factor: Tensor) -> Tensor:
     return outputs.view(a * b * d, vectors)
 
 
-def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int) -> Tensor:
-    """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``."""
+def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
+    """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``, then add the bias."""
     moved = x.movedim(dim, 0)
     columns = moved.reshape(moved.shape[0], prod(moved.shape[1:]))
     for factor in factors:
         columns = apply_factor(columns, factor)
+    if bias is not None:
+        columns = columns + bias.to(columns.dtype)[:, None]
     return columns.view(columns.shape[0], *moved.shape[1:]).movedim(0, dim)
 
 

@@ -95,10 +95,7 @@ class KPointwiseConv(nn.Module):
         if any(step > 1 for step in self.stride):
             steps = [slice(None, None, step) for step in self.stride]
             kept = x[(..., *steps)]  # type: ignore[index]
-        y = self.matrix(kept, -dims - 1)
-        if self.bias is not None:
-            y = y + self.bias.view(-1, *self.kernel_size).to(y.dtype)
-        return like_input(y, x)
+        return like_input(self.matrix.affine(kept, -dims - 1, self.bias), x)
 
     def extra_repr(self) -> str:
         return (

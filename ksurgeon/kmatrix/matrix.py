@@ -69,6 +69,7 @@ class KMatrix(nn.Module):
         self.factors = nn.ParameterList(
             nn.Parameter(torch.empty(pattern.shape, device=device, dtype=dtype)) for pattern in self.patterns
         )
+        self._padded = self.is_padded
         self.reset_parameters(start)
 
     @classmethod
@@ -127,7 +128,15 @@ class KMatrix(nn.Module):
 
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix."""
-        return multiply(x, tuple(self.factors), dim, self.groups, self.in_features, self.out_features)
+        return self.affine(x, dim)
+
+    def affine(self, x: Tensor, dim: int = -1, bias: Tensor | None = None) -> Tensor:
+        """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix, and add ``bias`` to them."""
+        # The list's own iterator is slow; parametrised factors are had through it all the same.
+        held = self._modules["factors"]._parameters  # type: ignore[union-attr]
+        factors = tuple(held.values()) if len(held) == len(self.patterns) else tuple(self.factors)
+        sizes = self.groups, self.in_features, self.out_features
+        return multiply(x, factors, dim, *sizes, self._padded, bias)  # type: ignore[arg-type]
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the transposed matrix."""
@@ -173,18 +182,34 @@ def _kaleidoscope(width: int, expansion: int, radix: Radix | Sequence[int]) -> K
 
 @torch.fx.wrap
 def multiply(
-    x: Tensor, factors: tuple[Tensor, ...], dim: int, groups: int, in_features: int, out_features: int
+    x: Tensor,
+    factors: tuple[Tensor, ...],
+    dim: int,
+    groups: int,
+    in_features: int,
+    out_features: int,
+    padded: bool = True,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Pad, apply the chain, crop; ``groups`` blocks are padded and cropped each on its own."""
+    """Pad, apply the chain, crop, add the bias; ``groups`` blocks are padded and cropped each on its own.
+
+    ``padded`` is False only where the chain is known to have the sizes of the map.
+    """
     if x.shape[dim] != in_features:
         raise ValueError(
             f"expected {in_features} entries along dimension {dim}, got a tensor of shape {tuple(x.shape)}"
         )
     if not x.is_complex() and factors[0].is_complex():
         x = x.to(factors[0].dtype)
+    if not padded:
+        return apply_chain(x, factors, dim, bias)
     dim = dim % x.dim()
-    x = _resize(x, dim, groups, Pattern.of(factors[0].shape).in_features)
-    return _resize(apply_chain(x, factors, dim), dim, groups, out_features)
+    chain_in, chain_out = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
+    x = _resize(x, dim, groups, chain_in)
+    if chain_out == out_features:
+        return apply_chain(x, factors, dim, bias)
+    y = _resize(apply_chain(x, factors, dim), dim, groups, out_features)
+    return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim - 1))
 
 
 @torch.fx.wrap

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from ksurgeon.kmatrix.patterns import Pattern, hull
 
-__all__ = ["merge_chain", "merge_pair", "merge_plan", "widen"]
+__all__ = ["merge_chain", "merge_counts", "merge_pair", "merge_plan", "widen", "widen_pair"]
 
 
 def widen(factor: Tensor, pattern: Pattern) -> Tensor:
     """The same matrix as ``factor``, stored as a factor of a ``pattern`` whose support holds it."""
     small = Pattern.of(factor.shape)
+    if small == pattern:
+        return factor
     p, q = small.a // pattern.a, small.d // pattern.d
     blocks = factor.reshape(pattern.a, p, q, pattern.d, small.b, small.c)
     wide = blocks.new_zeros(pattern.a, pattern.d, p, small.b, q, p, small.c, q)
@@ -21,19 +23,17 @@ def widen(factor: Tensor, pattern: Pattern) -> Tensor:
     return wide.reshape(pattern.shape)
 
 
+def widen_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two neighbouring factors, ``first`` applied first, widened: their product is ``left @ right``."""
+    pattern = hull(Pattern.of(first.shape), Pattern.of(second.shape))
+    inner = Pattern.of(second.shape).in_features // (pattern.a * pattern.d)
+    left = widen(second, pattern._replace(c=inner))
+    return left, widen(first, pattern._replace(b=inner))
+
+
 def merge_pair(first: Tensor, second: Tensor) -> Tensor:
     """Product of two neighbouring factors, ``first`` applied first, as one factor on their hull."""
-    pattern = hull(Pattern.of(first.shape), Pattern.of(second.shape))
-    left = widen(
-        second,
-        Pattern(
-            pattern.a,
-            pattern.b,
-            second.shape[0] * second.shape[3] * second.shape[1] // (pattern.a * pattern.d),
-            pattern.d,
-        ),
-    )
-    right = widen(first, Pattern(pattern.a, left.shape[-1], pattern.c, pattern.d))
+    left, right = widen_pair(first, second)
     return left @ right
 
 
@@ -63,13 +63,18 @@ def merge_plan(patterns: Sequence[Pattern], max_radix: int = 32) -> tuple[int, .
     return best[-1][1]
 
 
-def merge_chain(factors: Sequence[Tensor], max_radix: int = 32) -> list[Tensor]:
-    """A chain with the same product and fewer factors; differentiable in ``factors``."""
+def merge_counts(factors: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Multiply out the first ``counts[0]`` factors, the next ``counts[1]`` and so on; differentiable."""
     merged, position = [], 0
-    for count in merge_plan([Pattern.of(f.shape) for f in factors], max_radix):
+    for count in counts:
         step = factors[position]
         for factor in factors[position + 1 : position + count]:
             step = merge_pair(step, factor)
         merged.append(step)
         position += count
     return merged
+
+
+def merge_chain(factors: Sequence[Tensor], max_radix: int = 32) -> list[Tensor]:
+    """A chain with the same product and fewer factors; differentiable in ``factors``."""
+    return merge_counts(factors, merge_plan([Pattern.of(f.shape) for f in factors], max_radix))

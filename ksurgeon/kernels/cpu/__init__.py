@@ -1,0 +1,55 @@
+"""The ``cpu`` backend: a small shared library of C++17 that picks the machine's instruction set."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ksurgeon.kernels import reference
+from ksurgeon.kernels.cpu import ops
+from ksurgeon.kernels.cpu.library import instruction_set, is_available, why_missing
+from ksurgeon.kernels.cpu.pack import forget
+from ksurgeon.kernels.cpu.run import DTYPES, forward
+
+__all__ = ["apply_chain", "forget", "instruction_set", "is_available", "why_missing"]
+
+_PLAIN = (Tensor, nn.Parameter)
+is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+any_autocast = torch._C._is_any_autocast_enabled
+transforms = torch._C._functorch.peek_interpreter_stack
+modes = torch._C._len_torch_dispatch_stack
+
+
+def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
+    """Apply a chain by the compiled kernels where they can, by the reference elsewhere.
+
+    Eager inference on plain CPU tensors calls the library at once. Where gradients are wanted, or the call
+    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Complex
+    numbers, other devices, autocast, ``torch.func`` transforms and forward-mode derivatives are left to
+    the reference.
+    """
+    first, dtype = factors[0], x.dtype
+    if dtype not in DTYPES or first.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
+        return reference.apply_chain(x, factors, dim, bias)
+    if is_compiling():
+        return _by_operator(x, factors, dim, bias)
+    if any_autocast() or transforms() is not None or forward_ad._current_level >= 0:
+        return reference.apply_chain(x, factors, dim, bias)
+    if modes():
+        return _by_operator(x, factors, dim, bias)
+    if type(x) not in _PLAIN or type(first) not in _PLAIN:
+        return reference.apply_chain(x, factors, dim, bias)
+    if is_grad_enabled() and (
+        x.requires_grad
+        or any([factor.requires_grad for factor in factors])
+        or (bias is not None and bias.requires_grad)
+    ):
+        return _by_operator(x, factors, dim, bias)
+    return forward(x, factors, bias, dim)
+
+
+def _by_operator(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None) -> Tensor:
+    if any_autocast():
+        return reference.apply_chain(x, factors, dim, bias)
+    return ops.chain(x, list(factors), bias, dim)

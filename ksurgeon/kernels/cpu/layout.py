@@ -1,0 +1,34 @@
+"""How the vectors of a tensor lie in memory, and what the result of the kernels looks like."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["in_rows", "new_result"]
+
+# Vectors in fewer columns than this are copied into rows: most lanes of a register would be idle.
+_FEWEST_COLUMNS = 8
+
+
+def in_rows(x: Tensor, dim: int) -> bool:
+    """Whether the vectors along ``dim`` (counted from 0) are computed on as rows.
+
+    They are where they lie in rows, channels last for instance, and where there are few columns.
+    """
+    if dim == x.dim() - 1:
+        return True
+    if x.movedim(dim, -1).is_contiguous():
+        return True
+    columns = 1
+    for size in x.shape[dim + 1 :]:
+        columns = columns * size
+    return bool(columns < _FEWEST_COLUMNS)
+
+
+def new_result(x: Tensor, dim: int, out_features: int, rows: bool) -> Tensor:
+    """An uninitialised result, its vectors laid out as they were computed on."""
+    shape = list(x.shape)
+    if not rows:
+        shape[dim] = out_features
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
+    del shape[dim]
+    return torch.empty([*shape, out_features], dtype=x.dtype, device=x.device).movedim(-1, dim)

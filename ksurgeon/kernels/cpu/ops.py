@@ -1,0 +1,87 @@
+"""The kernels as operators of PyTorch: for autograd, ``torch.compile`` and ``torch.export``."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels import reference
+from ksurgeon.kernels.cpu import run
+from ksurgeon.kernels.cpu.layout import in_rows, new_result
+
+__all__ = ["chain", "chain_backward"]
+
+
+@torch.library.custom_op("ksurgeon::chain", mutates_args=(), device_types="cpu")
+def chain(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
+    """``reference.apply_chain(x, factors, dim)`` plus a bias along ``dim``."""
+    return run.forward(x, factors, bias, dim, light=True)
+
+
+@chain.register_fake
+def _(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
+    axis = dim % x.dim()
+    last = factors[-1]
+    return new_result(x, axis, last.shape[0] * last.shape[1] * last.shape[2], in_rows(x, axis))
+
+
+@torch.library.custom_op("ksurgeon::chain_backward", mutates_args=(), device_types="cpu")
+def chain_backward(
+    g: Tensor, x: Tensor, factors: Sequence[Tensor], dim: int, need_x: bool, need_factors: bool
+) -> list[Tensor]:
+    """Gradients of the input and of every factor; empty tensors where they are not needed."""
+    of_x, of_factors = run.backward(g, x, factors, dim, need_x, need_factors)
+    return [
+        x.new_empty(0) if of_x is None else of_x,
+        *([f.new_empty(0) for f in factors] if of_factors is None else of_factors),
+    ]
+
+
+@chain_backward.register_fake
+def _(
+    g: Tensor, x: Tensor, factors: Sequence[Tensor], dim: int, need_x: bool, need_factors: bool
+) -> list[Tensor]:
+    axis = dim % x.dim()
+    return [
+        new_result(x, axis, x.shape[axis], True) if need_x else x.new_empty(0),
+        *(f.new_empty(f.shape if need_factors else (0,)) for f in factors),
+    ]
+
+
+def _setup_context(
+    ctx: torch.autograd.function.FunctionCtx,
+    inputs: tuple[Tensor, Sequence[Tensor], Tensor | None, int],
+    output: Tensor,
+) -> None:
+    x, factors, bias, dim = inputs
+    ctx.save_for_backward(x, *factors)
+    ctx.dim, ctx.has_bias = dim, bias is not None  # type: ignore[attr-defined]
+
+
+def _backward(
+    ctx: torch.autograd.function.FunctionCtx, g: Tensor
+) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
+    x, *factors = ctx.saved_tensors  # type: ignore[attr-defined]
+    dim, needs = ctx.dim, ctx.needs_input_grad  # type: ignore[attr-defined]
+    axis = dim % x.dim()
+    need_x, need_factors, need_bias = needs[0], any(needs[1]), bool(needs[2])
+    of_bias = g.movedim(axis, -1).reshape(-1, g.shape[axis]).sum(0) if need_bias else None
+    if not need_x and not need_factors:
+        return None, [None] * len(factors), of_bias, None
+    if torch.is_grad_enabled():  # a graph of the gradients is wanted: build it from plain operations
+        with torch.enable_grad():
+            y = reference.apply_chain(x, factors, dim)
+        wanted = [t for t in (x, *factors) if t.requires_grad]
+        made = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
+        of_x, *rest = (next(made) if t.requires_grad else None for t in (x, *factors))
+        return of_x, rest, of_bias, None
+    of_x, *of_factors = chain_backward(g, x, factors, dim, need_x, need_factors)
+    return (
+        of_x if need_x else None,
+        list(of_factors) if need_factors else [None] * len(factors),
+        of_bias,
+        None,
+    )
+
+
+chain.register_autograd(_backward, setup_context=_setup_context)

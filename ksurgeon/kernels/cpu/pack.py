@@ -1,0 +1,200 @@
+"""Merged and packed weights, kept as long as the factors they were made from stay what they were."""
+
+import weakref
+from collections.abc import Sequence
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels.cpu.library import Chain, Guard, fast, library
+from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows, merge_for_training
+from ksurgeon.kmatrix.merge import merge_counts
+from ksurgeon.kmatrix.patterns import Pattern, check_chain
+
+__all__ = ["Pack", "find_pack", "forget", "kept"]
+
+_EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+
+_versions_of = attrgetter("_version")
+_address_of = Tensor.data_ptr
+
+
+class Pack:
+    """What the kernels need of one list of factors, made when it is first asked for.
+
+    It is valid while every factor is the same tensor object at the same address and version, with the same
+    contents. The storages are held, so that an address cannot come to mean other memory; ``find_pack`` drops
+    the pack when a factor dies, so that an id cannot come to mean another tensor.
+
+    A light pack serves training, where weights change with every step: it merges only what costs nothing.
+
+    Attributes:
+        light: whether it is one.
+        ready: the chain for rows, once it has been made and if calls may go to it without further ado.
+        record: the same for ``_fast.rows``, where that was compiled.
+    """
+
+    __slots__ = (
+        "_chains",
+        "_guard",
+        "_ids",
+        "_index",
+        "_pointers",
+        "_storages",
+        "_versions",
+        "light",
+        "ready",
+        "record",
+    )
+
+    def __init__(self, factors: Sequence[Tensor], light: bool) -> None:
+        check_chain([Pattern.of(factor.shape) for factor in factors])
+        if len({(factor.dtype, factor.device) for factor in factors}) > 1:
+            raise ValueError(f"factors of one dtype and device are needed, got {[f.dtype for f in factors]}")
+        self.light = light
+        self._ids = list(map(id, factors))
+        known = not any([factor.is_inference() for factor in factors])
+        self._versions = list(map(_versions_of, factors)) if known else None
+        self._pointers = list(map(_address_of, factors))
+        self._storages = [factor.untyped_storage() for factor in factors]
+        self._guard = Guard(factors) if all([factor.is_contiguous() for factor in factors]) else None
+        self._chains: dict[str, Chain] = {}
+        self._index: Tensor | bool | None = None
+        self.ready: Chain | None = None
+        self.record: object = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether changes of the factors can be seen at all: tensors of inference mode have no version."""
+        return self._guard is not None and self._versions is not None
+
+    def same_contents(self) -> bool:
+        """Whether every factor holds what it held, however it was written to."""
+        return self._guard is not None and not self._guard.changed()
+
+    def matches(self, factors: Sequence[Tensor]) -> bool:
+        """Whether the factors are those the pack was made from, unchanged."""
+        return (
+            list(map(id, factors)) == self._ids
+            and list(map(_versions_of, factors)) == self._versions
+            and list(map(_address_of, factors)) == self._pointers
+        )
+
+    @torch.no_grad()
+    def rows(self, factors: Sequence[Tensor]) -> Chain:
+        """For vectors in rows."""
+        chain = self._chains.get("rows")
+        if chain is None:
+            merged = merge_counts(_plain(factors), self.counts(factors))
+            chain = self._chains["rows"] = Chain.packed(merged, self._guard)
+            if self.light:
+                self._chains["transposed"] = Chain.packed([factor.mT for factor in reversed(merged)])
+            elif factors[0].dtype not in _EXACT and self.index(factors) is None:
+                self.ready = chain
+                if fast is not None and self.lasting:
+                    sizes = chain.in_features, chain.out_features, chain.is_double
+                    self.record = fast.record(tuple(factors), chain.address, *sizes, factors[0].dtype)
+        return chain
+
+    def transposed(self, factors: Sequence[Tensor]) -> Chain:
+        """The transposed chain of ``rows`` in a light pack, for gradients."""
+        self.rows(factors)
+        return self._chains["transposed"]
+
+    @torch.no_grad()
+    def columns(self, factors: Sequence[Tensor]) -> Chain:
+        """For vectors in columns."""
+        chain = self._chains.get("columns")
+        if chain is None:
+            plain = _plain(factors)
+            counts = (
+                self.counts(factors) if self.light else merge_for_columns(_patterns(plain), _lanes(plain))
+            )
+            chain = self._chains["columns"] = Chain.plain(merge_counts(plain, counts), self._guard)
+        return chain
+
+    def counts(self, factors: Sequence[Tensor]) -> tuple[int, ...]:
+        """How many neighbouring factors are merged into each step of ``rows``."""
+        patterns = _patterns(factors)
+        return merge_for_training(patterns) if self.light else merge_for_rows(patterns, _lanes(factors))
+
+    def index(self, factors: Sequence[Tensor]) -> Tensor | None:
+        """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""
+        if self._index is None:
+            found = None if self.light else _permutation(factors)
+            self._index = False if found is None else found
+        return self._index if isinstance(self._index, Tensor) else None
+
+
+def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The factors in the dtype of the computation, with no graph behind them."""
+    return [factor.detach().resolve_neg().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
+
+
+def _patterns(factors: Sequence[Tensor]) -> tuple[Pattern, ...]:
+    return tuple(Pattern.of(factor.shape) for factor in factors)
+
+
+def _lanes(factors: Sequence[Tensor]) -> int:
+    return int(library().ks_lanes(factors[0].dtype == torch.float64))
+
+
+@torch.no_grad()
+def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
+    for factor in factors:
+        if factor.shape[-1] != factor.shape[-2]:
+            return None
+        one = factor == 1
+        if not bool((one | (factor == 0)).all() & (one.sum(-1) == 1).all() & (one.sum(-2) == 1).all()):
+            return None
+    index = torch.arange(Pattern.of(factors[0].shape).in_features, device=factors[0].device)
+    for factor in factors:
+        a, d, _, c = factor.shape
+        taken = factor.argmax(-1).transpose(1, 2)  # (a, b, d): the input i that output o takes
+        index = index.view(a, c, d).gather(1, taken).flatten()
+    return index
+
+
+_Table = dict[int, tuple[Pack, list[weakref.ref[Tensor]]]]
+_PACKS: _Table = {}
+_LIGHT_PACKS: _Table = {}
+
+
+def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
+    """The pack of these factors, made anew if one of them has changed since.
+
+    The contents of the factors are compared where the pack is light; ``ks_rows`` and ``ks_columns`` do so
+    themselves. Tensors made in inference mode have no version: they are packed again for every call.
+    """
+    key = id(factors[0])
+    packs = _LIGHT_PACKS if light else _PACKS
+    known = packs.get(key)
+    if known is not None and known[0].matches(factors) and not (light and not known[0].same_contents()):
+        return known[0]
+    pack = Pack(factors, light)
+    if pack.lasting:
+
+        def drop(dead: weakref.ref[Tensor], packs: _Table = packs, key: int = key) -> None:
+            entry = packs.get(key)
+            if entry is not None and any(reference is dead for reference in entry[1]):
+                del packs[key]
+
+        packs[key] = (pack, [weakref.ref(factor, drop) for factor in factors])
+    else:
+        packs.pop(key, None)
+    return pack
+
+
+def kept(first: Tensor) -> Pack | None:
+    """The pack that is kept for factors of which this is the first; it may be outdated."""
+    known = _PACKS.get(id(first))
+    return None if known is None else known[0]
+
+
+def forget(factors: Sequence[Tensor]) -> None:
+    """Let go of what is kept for these factors (their storages among it)."""
+    if factors:
+        _PACKS.pop(id(factors[0]), None)
+        _LIGHT_PACKS.pop(id(factors[0]), None)

@@ -1,0 +1,128 @@
+// The functions that Python calls. Shapes are checked there.
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#include "table.h"
+
+namespace {
+
+const KsTable* best() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (ks_avx512() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+    return ks_avx512();
+  if (ks_avx2() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return ks_avx2();
+#endif
+  return ks_portable();
+}
+
+const KsTable* table = best();
+
+struct Scratch {
+  void* memory = nullptr;
+  int64_t bytes = 0;
+  ~Scratch() { free(memory); }
+};
+thread_local Scratch scratch;
+
+constexpr int64_t SAMPLES = 12;          // of each factor
+constexpr int64_t ROWS_TO_COMPARE = 32;  // from which on reading all factors once more does not count
+
+uint64_t fingerprint(const KsGuard& guard, bool whole) {
+  uint64_t sum = 0;
+  for (int64_t f = 0; f < guard.factors; ++f) {
+    const char* data = (const char*)guard.data[f];
+    const int64_t bytes = guard.bytes[f];
+    if (whole) {
+      sum = (sum ^ table->fingerprint(data, bytes)) * 0x9E3779B97F4A7C15u;
+      continue;
+    }
+    const int64_t words = bytes / 2, step = words / SAMPLES + 1;  // of the shortest dtype
+    for (int64_t at = 0; at < words; at += step) {
+      uint16_t word;
+      memcpy(&word, data + 2 * at, 2);
+      sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
+    }
+  }
+  return sum;
+}
+
+bool changed(const KsGuard* guard, int64_t rows) {
+  if (!guard) return false;
+  return rows >= ROWS_TO_COMPARE ? fingerprint(*guard, true) != guard->whole
+                                 : fingerprint(*guard, false) != guard->sampled;
+}
+
+}  // namespace
+
+void* ks_scratch(int64_t bytes) {
+  if (bytes > scratch.bytes) {
+    free(scratch.memory);
+    bytes = (bytes + 4095) / 4096 * 4096;
+    scratch.memory = aligned_alloc(4096, bytes);
+    if (!scratch.memory) abort();
+    scratch.bytes = bytes;
+  }
+  return scratch.memory;
+}
+
+#define KS_EXPORT extern "C" __attribute__((visibility("default")))
+
+KS_EXPORT const char* ks_isa() { return table->name; }
+
+// Restricts the instruction set ("avx2", "portable"); packed weights of another one must not be used after.
+KS_EXPORT int ks_choose(const char* name) {
+  const KsTable* most = best();
+  for (const KsTable* t : {ks_avx512(), ks_avx2(), ks_portable()}) {
+    if (!t || (most == ks_avx2() && t == ks_avx512()) || (most == ks_portable() && t != most)) continue;
+    if (!strcmp(t->name, name)) {
+      table = t;
+      return 1;
+    }
+  }
+  return 0;
+}
+
+KS_EXPORT int64_t ks_spin(int64_t times) { return table->spin(times); }
+KS_EXPORT float ks_read(const float* data, int64_t count) { return table->read_all(data, count); }
+
+KS_EXPORT int64_t ks_lanes(int is_double) { return table->lanes[is_double]; }
+
+KS_EXPORT int64_t ks_size(const KsStep* step, int is_double) { return ks_packed_size(*step, table->lanes[is_double]); }
+
+KS_EXPORT void ks_pack(const KsStep* step, const void* weight, void* packed, int is_double) {
+  table->pack[is_double](*step, weight, packed);
+}
+
+KS_EXPORT void ks_unpack(const KsStep* step, const void* packed, void* weight, int is_double) {
+  table->unpack[is_double](*step, packed, weight);
+}
+
+KS_EXPORT void ks_guard(KsGuard* guard) {
+  guard->whole = fingerprint(*guard, true);
+  guard->sampled = fingerprint(*guard, false);
+}
+
+KS_EXPORT int ks_changed(const KsGuard* guard) { return changed(guard, ROWS_TO_COMPARE); }
+
+// ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed.
+KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
+                       int threads, int is_double) {
+  if (changed(chain->guard, count)) return 0;
+  table->rows[is_double](*chain, x, x_row, y, chain->out_features, count, bias, threads);
+  return 1;
+}
+
+KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,
+                          const void* bias, int threads, int is_double) {
+  if (changed(chain->guard, images * columns)) return 0;
+  table->columns[is_double](*chain, x, y, images, columns, bias, threads);
+  return 1;
+}
+
+KS_EXPORT void ks_backward(const KsChain* forward, const KsChain* transposed, const void* x, const void* g, void* gx,
+                           void* const* gradients, int64_t count, int threads, int is_double) {
+  table->backward[is_double](*forward, *transposed, x, g, gx, gradients, count, threads);
+}

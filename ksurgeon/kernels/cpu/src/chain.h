@@ -1,0 +1,27 @@
+// What Python hands over: a chain of packed factors. Mirrored by ksurgeon/kernels/cpu/library.py.
+#pragma once
+#include <cstdint>
+
+struct KsStep {
+  int64_t a, d, b, c;  // y[a, o, d] = sum_i w[a, d, o, i] x[a, i, d]
+  const void* weight;  // packed, see layout.h
+};
+
+// The factors that weights were made from. PyTorch's version counter does not see writes through `.data` or
+// NumPy, so that their contents are compared too: all of them where that costs next to nothing, samples where
+// one row is mapped.
+struct KsGuard {
+  int64_t factors;
+  const void* const* data;
+  const int64_t* bytes;
+  uint64_t whole, sampled;  // fingerprints
+};
+
+struct KsChain {
+  int64_t in_features, out_features;
+  int64_t widest;   // the largest intermediate vector
+  int64_t weights;  // entries of all factors
+  int64_t steps;
+  const KsStep* step;
+  const KsGuard* guard;  // may be null
+};

@@ -1,0 +1,247 @@
+// Everything that is compiled once for each instruction set.
+#include "fingerprint.h"
+#include "layout.h"
+#include "rows.h"
+#include "columns.h"
+#include "gradient.h"
+#include "measure.h"
+
+static constexpr int64_t TILE_ROWS = 64;
+static constexpr int64_t TILE_BYTES = 1 << 20;    // of scratch for a tile of rows
+static constexpr int64_t SHARED_WEIGHTS = 1 << 16;  // weights for which few rows are shared out over threads
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Rows of scratch are an odd number of cache lines, or their equal columns would share a cache set.
+template <class T> int64_t scratch_row(int64_t features) {
+  const int64_t line = 64 / sizeof(T);
+  return ((features + line - 1) / line | 1) * line;
+}
+
+template <class T> int64_t tile_rows(int64_t row, int64_t buffers, int64_t count, int64_t threads) {
+  const int64_t fit = larger(8, TILE_BYTES / (int64_t)sizeof(T) / (buffers * row));
+  const int64_t tile = smaller(TILE_ROWS, fit), share = (count + threads - 1) / threads;
+  const int64_t tiles = larger(1, (share + tile - 1) / tile);
+  return larger(1, (share + tiles - 1) / tiles);
+}
+
+// Whether every group of a factor writes exactly what it has read, in one block: then it may work in place,
+// which halves the memory touched.
+template <class T> bool in_place(const KsStep& step) {
+  return step.b == step.c && Layout(step, Vec<T>::N).blocks() == 1;
+}
+
+template <class T>
+void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
+                T* scratch, int64_t row) {
+  Rows<T> rows{x, x_row, nullptr, row, count};
+  T *here = scratch, *other = scratch + count * row;
+  for (int64_t j = 0; j < chain.steps; ++j) {
+    const KsStep& step = chain.step[j];
+    const bool end = j == chain.steps - 1;
+    if (j && !in_place<T>(step)) {
+      T* swapped = here;
+      here = other;
+      other = swapped;
+    }
+    rows.y = end ? y : here;
+    rows.y_row = end ? y_row : row;
+    factor_rows<T>(step, rows, end ? bias : nullptr, 0, Layout(step, Vec<T>::N).groups());
+    rows.x = rows.y;
+    rows.x_row = rows.y_row;
+  }
+}
+
+template <class T> struct RowsCall {
+  const KsChain& chain;
+  const T* x;
+  int64_t x_row;
+  T* y;
+  int64_t y_row, count;
+  const T* bias;
+  int64_t row, tile, next;
+  T* shared;
+  KsBarrier barrier;
+};
+
+// Few rows: the groups of every factor are shared out, with a barrier after each factor.
+template <class T> void rows_together(void* context, int thread, int threads) {
+  RowsCall<T>& call = *(RowsCall<T>*)context;
+  Rows<T> rows{call.x, call.x_row, nullptr, call.row, call.count};
+  for (int64_t j = 0; j < call.chain.steps; ++j) {
+    const KsStep& step = call.chain.step[j];
+    const bool end = j == call.chain.steps - 1;
+    rows.y = end ? call.y : call.shared + (j % 2) * call.count * call.row;
+    rows.y_row = end ? call.y_row : call.row;
+    const int64_t groups = Layout(step, Vec<T>::N).groups();
+    factor_rows<T>(step, rows, end ? call.bias : nullptr, groups * thread / threads, groups * (thread + 1) / threads);
+    if (threads > 1 && !end) call.barrier.wait();
+    rows.x = rows.y;
+    rows.x_row = rows.y_row;
+  }
+}
+
+// Many rows: tiles are handed out.
+template <class T> void rows_tiled(void* context, int, int) {
+  RowsCall<T>& call = *(RowsCall<T>*)context;
+  T* scratch = (T*)ks_scratch(2 * call.tile * call.row * sizeof(T));
+  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;)
+    chain_rows(call.chain, call.x + at * call.x_row, call.x_row, call.y + at * call.y_row, call.y_row,
+               smaller(call.tile, call.count - at), call.bias, scratch, call.row);
+}
+
+template <class T>
+void run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
+              const void* bias, int threads) {
+  const int64_t row = scratch_row<T>(chain.widest);
+  RowsCall<T> call{chain, (const T*)x, x_row, (T*)y, y_row, count, (const T*)bias, row, 0, 0, nullptr, {threads}};
+  if (count < 8 * (int64_t)threads && chain.weights >= SHARED_WEIGHTS) {
+    call.shared = (T*)ks_scratch(2 * count * row * sizeof(T));
+    return ks_parallel(threads, rows_together<T>, &call);
+  }
+  if (count * chain.weights < SHARED_WEIGHTS) threads = 1;
+  call.tile = tile_rows<T>(row, 2, count, threads);
+  ks_parallel((int)smaller(threads, count), rows_tiled<T>, &call);
+}
+
+template <class T> struct ColumnsCall {
+  const KsChain& chain;
+  const T* x;
+  T* y;
+  int64_t columns;
+  const T* bias;
+  int64_t row, tiles, count, next;
+};
+
+template <class T> void columns_tiled(void* context, int, int) {
+  ColumnsCall<T>& call = *(ColumnsCall<T>*)context;
+  constexpr int64_t N = Vec<T>::N;
+  T* scratch = (T*)ks_scratch(2 * call.chain.widest * call.row * sizeof(T));
+  const int64_t registers = (call.columns + N - 1) / N;
+  for (int64_t at; (at = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.count;) {
+    const int64_t image = at / call.tiles, tile = at % call.tiles;
+    const int64_t from = registers * tile / call.tiles * N;
+    const int64_t to = smaller(call.columns, registers * (tile + 1) / call.tiles * N);
+    chain_columns<T>(call.chain, call.x + image * call.chain.in_features * call.columns + from, call.columns,
+                     call.y + image * call.chain.out_features * call.columns + from, call.columns, to - from,
+                     call.bias, scratch, call.row);
+  }
+}
+
+template <class T>
+void run_columns(const KsChain& chain, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
+                 int threads) {
+  constexpr int64_t N = Vec<T>::N;
+  const int64_t registers = (columns + N - 1) / N, most = tile_registers<T>(chain);
+  int64_t tiles = (registers + most - 1) / most;
+  if (images < threads) tiles = larger(tiles, smaller(registers, threads));
+  const int64_t row = scratch_row<T>((registers + tiles - 1) / tiles * N);
+  ColumnsCall<T> call{chain, (const T*)x, (T*)y, columns, (const T*)bias, row, tiles, images * tiles, 0};
+  if (images * columns * chain.weights < SHARED_WEIGHTS) threads = 1;
+  ks_parallel((int)smaller(threads, call.count), columns_tiled<T>, &call);
+}
+
+template <class T> struct BackwardCall {
+  const KsChain &forward, &transposed;
+  const T *x, *g;
+  T* gx;
+  void* const* gradients;  // packed, zero at first; null where they are not wanted
+  int64_t count, row, tile, next;
+  int64_t weights;  // packed weights of all factors
+  T** sums;         // of every thread but the first
+};
+
+// Forward through a tile once more, keeping what every factor took; then backward.
+template <class T> void backward_tiled(void* context, int thread, int) {
+  BackwardCall<T>& call = *(BackwardCall<T>*)context;
+  const KsChain &chain = call.forward, &transposed = call.transposed;
+  const int64_t steps = chain.steps, row = call.row, buffer = call.tile * row;
+  T* scratch = (T*)ks_scratch((steps + 1) * buffer * sizeof(T));
+  T* kept = scratch + 2 * buffer;
+  T* sums = thread && call.gradients ? call.sums[thread - 1] : nullptr;
+  if (sums) memset(sums, 0, call.weights * sizeof(T));
+  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;) {
+    const int64_t count = smaller(call.tile, call.count - at);
+    const T* x = call.x + at * chain.in_features;
+    if (call.gradients) {
+      Rows<T> rows{x, chain.in_features, kept, row, count};
+      for (int64_t j = 0; j < steps - 1; ++j) {
+        rows.y = kept + j * buffer;
+        factor_rows<T>(chain.step[j], rows, nullptr, 0, Layout(chain.step[j], Vec<T>::N).groups());
+        rows.x = rows.y;
+        rows.x_row = row;
+      }
+    }
+    const T* g = call.g + at * chain.out_features;
+    int64_t g_row = chain.out_features, offset = call.weights;
+    for (int64_t j = steps - 1; j >= 0; --j) {
+      if (call.gradients) {
+        offset -= ks_packed_size(chain.step[j], Vec<T>::N);
+        Gradient<T> m{j ? kept + (j - 1) * buffer : x, j ? row : chain.in_features, g, g_row, count};
+        factor_gradient<T>(chain.step[j], m, sums ? sums + offset : (T*)call.gradients[j]);
+      }
+      if (j == 0 && !call.gx) break;
+      T* out = j ? scratch + (j % 2) * buffer : call.gx + at * chain.in_features;
+      const int64_t out_row = j ? row : chain.in_features;
+      const KsStep& step = transposed.step[steps - 1 - j];
+      factor_rows<T>(step, Rows<T>{g, g_row, out, out_row, count}, nullptr, 0, Layout(step, Vec<T>::N).groups());
+      g = out;
+      g_row = out_row;
+    }
+  }
+}
+
+template <class T>
+void run_backward(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
+                  void* const* gradients, int64_t count, int threads) {
+  const int64_t row = scratch_row<T>(forward.widest);
+  int64_t weights = 0;
+  for (int64_t j = 0; j < forward.steps; ++j) weights += ks_packed_size(forward.step[j], Vec<T>::N);
+  if (count * forward.weights < SHARED_WEIGHTS) threads = 1;
+  const int64_t tile = tile_rows<T>(row, forward.steps + 1, count, threads);
+  threads = (int)smaller(threads, (count + tile - 1) / tile);
+  BackwardCall<T> call{forward, transposed, (const T*)x, (const T*)g, (T*)gx, gradients, count, row, tile, 0, weights,
+                       nullptr};
+  T* memory = nullptr;
+  T** sums = nullptr;
+  if (threads > 1 && gradients) {
+    memory = (T*)aligned_alloc(64, (threads - 1) * weights * sizeof(T));
+    sums = (T**)malloc((threads - 1) * sizeof(T*));
+    for (int t = 1; t < threads; ++t) sums[t - 1] = memory + (t - 1) * weights;
+    call.sums = sums;
+    memset(memory, 0, (threads - 1) * weights * sizeof(T));  // a busy pool may leave some threads out
+  }
+  ks_parallel(threads, backward_tiled<T>, &call);
+  for (int t = 1; memory && t < threads; ++t) {
+    const T* from = sums[t - 1];
+    for (int64_t j = 0; j < forward.steps; ++j) {
+      T* to = (T*)gradients[j];
+      const int64_t size = ks_packed_size(forward.step[j], Vec<T>::N);
+      for (int64_t k = 0; k < size; ++k) to[k] += from[k];
+      from += size;
+    }
+  }
+  free(sums);
+  free(memory);
+}
+
+template <class T> void pack_any(const KsStep& step, const void* weight, void* packed) {
+  pack<T>(step, (const T*)weight, (T*)packed);
+}
+template <class T> void unpack_any(const KsStep& step, const void* packed, void* weight) {
+  unpack<T>(step, (const T*)packed, (T*)weight);
+}
+
+static const KsTable TABLE = {
+    KS_NAME,
+    {Vec<float>::N, Vec<double>::N},
+    spin,
+    read_all,
+    fingerprint,
+    {pack_any<float>, pack_any<double>},
+    {unpack_any<float>, unpack_any<double>},
+    {run_rows<float>, run_rows<double>},
+    {run_columns<float>, run_columns<double>},
+    {run_backward<float>, run_backward<double>},
+};

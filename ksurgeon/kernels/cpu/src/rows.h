@@ -1,0 +1,250 @@
+// One factor applied to rows of contiguous vectors.
+
+// How the input vector of a group is had from memory: N neighbours, or d < N neighbours repeated.
+template <class T> struct Whole {
+  typename Vec<T>::Reg operator()(const T* p) const { return Vec<T>::load(p); }
+};
+template <class T> struct Tail {
+  int64_t n;
+  typename Vec<T>::Reg operator()(const T* p) const { return Vec<T>::loadn(p, n); }
+};
+template <class T> struct Repeat1 {
+  typename Vec<T>::Reg operator()(const T* p) const { return Vec<T>::rep1(p); }
+};
+template <class T> struct Repeat2 {
+  typename Vec<T>::Reg operator()(const T* p) const { return Vec<T>::rep2(p); }
+};
+template <class T> struct Repeat4 {
+  typename Vec<T>::Reg operator()(const T* p) const { return Vec<T>::rep4(p); }
+};
+template <class T> struct Repeat8 {
+  typename Vec<T>::Reg operator()(const T* p) const { return Vec<T>::rep8(p); }
+};
+template <class T> struct Repeat {
+  int64_t d;
+  typename Vec<T>::Index index;
+  typename Vec<T>::Reg operator()(const T* p) const { return Vec<T>::permute(Vec<T>::loadn(p, d), index); }
+};
+template <class T> Repeat<T> repeat(int64_t d) {
+  int lanes[16];
+  for (int l = 0; l < Vec<T>::N; ++l) lanes[l] = (int)(l % d);
+  return {d, Vec<T>::index(lanes)};
+}
+
+template <class T> struct Rows {
+  const T* x;
+  int64_t x_row;
+  T* y;
+  int64_t y_row;
+  int64_t count;
+};
+
+// One block of a group: K vectors of outputs, for R rows.
+template <class T> struct Block {
+  int64_t c, x_step, y_step;
+  const T* weight;
+  const T* bias;
+  int64_t lanes, last;  // lanes of the vectors, and of the last one
+};
+
+template <class T, int R, int K, class Load>
+KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t y_row, Load load) {
+  using V = Vec<T>;
+  typename V::Reg sum[R][K];
+  KS_UNROLL for (int k = 0; k < K; ++k) {
+    typename V::Reg start = V::zero();
+    if (s.bias) start = V::loadn(s.bias + k * s.y_step, k == K - 1 ? s.last : s.lanes);
+    KS_UNROLL for (int r = 0; r < R; ++r) sum[r][k] = start;
+  }
+  const T* w = s.weight;
+  const int64_t x_step = s.x_step;
+  auto input = [&]() __attribute__((always_inline)) {
+    typename V::Reg in[R];
+    KS_UNROLL for (int r = 0; r < R; ++r) {
+      in[r] = load(x + r * x_row);
+      V::keep(in[r]);
+    }
+    KS_UNROLL for (int k = 0; k < K; ++k) {
+      typename V::Reg row = V::load(w + k * V::N);
+      KS_UNROLL for (int r = 0; r < R; ++r) sum[r][k] = V::fma(row, in[r], sum[r][k]);
+    }
+    x += x_step;
+    w += K * V::N;
+  };
+  if (K == 4 && s.c == 4) {  // most factors; a loop unrolled is a tenth faster
+    input(), input(), input(), input();
+  } else {
+    for (int64_t i = 0; i < s.c; ++i) input();
+  }
+  if (s.lanes == V::N && s.last == V::N) {
+    KS_UNROLL for (int r = 0; r < R; ++r)
+      KS_UNROLL for (int k = 0; k < K; ++k) V::store(y + r * y_row + k * s.y_step, sum[r][k]);
+  } else {
+    KS_UNROLL for (int r = 0; r < R; ++r) {
+      KS_UNROLL for (int k = 0; k < K - 1; ++k) V::storen(y + r * y_row + k * s.y_step, sum[r][k], s.lanes);
+      V::storen(y + r * y_row + (K - 1) * s.y_step, sum[r][K - 1], s.last);
+    }
+  }
+}
+
+// Rows at once such that sums and inputs fit the registers.
+template <int K> constexpr int rows_at_once() {
+  return KS_REGISTERS >= 32 ? (K == 1 ? 12 : K == 2 ? 8 : K == 3 ? 7 : K == 4 ? 5 : K == 5 ? 4 : K <= 8 ? 3 : 2)
+                            : (K == 1 ? 6 : K == 2 ? 4 : K == 3 ? 3 : K <= 5 ? 2 : 1);
+}
+
+template <class T, int K, class Load> void block_rows(const Block<T>& s, const Rows<T>& rows, Load load) {
+  constexpr int R = rows_at_once<K>();
+  const T* x = rows.x;
+  T* y = rows.y;
+  int64_t left = rows.count;
+  for (; left >= R; left -= R, x += R * rows.x_row, y += R * rows.y_row)
+    block<T, R, K>(s, x, rows.x_row, y, rows.y_row, load);
+  if constexpr (R > 2)
+    for (; left >= 2; left -= 2, x += 2 * rows.x_row, y += 2 * rows.y_row)
+      block<T, 2, K>(s, x, rows.x_row, y, rows.y_row, load);
+  for (; left > 0; --left, x += rows.x_row, y += rows.y_row)
+    block<T, 1, K>(s, x, rows.x_row, y, rows.y_row, load);
+}
+
+template <class T, class Load> void block_sized(int64_t k, const Block<T>& s, const Rows<T>& rows, Load load) {
+  switch (k) {
+    case 1: return block_rows<T, 1>(s, rows, load);
+    case 2: return block_rows<T, 2>(s, rows, load);
+    case 3: return block_rows<T, 3>(s, rows, load);
+    case 4: return block_rows<T, 4>(s, rows, load);
+    case 5: return block_rows<T, 5>(s, rows, load);
+    case 6: return block_rows<T, 6>(s, rows, load);
+    case 7: return block_rows<T, 7>(s, rows, load);
+    default: return block_rows<T, 8>(s, rows, load);
+  }
+}
+
+// One row and one block in each group: what is done for a group has to be next to nothing.
+template <class T, int K, class Load>
+void single_row(const Layout& s, const T* weight, const Rows<T>& row, const T* bias, int64_t from, int64_t to,
+                int64_t y_step, Load load) {
+  constexpr int64_t N = Vec<T>::N;
+  Block<T> part{s.c, s.d, y_step, weight, nullptr, s.lanes, s.last};
+  const int64_t x_skip = (s.c - 1) * s.d, y_skip = (s.b - 1) * s.d, weights = K * s.c * N;
+  int64_t a = from / s.runs, run = from % s.runs;
+  const T* x = row.x + a * s.c * s.d + run * N;
+  T* y = row.y + a * s.b * s.d + run * N;
+  const int64_t x_group = s.d >= N ? N : s.d, y_group = s.d >= N ? N : s.d;
+  for (int64_t group = from; group < to; ++group) {
+    if (bias) part.bias = bias + (y - row.y);
+    block<T, 1, K>(part, x, 0, y, 0, load);
+    part.weight += weights;
+    x += x_group;
+    y += y_group;
+    if (++run == s.runs) {
+      run = 0;
+      x += x_skip;
+      y += y_skip;
+    }
+  }
+}
+
+template <class T, class Load>
+void single_row_sized(const Layout& s, const T* weight, const Rows<T>& row, const T* bias, int64_t from, int64_t to,
+                      int64_t y_step, Load load) {
+  switch (s.vectors) {
+    case 1: return single_row<T, 1>(s, weight, row, bias, from, to, y_step, load);
+    case 2: return single_row<T, 2>(s, weight, row, bias, from, to, y_step, load);
+    case 3: return single_row<T, 3>(s, weight, row, bias, from, to, y_step, load);
+    case 4: return single_row<T, 4>(s, weight, row, bias, from, to, y_step, load);
+    case 5: return single_row<T, 5>(s, weight, row, bias, from, to, y_step, load);
+    case 6: return single_row<T, 6>(s, weight, row, bias, from, to, y_step, load);
+    case 7: return single_row<T, 7>(s, weight, row, bias, from, to, y_step, load);
+    default: return single_row<T, 8>(s, weight, row, bias, from, to, y_step, load);
+  }
+}
+
+// The groups from..to of a factor.
+template <class T, class Load>
+void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, int64_t from, int64_t to,
+            Load load) {
+  constexpr int N = Vec<T>::N;
+  const int64_t blocks = s.blocks(), y_step = s.d >= N ? s.d : s.lanes;
+  weight += from * s.vectors * s.c * N;
+  if (rows.count == 1 && blocks == 1 && (s.d < N || s.d % N == 0))
+    return single_row_sized(s, weight, rows, bias, from, to, y_step, load);
+  int64_t a = from / s.runs, run = from % s.runs;  // counted, not divided: a division costs as much as a block
+  for (int64_t group = from; group < to; ++group, ++run) {
+    if (run == s.runs) run = 0, ++a;
+    const int64_t x_at = a * s.c * s.d + run * N, y_at = a * s.b * s.d + run * N;
+    const bool tail = s.d >= N && s.d - run * N < N;
+    const int64_t lanes = tail ? s.d - run * N : s.lanes;
+    for (int64_t q = 0, k0 = 0, k; q < blocks; ++q, k0 += k) {
+      k = blocks == 1 ? s.vectors : s.first(q + 1) - k0;
+      const int64_t at = y_at + k0 * y_step;
+      const int64_t last = tail ? lanes : q == blocks - 1 ? s.last : s.lanes;
+      Block<T> part{s.c, s.d, y_step, weight, bias ? bias + at : nullptr, lanes, last};
+      Rows<T> here{rows.x + x_at, rows.x_row, rows.y + at, rows.y_row, rows.count};
+      if (tail)
+        block_sized(k, part, here, Tail<T>{lanes});
+      else
+        block_sized(k, part, here, load);
+      weight += k * s.c * N;
+    }
+  }
+}
+
+// A group of `fold` values of a whose inputs and outputs fit one vector each.
+template <class T, int R>
+KS_INLINE void folded(const Layout& s, const T* weight, typename Vec<T>::Index lanes, typename Vec<T>::Index step,
+                      const T* x, int64_t x_row, T* y, int64_t y_row, const T* bias) {
+  using V = Vec<T>;
+  typename V::Reg in[R], sum[R];
+  const typename V::Reg start = bias ? V::loadn(bias, s.last) : V::zero();
+  KS_UNROLL for (int r = 0; r < R; ++r) {
+    in[r] = V::loadn(x + r * x_row, s.fold * s.c * s.d);
+    sum[r] = start;
+  }
+  for (int64_t i = 0; i < s.c; ++i, weight += V::N, lanes = V::next(lanes, step)) {
+    typename V::Reg row = V::load(weight);
+    KS_UNROLL for (int r = 0; r < R; ++r) sum[r] = V::fma(row, V::permute(in[r], lanes), sum[r]);
+  }
+  KS_UNROLL for (int r = 0; r < R; ++r) V::storen(y + r * y_row, sum[r], s.last);
+}
+
+template <class T>
+void folded_groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, int64_t from, int64_t to) {
+  using V = Vec<T>;
+  constexpr int R = KS_REGISTERS >= 32 ? 12 : 6;
+  int first[16] = {}, next[16] = {};
+  for (int64_t l = 0; l < s.last; ++l) {
+    first[l] = (int)(l / (s.b * s.d) * s.c * s.d + l % s.d);
+    next[l] = (int)s.d;
+  }
+  const typename V::Index lanes = V::index(first), step = V::index(next);
+  for (int64_t group = from; group < to; ++group) {
+    const T* x = rows.x + group * s.fold * s.c * s.d;
+    T* y = rows.y + group * s.last;
+    const T* start = bias ? bias + group * s.last : nullptr;
+    const T* w = weight + group * s.c * V::N;
+    int64_t left = rows.count;
+    for (; left >= R; left -= R, x += R * rows.x_row, y += R * rows.y_row)
+      folded<T, R>(s, w, lanes, step, x, rows.x_row, y, rows.y_row, start);
+    for (; left >= 2; left -= 2, x += 2 * rows.x_row, y += 2 * rows.y_row)
+      folded<T, 2>(s, w, lanes, step, x, rows.x_row, y, rows.y_row, start);
+    for (; left > 0; --left, x += rows.x_row, y += rows.y_row)
+      folded<T, 1>(s, w, lanes, step, x, rows.x_row, y, rows.y_row, start);
+  }
+}
+
+template <class T>
+void factor_rows(const KsStep& step, const Rows<T>& rows, const T* bias, int64_t from, int64_t to) {
+  constexpr int N = Vec<T>::N;
+  Layout s(step, N);
+  const T* weight = (const T*)step.weight;
+  if (s.fold > 1) return folded_groups(s, weight, rows, bias, from, to);
+  if (s.d >= N) return groups(s, weight, rows, bias, from, to, Whole<T>{});
+  switch (s.d) {
+    case 1: return groups(s, weight, rows, bias, from, to, Repeat1<T>{});
+    case 2: return groups(s, weight, rows, bias, from, to, Repeat2<T>{});
+    case 4: return groups(s, weight, rows, bias, from, to, Repeat4<T>{});
+    case 8: return groups(s, weight, rows, bias, from, to, Repeat8<T>{});
+    default: return groups(s, weight, rows, bias, from, to, repeat<T>(s.d));
+  }
+}

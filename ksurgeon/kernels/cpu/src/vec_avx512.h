@@ -1,0 +1,56 @@
+// Vectors of 512 bits.
+template <class T> struct Vec;
+
+template <> struct Vec<float> {
+  using Reg = __m512;
+  static constexpr int N = 16;
+  static Reg zero() { return _mm512_setzero_ps(); }
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static __mmask16 mask(int64_t n) { return (__mmask16)((1u << n) - 1); }
+  static Reg loadn(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  static void storen(float* p, Reg v, int64_t n) { _mm512_mask_storeu_ps(p, mask(n), v); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static void keep(Reg& v) { asm("" : "+v"(v)); }  // in a register, not as an operand in memory
+  static Reg rep1(const float* p) { return _mm512_set1_ps(*p); }
+  static Reg rep2(const float* p) {
+    return _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_castps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)p)))));
+  }
+  static Reg rep4(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  static Reg rep8(const float* p) {
+    return _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(_mm256_loadu_ps(p))));
+  }
+  using Index = __m512i;
+  static Index index(const int* lanes) {
+    alignas(64) int32_t full[16];
+    for (int l = 0; l < 16; ++l) full[l] = lanes[l];
+    return _mm512_load_si512(full);
+  }
+  static Index next(Index i, Index step) { return _mm512_add_epi32(i, step); }
+  static Reg permute(Reg v, Index i) { return _mm512_permutexvar_ps(i, v); }
+};
+
+template <> struct Vec<double> {
+  using Reg = __m512d;
+  static constexpr int N = 8;
+  static Reg zero() { return _mm512_setzero_pd(); }
+  static Reg load(const double* p) { return _mm512_loadu_pd(p); }
+  static void store(double* p, Reg v) { _mm512_storeu_pd(p, v); }
+  static __mmask8 mask(int64_t n) { return (__mmask8)((1u << n) - 1); }
+  static Reg loadn(const double* p, int64_t n) { return _mm512_maskz_loadu_pd(mask(n), p); }
+  static void storen(double* p, Reg v, int64_t n) { _mm512_mask_storeu_pd(p, mask(n), v); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
+  static void keep(Reg& v) { asm("" : "+v"(v)); }  // in a register, not as an operand in memory
+  static Reg rep1(const double* p) { return _mm512_set1_pd(*p); }
+  static Reg rep2(const double* p) { return _mm512_broadcast_f64x2(_mm_loadu_pd(p)); }
+  static Reg rep4(const double* p) { return _mm512_broadcast_f64x4(_mm256_loadu_pd(p)); }
+  static Reg rep8(const double* p) { return load(p); }
+  using Index = __m512i;
+  static Index index(const int* lanes) {
+    alignas(64) int64_t full[8];
+    for (int l = 0; l < 8; ++l) full[l] = lanes[l];
+    return _mm512_load_si512(full);
+  }
+  static Index next(Index i, Index step) { return _mm512_add_epi64(i, step); }
+  static Reg permute(Reg v, Index i) { return _mm512_permutexvar_pd(i, v); }
+};

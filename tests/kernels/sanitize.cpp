@@ -1,0 +1,182 @@
+// Every kernel on random chains in buffers of exactly the right size, against plain loops. Built by
+// `make sanitize` with AddressSanitizer and UndefinedBehaviorSanitizer; ends with 0 if all is well.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "chain.h"
+
+extern "C" {
+const char* ks_isa();
+int ks_choose(const char*);
+int64_t ks_size(const KsStep*, int);
+void ks_pack(const KsStep*, const void*, void*, int);
+void ks_unpack(const KsStep*, const void*, void*, int);
+void ks_guard(KsGuard*);
+int ks_rows(const KsChain*, const void*, int64_t, void*, int64_t, const void*, int, int);
+int ks_columns(const KsChain*, const void*, void*, int64_t, int64_t, const void*, int, int);
+void ks_backward(const KsChain*, const KsChain*, const void*, const void*, void*, void* const*, int64_t, int, int);
+}
+
+static std::mt19937 rng(1);
+static int64_t among(std::initializer_list<int64_t> options) { return options.begin()[rng() % options.size()]; }
+
+template <class T> struct Exact {  // no byte more than asked for
+  std::unique_ptr<T[]> data;
+  int64_t size;
+  explicit Exact(int64_t n) : data(new T[n > 0 ? n : 1]), size(n) {
+    std::uniform_real_distribution<double> draw(-1, 1);
+    for (int64_t i = 0; i < n; ++i) data[i] = (T)draw(rng);
+  }
+  T* get() { return data.get(); }
+};
+
+template <class T> using Chain = std::vector<Exact<T>>;
+
+static KsChain describe(const std::vector<KsStep>& steps, const KsGuard* guard) {
+  KsChain chain{steps[0].a * steps[0].c * steps[0].d, 0, 0, 0, (int64_t)steps.size(), steps.data(), guard};
+  for (const KsStep& s : steps) {
+    chain.out_features = s.a * s.b * s.d;
+    for (int64_t n : {s.a * s.c * s.d, s.a * s.b * s.d})
+      if (n > chain.widest) chain.widest = n;
+    chain.weights += s.a * s.b * s.c * s.d;
+  }
+  return chain;
+}
+
+static bool close(double got, double want, double tolerance, const char* what) {
+  if (std::fabs(got - want) <= tolerance * (1 + std::fabs(want))) return true;
+  std::printf("%s: got %.9g, want %.9g\n", what, got, want);
+  return false;
+}
+
+template <class T> static bool one_case(int threads) {
+  const int is_double = sizeof(T) == 8;
+  const double tolerance = is_double ? 1e-9 : 2e-3;
+  std::vector<KsStep> plain, packed, transposed;
+  Chain<T> weights, weights_packed, weights_transposed, flipped;
+  const int64_t count = among({1, 2, 3});
+  int64_t n = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    KsStep s{};
+    if (!j) {
+      s.a = among({1, 2, 3, 8}), s.d = among({1, 2, 3, 4, 5, 8, 12, 16, 17, 33}), s.c = among({1, 2, 3, 4, 8, 11});
+    } else {
+      do s.d = 1 + rng() % n; while (n % s.d);
+      do s.c = 1 + rng() % (n / s.d); while ((n / s.d) % s.c);
+      s.a = n / s.d / s.c;
+    }
+    s.b = among({1, 2, 3, 4, 5, 8, 9, 16, 19});
+    if (s.a * s.b * s.d > 2000) s.b = 1;
+    n = s.a * s.b * s.d;
+    const int64_t numel = s.a * s.b * s.c * s.d;
+    weights.emplace_back(numel);
+    s.weight = weights.back().get();
+    plain.push_back(s);
+    weights_packed.emplace_back(ks_size(&s, is_double));
+    ks_pack(&s, s.weight, weights_packed.back().get(), is_double);
+    KsStep p = s;
+    p.weight = weights_packed.back().get();
+    packed.push_back(p);
+    flipped.emplace_back(numel);
+    const T* w = (const T*)s.weight;
+    for (int64_t k = 0; k < s.a * s.d; ++k)
+      for (int64_t o = 0; o < s.b; ++o)
+        for (int64_t i = 0; i < s.c; ++i) flipped.back().get()[(k * s.c + i) * s.b + o] = w[(k * s.b + o) * s.c + i];
+    KsStep t{s.a, s.d, s.c, s.b, nullptr};
+    weights_transposed.emplace_back(ks_size(&t, is_double));
+    ks_pack(&t, flipped.back().get(), weights_transposed.back().get(), is_double);
+    t.weight = weights_transposed.back().get();
+    transposed.insert(transposed.begin(), t);
+  }
+  std::vector<const void*> data;
+  std::vector<int64_t> bytes;
+  for (auto& w : weights) data.push_back(w.get()), bytes.push_back(w.size * (int64_t)sizeof(T));
+  KsGuard guard{count, data.data(), bytes.data(), 0, 0};
+  ks_guard(&guard);
+  const KsChain forward = describe(packed, &guard), backward = describe(transposed, nullptr);
+  const KsChain columns = describe(plain, &guard);
+  const int64_t in = forward.in_features, out = forward.out_features, rows = among({0, 1, 2, 5, 13, 40, 70});
+
+  Exact<T> x(rows * in), g(rows * out), bias(out), y(rows * out), gx(rows * in);
+  std::vector<std::vector<double>> kept;  // what every factor takes
+  kept.emplace_back(x.get(), x.get() + rows * in);
+  for (const KsStep& s : plain) {
+    const int64_t from = s.a * s.c * s.d, to = s.a * s.b * s.d;
+    std::vector<double> next(rows * to);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t a = 0; a < s.a; ++a)
+        for (int64_t d = 0; d < s.d; ++d)
+          for (int64_t o = 0; o < s.b; ++o)
+            for (int64_t i = 0; i < s.c; ++i)
+              next[r * to + (a * s.b + o) * s.d + d] += ((const T*)s.weight)[((a * s.d + d) * s.b + o) * s.c + i] *
+                                                       kept.back()[r * from + (a * s.c + i) * s.d + d];
+    kept.push_back(std::move(next));
+  }
+  bool fine = ks_rows(&forward, x.get(), in, y.get(), rows, bias.get(), threads, is_double) == 1;
+  for (int64_t k = 0; k < rows * out; ++k)
+    fine = fine && close(y.get()[k], kept.back()[k] + bias.get()[k % out], tolerance, "rows");
+
+  Exact<T> xc(rows * in), yc(rows * out);  // the same vectors as columns
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < in; ++k) xc.get()[k * rows + r] = x.get()[r * in + k];
+  if (rows) {
+    fine = fine && ks_columns(&columns, xc.get(), yc.get(), 1, rows, nullptr, threads, is_double) == 1;
+    for (int64_t k = 0; k < rows * out; ++k)
+      fine = fine && close(yc.get()[k % out * rows + k / out], kept.back()[k], tolerance, "columns");
+  }
+
+  std::vector<Exact<T>> gradients;
+  std::vector<void*> pointers;
+  for (const KsStep& s : packed) {
+    gradients.emplace_back(ks_size(&s, is_double));
+    memset(gradients.back().get(), 0, gradients.back().size * sizeof(T));
+    pointers.push_back(gradients.back().get());
+  }
+  ks_backward(&forward, &backward, x.get(), g.get(), gx.get(), pointers.data(), rows, threads, is_double);
+  std::vector<double> back(g.get(), g.get() + rows * out);
+  for (int64_t j = count - 1; j >= 0; --j) {
+    const KsStep& s = plain[j];
+    const int64_t from = s.a * s.c * s.d, to = s.a * s.b * s.d, numel = s.a * s.b * s.c * s.d;
+    std::vector<double> next(rows * from), of_weight(numel);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t a = 0; a < s.a; ++a)
+        for (int64_t d = 0; d < s.d; ++d)
+          for (int64_t o = 0; o < s.b; ++o)
+            for (int64_t i = 0; i < s.c; ++i) {
+              const int64_t at = ((a * s.d + d) * s.b + o) * s.c + i;
+              const double up = back[r * to + (a * s.b + o) * s.d + d];
+              next[r * from + (a * s.c + i) * s.d + d] += ((const T*)s.weight)[at] * up;
+              of_weight[at] += kept[j][r * from + (a * s.c + i) * s.d + d] * up;
+            }
+    Exact<T> got(numel);
+    ks_unpack(&s, gradients[j].get(), got.get(), is_double);
+    for (int64_t k = 0; k < numel; ++k) fine = fine && close(got.get()[k], of_weight[k], tolerance * 10, "of weights");
+    back = std::move(next);
+  }
+  for (int64_t k = 0; k < rows * in; ++k) fine = fine && close(gx.get()[k], back[k], tolerance * 10, "of input");
+
+  const int64_t last = weights[0].size - 1;  // a write that nobody was told of
+  weights[0].get()[last] += 1;
+  Exact<T> many(40 * in), result(40 * out);
+  fine = fine && ks_rows(&forward, many.get(), in, result.get(), 40, nullptr, 1, is_double) == 0;
+  return fine;
+}
+
+int main(int argc, char** argv) {
+  const int cases = argc > 1 ? std::atoi(argv[1]) : 300;
+  for (const char* isa : {"portable", "avx2", "avx512"}) {
+    if (!ks_choose(isa)) continue;
+    rng.seed(1);
+    for (int k = 0; k < cases; ++k)
+      if (!one_case<float>(1 + k % 3) || !one_case<double>(1 + k % 3)) {
+        std::printf("%s: case %d failed\n", isa, k);
+        return 1;
+      }
+    std::printf("%s: %d chains in float32 and in float64\n", isa, cases);
+  }
+}
