@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from ksurgeon.cli.console import out
-from ksurgeon.kernels import available_backends, chosen_backend
+from ksurgeon.kernels import available_backends, chosen_backend, cuda
 
 __all__ = ["run"]
 
@@ -45,6 +45,7 @@ def run(json: bool) -> None:
         "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
+        "kernels_on_gpus": [cuda.why_not(i) or "cuda" for i in range(len(gpus))],
     }
     if json:
         print(json_module.dumps(facts, indent=1))
@@ -60,6 +61,9 @@ def run(json: bool) -> None:
         "threads", str(torch.get_num_threads()), "torch.set_num_threads or OMP_NUM_THREADS changes it"
     )
     table.add_row("GPU", ", ".join(gpus) or "none", "" if gpus else "everything runs on the CPU")
+    for index in range(len(gpus)):
+        reason = cuda.why_not(index)
+        table.add_row(f"kernels on GPU {index}", "reference" if reason else "cuda", reason or "Triton")
     asked = os.environ.get("KSURGEON_BACKEND")
     table.add_row(
         "kernels",

@@ -23,10 +23,14 @@ def available_backends() -> tuple[str, ...]:
     return (*_BACKENDS, "cuda") if cuda.is_available() else tuple(_BACKENDS)
 
 
-def chosen_backend(device: torch.device | None = None) -> str:
-    """Name of the backend in use: ``KSURGEON_BACKEND``, or the best there is for tensors on ``device``.
+_chosen: Backend | None = None
+_chosen_on_gpu: Backend | None = None
 
-    A device that the backend does not know is left to the reference.
+
+def chosen_backend(device: torch.device | None = None) -> str:
+    """Name of the backend for tensors on ``device``: ``KSURGEON_BACKEND``, or the best there is.
+
+    The variable counts as it is at the first product. What a backend cannot do is left to the reference.
 
     Raises:
         KsurgeonError: the variable names a backend that this installation does not have.
@@ -54,5 +58,13 @@ def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int = -1, bias: Tenso
     Returns:
         A tensor of the shape of ``x``, its size along ``dim`` what the last factor gives.
     """
-    name = chosen_backend(x.device)
-    return (cuda.apply_chain if name == "cuda" else _BACKENDS[name])(x, factors, dim, bias)
+    global _chosen, _chosen_on_gpu
+    if x.is_cuda:
+        if _chosen_on_gpu is None:
+            name = chosen_backend(x.device)
+            _chosen_on_gpu = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
+        return _chosen_on_gpu(x, factors, dim, bias)
+    if _chosen is None:  # once: reading the environment takes as long as a small product
+        name = chosen_backend()
+        _chosen = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
+    return _chosen(x, factors, dim, bias)

@@ -67,7 +67,12 @@ class KLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last dimension of ``x`` from ``in_features`` to ``out_features``."""
-        return self.matrix.affine(x, -1, self.bias).contiguous()
+        parameters = (
+            self._parameters
+        )  # looked up here: an attribute of a module takes as long as a small kernel
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
+        matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
+        return matrix.affine(x, -1, bias).contiguous()
 
     def extra_repr(self) -> str:
         return (

@@ -24,7 +24,7 @@ def widen(factor: Tensor, pattern: Pattern) -> Tensor:
 
 
 def widen_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two neighbouring factors, ``first`` applied first, widened so that their product is ``left @ right``."""
+    """Two neighbouring factors, ``first`` applied first, widened: their product is ``left @ right``."""
     pattern = hull(Pattern.of(first.shape), Pattern.of(second.shape))
     inner = Pattern.of(second.shape).in_features // (pattern.a * pattern.d)
     left = widen(second, pattern._replace(c=inner))

@@ -78,7 +78,7 @@ class KChannelShuffle(nn.Module):
             device=device,
             dtype=dtype,
         )
-        if start == "exact":
+        if start == "exact" and not self.matrix.factors[0].is_meta:
             from ksurgeon.kmatrix.permutation import permutation_
 
             permutation_(self.matrix, torch.tensor(self.permutation))
@@ -90,13 +90,20 @@ class KChannelShuffle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map dimension ``dim`` of ``x``; shape, dtype and memory format stay."""
-        return like_input(_multiply(x, tuple(self.matrix.factors), self.dim, self.in_features), x)
+        matrix = self.matrix
+        held = matrix._modules["factors"]._parameters  # type: ignore[union-attr]
+        factors = tuple(held.values()) if len(held) == len(matrix.patterns) else tuple(matrix.factors)
+        return like_input(_multiply(x, factors, self.dim, self.in_features, matrix._padded), x)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return f"channels={self.in_features}, groups={self.groups}, dim={self.dim}"
 
 
 @torch.fx.wrap
-def _multiply(x: Tensor, factors: tuple[Tensor, ...], dim: int, channels: int) -> Tensor:
+def _multiply(x: Tensor, factors: tuple[Tensor, ...], dim: int, channels: int, padded: bool) -> Tensor:
+    if not torch.is_autocast_enabled(x.device.type):
+        if factors[0].dtype is not x.dtype:
+            factors = tuple(factor.to(x.dtype) for factor in factors)
+        return multiply(x, factors, dim, 1, channels, channels, padded)
     with torch.autocast(x.device.type, enabled=False):
         return multiply(x, tuple(factor.to(x.dtype) for factor in factors), dim, 1, channels, channels)

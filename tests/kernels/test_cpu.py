@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kernels import apply_chain, available_backends, cpu, reference
+from ksurgeon.kernels import apply_chain, available_backends, cpu, dispatch, reference
 from ksurgeon.kernels.cpu import ops
 from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
@@ -112,7 +112,12 @@ def test_forward_equals_the_dense_product(
 
 
 @settings(max_examples=60, deadline=None)
-@given(shapes=chains(), rows=st.sampled_from([0, 1, 3, 40, 70]), dim=st.sampled_from([0, 1]), seed=st.integers(0, 2**20))
+@given(
+    shapes=chains(),
+    rows=st.sampled_from([0, 1, 3, 40, 70]),
+    dim=st.sampled_from([0, 1]),
+    seed=st.integers(0, 2**20),
+)
 def test_gradients_are_those_of_the_reference(
     shapes: list[tuple[int, int, int, int]], rows: int, dim: int, seed: int
 ) -> None:
@@ -322,6 +327,20 @@ def test_lazily_negated_tensors() -> None:
     torch.testing.assert_close(cpu.apply_chain(x, factors, -1, torch.zeros(16)), want)
 
 
+def test_the_short_way_for_few_rows_holds_no_references() -> None:
+    layer, x = KLinear(64, 32), torch.randn(2, 64)
+    with torch.inference_mode():
+        want = layer(x).clone()
+        held = [x, layer.bias, layer.matrix.factors[0], x.dtype, torch.empty_like]
+        before = [sys.getrefcount(thing) for thing in held]
+        for _ in range(200):
+            assert torch.equal(layer(x), want)
+        assert [sys.getrefcount(thing) for thing in held] == before
+        assert layer(x[:, ::2].repeat(1, 2)).shape == (2, 32)
+        with pytest.raises(ValueError, match="expected 64 entries"):
+            layer(x[:, :63])
+
+
 def test_permutations_run_as_an_index_copy() -> None:
     permutation = torch.randperm(24)
     matrix = KMatrix.from_permutation(permutation)
@@ -345,7 +364,9 @@ def test_threads_change_nothing() -> None:
             layer.zero_grad()
             y.square().mean().backward()
             with torch.inference_mode():
-                results.append([y, layer(x[:1]), layer(x), conv(images), x.grad, layer.matrix.factors[0].grad.clone()])
+                results.append(
+                    [y, layer(x[:1]), layer(x), conv(images), x.grad, layer.matrix.factors[0].grad.clone()]
+                )
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -383,7 +404,8 @@ for shapes in ([(4, 3, 5, 6)], [(1, 64, 4, 4), (16, 1, 4, 16)], [(8, 8, 8, 8), (
     for dtype in (torch.float32, torch.float64):
         factors = [torch.randn(s, dtype=dtype) for s in shapes]
         inputs = shapes[0][0] * shapes[0][1] * shapes[0][3]
-        for x, dim in ((torch.randn(7, inputs, dtype=dtype), 1), (torch.randn(2, inputs, 19, dtype=dtype), 1)):
+        for size in ((7, inputs), (2, inputs, 19)):
+            x, dim = torch.randn(size, dtype=dtype), 1
             want = reference.apply_chain(x.double(), [f.double() for f in factors], dim)
             got = apply_chain(x, factors, dim)
             assert ((got - want).abs().max() / want.abs().max()) < (1e-5 if dtype == torch.float32 else 1e-13)
@@ -405,7 +427,10 @@ def test_the_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_backends()[-1] == "cpu"
     factors = [torch.randn(2, 3, 4, 5)]
     x = torch.randn(2, 30)
-    monkeypatch.setenv("KSURGEON_BACKEND", "reference")
-    want = apply_chain(x, factors)
-    monkeypatch.setenv("KSURGEON_BACKEND", "cpu")
+    for name in ("cpu", "reference"):
+        monkeypatch.setenv("KSURGEON_BACKEND", name)
+        monkeypatch.setattr(dispatch, "_chosen", None)
+        want = apply_chain(x, factors)
+        assert dispatch._chosen is dispatch._BACKENDS[name]
+    monkeypatch.setattr(dispatch, "_chosen", dispatch._BACKENDS["cpu"])
     torch.testing.assert_close(apply_chain(x, factors), want)

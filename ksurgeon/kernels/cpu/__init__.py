@@ -1,4 +1,4 @@
-"""The ``cpu`` backend: a small shared library of C++17, chosen for the machine's instruction set at run time."""
+"""The ``cpu`` backend: a small shared library of C++17 that picks the machine's instruction set."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,10 @@ from ksurgeon.kernels.cpu.run import DTYPES, forward
 __all__ = ["apply_chain", "forget", "instruction_set", "is_available", "why_missing"]
 
 _PLAIN = (Tensor, nn.Parameter)
+is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+any_autocast = torch._C._is_any_autocast_enabled
+transforms = torch._C._functorch.peek_interpreter_stack
+modes = torch._C._len_torch_dispatch_stack
 
 
 def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
@@ -25,23 +29,18 @@ def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | N
     numbers, other devices, autocast, ``torch.func`` transforms and forward-mode derivatives are left to
     the reference.
     """
-    first = factors[0]
-    dtype = x.dtype
-    if not (x.is_cpu and dtype in DTYPES and first.dtype is dtype and first.is_cpu and x.layout is torch.strided):
+    first, dtype = factors[0], x.dtype
+    if dtype not in DTYPES or first.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
         return reference.apply_chain(x, factors, dim, bias)
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return _by_operator(x, factors, dim, bias)
-    if (
-        torch.is_autocast_enabled("cpu")
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    ):
+    if any_autocast() or transforms() is not None or forward_ad._current_level >= 0:
         return reference.apply_chain(x, factors, dim, bias)
-    if torch._C._len_torch_dispatch_stack():
+    if modes():
         return _by_operator(x, factors, dim, bias)
     if type(x) not in _PLAIN or type(first) not in _PLAIN:
         return reference.apply_chain(x, factors, dim, bias)
-    if torch.is_grad_enabled() and (
+    if is_grad_enabled() and (
         x.requires_grad
         or any([factor.requires_grad for factor in factors])
         or (bias is not None and bias.requires_grad)
@@ -51,6 +50,6 @@ def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | N
 
 
 def _by_operator(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None) -> Tensor:
-    if torch.is_autocast_enabled("cpu"):
+    if any_autocast():
         return reference.apply_chain(x, factors, dim, bias)
     return ops.chain(x, list(factors), bias, dim)

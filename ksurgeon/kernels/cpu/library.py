@@ -1,15 +1,17 @@
 """Loads the shared library and describes its structures to ctypes."""
 
 import ctypes
+import importlib
 import os
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Guard", "Step", "instruction_set", "is_available", "library", "why_missing"]
+__all__ = ["Chain", "Guard", "Step", "fast", "instruction_set", "is_available", "library", "why_missing"]
 
 Shape = tuple[int, int, int, int]
 
@@ -94,6 +96,16 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 _LIBRARY, _WHY = _load()
 
 
+def _load_fast() -> Any:
+    try:
+        module = importlib.import_module("ksurgeon.kernels.cpu._fast")
+    except ImportError:
+        return None
+    address = ctypes.cast(library().ks_rows, c_void_p).value
+    module.bind(address, torch.empty_like)
+    return module
+
+
 def is_available() -> bool:
     """Whether the library was built and can be loaded."""
     return _LIBRARY is not None
@@ -124,15 +136,17 @@ class Guard:
         count = len(tensors)
         self._data = (c_void_p * count)(*(tensor.data_ptr() for tensor in tensors))
         self._sizes = (c_int64 * count)(*(tensor.nbytes for tensor in tensors))
-        self._structure = _Guard(
-            count, ctypes.addressof(self._data), ctypes.addressof(self._sizes), 0, 0
-        )
+        self._structure = _Guard(count, ctypes.addressof(self._data), ctypes.addressof(self._sizes), 0, 0)
         self.address = ctypes.addressof(self._structure)
         library().ks_guard(self.address)
 
     def changed(self) -> bool:
         """Whether any of the contents differs from what it was."""
         return bool(library().ks_changed(self.address))
+
+
+fast: Any = _load_fast() if is_available() else None
+"""The extension module that makes one call of all checks of a product with few rows; None where it is not."""
 
 
 class Chain:

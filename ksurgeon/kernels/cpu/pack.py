@@ -7,12 +7,12 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.library import Chain, Guard, library
+from ksurgeon.kernels.cpu.library import Chain, Guard, fast, library
 from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows, merge_for_training
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
-__all__ = ["Pack", "find_pack", "forget"]
+__all__ = ["Pack", "find_pack", "forget", "kept"]
 
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
@@ -33,9 +33,21 @@ class Pack:
     Attributes:
         light: whether it is one.
         ready: the chain for rows, once it has been made and if calls may go to it without further ado.
+        record: the same for ``_fast.rows``, where that was compiled.
     """
 
-    __slots__ = ("_chains", "_guard", "_ids", "_index", "_pointers", "_storages", "_versions", "light", "ready")
+    __slots__ = (
+        "_chains",
+        "_guard",
+        "_ids",
+        "_index",
+        "_pointers",
+        "_storages",
+        "_versions",
+        "light",
+        "ready",
+        "record",
+    )
 
     def __init__(self, factors: Sequence[Tensor], light: bool) -> None:
         check_chain([Pattern.of(factor.shape) for factor in factors])
@@ -51,6 +63,7 @@ class Pack:
         self._chains: dict[str, Chain] = {}
         self._index: Tensor | bool | None = None
         self.ready: Chain | None = None
+        self.record: object = None
 
     @property
     def lasting(self) -> bool:
@@ -80,6 +93,9 @@ class Pack:
                 self._chains["transposed"] = Chain.packed([factor.mT for factor in reversed(merged)])
             elif factors[0].dtype not in _EXACT and self.index(factors) is None:
                 self.ready = chain
+                if fast is not None and self.lasting:
+                    sizes = chain.in_features, chain.out_features, chain.is_double
+                    self.record = fast.record(tuple(factors), chain.address, *sizes, factors[0].dtype)
         return chain
 
     def transposed(self, factors: Sequence[Tensor]) -> Chain:
@@ -93,7 +109,9 @@ class Pack:
         chain = self._chains.get("columns")
         if chain is None:
             plain = _plain(factors)
-            counts = self.counts(factors) if self.light else merge_for_columns(_patterns(plain), _lanes(plain))
+            counts = (
+                self.counts(factors) if self.light else merge_for_columns(_patterns(plain), _lanes(plain))
+            )
             chain = self._chains["columns"] = Chain.plain(merge_counts(plain, counts), self._guard)
         return chain
 
@@ -129,11 +147,11 @@ def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
         if factor.shape[-1] != factor.shape[-2]:
             return None
         one = factor == 1
-        if not bool(((one | (factor == 0)).all() & (one.sum(-1) == 1).all() & (one.sum(-2) == 1).all())):
+        if not bool((one | (factor == 0)).all() & (one.sum(-1) == 1).all() & (one.sum(-2) == 1).all()):
             return None
     index = torch.arange(Pattern.of(factors[0].shape).in_features, device=factors[0].device)
     for factor in factors:
-        a, d, b, c = factor.shape
+        a, d, _, c = factor.shape
         taken = factor.argmax(-1).transpose(1, 2)  # (a, b, d): the input i that output o takes
         index = index.view(a, c, d).gather(1, taken).flatten()
     return index
@@ -167,6 +185,12 @@ def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
     else:
         packs.pop(key, None)
     return pack
+
+
+def kept(first: Tensor) -> Pack | None:
+    """The pack that is kept for factors of which this is the first; it may be outdated."""
+    known = _PACKS.get(id(first))
+    return None if known is None else known[0]
 
 
 def forget(factors: Sequence[Tensor]) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from ksurgeon.kmatrix.patterns import Pattern, hull
 
 __all__ = ["merge_for_columns", "merge_for_rows", "merge_for_training"]
 
-# Measured on one core with AVX-512: what a step costs besides its multiplications, in fused multiply-adds of one vector.
+# Measured on one core with AVX-512: what moving a vector costs, in fused multiply-adds of one.
 _MOVE = 3.0
 _LARGEST_RADIX = 64
 
@@ -70,8 +71,10 @@ def merge_for_training(patterns: tuple[Pattern, ...]) -> tuple[int, ...]:
     """The same where weights change with every step: only factors of equal support, whose product is a small
     matrix product, are merged."""
     counts = [1]
-    for first, second in zip(patterns, patterns[1:], strict=False):
-        if (first.a, first.d) == (second.a, second.d) and max(first.b, first.c, second.b) == first.c == second.b:
+    for first, second in pairwise(patterns):
+        if (first.a, first.d) == (second.a, second.d) and max(
+            first.b, first.c, second.b
+        ) == first.c == second.b:
             counts[-1] += 1
         else:
             counts.append(1)

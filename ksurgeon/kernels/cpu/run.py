@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
-from ksurgeon.kernels.cpu.library import Chain, Step, is_available, library
+from ksurgeon.kernels.cpu.library import Chain, Step, fast, is_available, library
 from ksurgeon.kernels.cpu.merging import pull_back
-from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget
+from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, kept
 
 __all__ = ["DTYPES", "backward", "forward"]
 
@@ -29,6 +29,12 @@ def forward(
     Raises:
         ValueError: the size along ``dim``, or that of the bias, is not the chain's.
     """
+    if dim == -1 and fast is not None and not light:
+        known = kept(factors[0])
+        if known is not None and known.record is not None:
+            y: Tensor | None = fast.rows(x, factors, bias, known.record, _threads())
+            if y is not None:
+                return y
     pack = find_pack(factors, light)
     y = _forward(x, factors, pack, bias, dim)
     if y is None:  # the contents of the factors have changed behind the back of their version counters
@@ -70,8 +76,8 @@ def _forward(
     if x.dtype in _EXACT:
         return _general(x, factors, pack, bias, dim)
     # Half precision is storage only: products are summed in float32.
-    y = _general(x.float(), factors, pack, None if bias is None else bias.float(), dim)
-    return None if y is None else y.to(x.dtype)
+    result = _general(x.float(), factors, pack, None if bias is None else bias.float(), dim)
+    return None if result is None else result.to(x.dtype)
 
 
 def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
@@ -80,7 +86,8 @@ def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
         and bias.is_cpu
         and bias.is_contiguous()
         and not bias.is_neg()
-        and bias.shape == (chain.out_features,)
+        and bias.dim() == 1
+        and bias.numel() == chain.out_features
     )
 
 
@@ -99,8 +106,8 @@ def _general(
         y = x.new_empty((*x.shape[:-1], chain.out_features))
         return y if _call_rows(chain, x, y, bias) else None
     if in_rows(x, axis):
-        y = _general(x.movedim(axis, -1), factors, pack, bias, -1)
-        return None if y is None else y.movedim(-1, axis)
+        moved = _general(x.movedim(axis, -1), factors, pack, bias, -1)
+        return None if moved is None else moved.movedim(-1, axis)
     chain = pack.columns(factors)
     x = x.contiguous()
     _check(x.shape[axis], chain, bias)

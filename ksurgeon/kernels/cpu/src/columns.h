@@ -76,8 +76,8 @@ template <class T> void factor_columns(const KsStep& step, const Columns<T>& m, 
   const T* weight = (const T*)step.weight;
   for (int64_t a = 0; a < step.a; ++a)
     for (int64_t d = 0; d < step.d; ++d, weight += step.b * step.c)
-      for (int64_t q = 0; q < parts; ++q) {
-        const int64_t o = step.b * q / parts, count = step.b * (q + 1) / parts - o;
+      for (int64_t q = 0, o = 0, count; q < parts; ++q, o += count) {
+        count = parts == 1 ? step.b : step.b * (q + 1) / parts - o;
         const int64_t at = (a * step.b + o) * step.d + d;
         const Outputs<T> s{weight + o * step.c, step.c,
                            m.x + (a * step.c * step.d + d) * m.x_row, step.d * m.x_row,

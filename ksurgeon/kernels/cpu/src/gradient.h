@@ -73,13 +73,14 @@ void gradient_groups(const Layout& s, const Gradient<T>& m, T* weight, Load load
       default: return outer_sized<T, 8>(here, s.c, s.d, g_step, lanes, last, weight, take);
     }
   };
-  for (int64_t group = 0; group < s.groups(); ++group) {
-    const int64_t a = group / s.runs, run = group % s.runs;
+  const int64_t groups = s.groups();
+  for (int64_t group = 0, a = 0, run = 0; group < groups; ++group, ++run) {
+    if (run == s.runs) run = 0, ++a;
     const int64_t x_at = a * s.c * s.d + run * N, g_at = a * s.b * s.d + run * N;
     const bool tail = s.d >= N && s.d - run * N < N;
     const int64_t lanes = tail ? s.d - run * N : s.lanes;
-    for (int64_t q = 0; q < blocks; ++q) {
-      const int64_t k0 = s.first(q), k = s.first(q + 1) - k0;
+    for (int64_t q = 0, k0 = 0, k; q < blocks; ++q, k0 += k) {
+      k = blocks == 1 ? s.vectors : s.first(q + 1) - k0;
       const int64_t last = tail ? lanes : q == blocks - 1 ? s.last : s.lanes;
       Gradient<T> here{m.x + x_at, m.x_row, m.g + g_at + k0 * g_step, m.g_row, m.count};
       if (tail)

@@ -13,7 +13,12 @@ static int64_t spin(int64_t times) {
       sum[k] = V::fma(sum[k], a, b);
       V::keep(sum[k]);
     }
-  KS_UNROLL for (int k = 0; k < CHAINS; ++k) V::keep(sum[k]);
+  float lanes[V::N];
+  volatile float used = 0;  // or all of it would be left out
+  KS_UNROLL for (int k = 0; k < CHAINS; ++k) {
+    V::store(lanes, sum[k]);
+    used = used + lanes[0];
+  }
   return times * CHAINS * V::N * 2;
 }
 

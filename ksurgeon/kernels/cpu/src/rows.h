@@ -120,6 +120,46 @@ template <class T, class Load> void block_sized(int64_t k, const Block<T>& s, co
   }
 }
 
+// One row and one block in each group: what is done for a group has to be next to nothing.
+template <class T, int K, class Load>
+void single_row(const Layout& s, const T* weight, const Rows<T>& row, const T* bias, int64_t from, int64_t to,
+                int64_t y_step, Load load) {
+  constexpr int64_t N = Vec<T>::N;
+  Block<T> part{s.c, s.d, y_step, weight, nullptr, s.lanes, s.last};
+  const int64_t x_skip = (s.c - 1) * s.d, y_skip = (s.b - 1) * s.d, weights = K * s.c * N;
+  int64_t a = from / s.runs, run = from % s.runs;
+  const T* x = row.x + a * s.c * s.d + run * N;
+  T* y = row.y + a * s.b * s.d + run * N;
+  const int64_t x_group = s.d >= N ? N : s.d, y_group = s.d >= N ? N : s.d;
+  for (int64_t group = from; group < to; ++group) {
+    if (bias) part.bias = bias + (y - row.y);
+    block<T, 1, K>(part, x, 0, y, 0, load);
+    part.weight += weights;
+    x += x_group;
+    y += y_group;
+    if (++run == s.runs) {
+      run = 0;
+      x += x_skip;
+      y += y_skip;
+    }
+  }
+}
+
+template <class T, class Load>
+void single_row_sized(const Layout& s, const T* weight, const Rows<T>& row, const T* bias, int64_t from, int64_t to,
+                      int64_t y_step, Load load) {
+  switch (s.vectors) {
+    case 1: return single_row<T, 1>(s, weight, row, bias, from, to, y_step, load);
+    case 2: return single_row<T, 2>(s, weight, row, bias, from, to, y_step, load);
+    case 3: return single_row<T, 3>(s, weight, row, bias, from, to, y_step, load);
+    case 4: return single_row<T, 4>(s, weight, row, bias, from, to, y_step, load);
+    case 5: return single_row<T, 5>(s, weight, row, bias, from, to, y_step, load);
+    case 6: return single_row<T, 6>(s, weight, row, bias, from, to, y_step, load);
+    case 7: return single_row<T, 7>(s, weight, row, bias, from, to, y_step, load);
+    default: return single_row<T, 8>(s, weight, row, bias, from, to, y_step, load);
+  }
+}
+
 // The groups from..to of a factor.
 template <class T, class Load>
 void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, int64_t from, int64_t to,
@@ -127,13 +167,17 @@ void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias
   constexpr int N = Vec<T>::N;
   const int64_t blocks = s.blocks(), y_step = s.d >= N ? s.d : s.lanes;
   weight += from * s.vectors * s.c * N;
-  for (int64_t group = from; group < to; ++group) {
-    const int64_t a = group / s.runs, run = group % s.runs;
+  if (rows.count == 1 && blocks == 1 && (s.d < N || s.d % N == 0))
+    return single_row_sized(s, weight, rows, bias, from, to, y_step, load);
+  int64_t a = from / s.runs, run = from % s.runs;  // counted, not divided: a division costs as much as a block
+  for (int64_t group = from; group < to; ++group, ++run) {
+    if (run == s.runs) run = 0, ++a;
     const int64_t x_at = a * s.c * s.d + run * N, y_at = a * s.b * s.d + run * N;
     const bool tail = s.d >= N && s.d - run * N < N;
     const int64_t lanes = tail ? s.d - run * N : s.lanes;
-    for (int64_t q = 0; q < blocks; ++q) {
-      const int64_t k0 = s.first(q), k = s.first(q + 1) - k0, at = y_at + k0 * y_step;
+    for (int64_t q = 0, k0 = 0, k; q < blocks; ++q, k0 += k) {
+      k = blocks == 1 ? s.vectors : s.first(q + 1) - k0;
+      const int64_t at = y_at + k0 * y_step;
       const int64_t last = tail ? lanes : q == blocks - 1 ? s.last : s.lanes;
       Block<T> part{s.c, s.d, y_step, weight, bias ? bias + at : nullptr, lanes, last};
       Rows<T> here{rows.x + x_at, rows.x_row, rows.y + at, rows.y_row, rows.count};
