@@ -302,11 +302,12 @@ def test_triton_is_not_imported_for_tensors_on_the_cpu() -> None:
 import sys, torch
 from ksurgeon.kmatrix.matrix import KMatrix
 matrix = KMatrix(16)
-matrix(torch.randn(2, 16)).sum().backward()
 with torch.no_grad(): matrix(torch.randn(2, 16))
 print("triton" in sys.modules)
+matrix(torch.randn(2, 16)).sum().backward()  # PyTorch imports Triton itself for an operator's derivative
+print("ksurgeon.kernels.cuda.step" in sys.modules)
 """
-    assert run_python("-c", code).strip() == "False"
+    assert run_python("-c", code).split() == ["False", "False"]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
