@@ -154,7 +154,7 @@ def test_merged_on_the_device_as_elsewhere(run: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    "inputs", ["transposed", "sliced", "expanded", "negated", "permuted", "channels_last"]
+    "inputs", ["transposed", "sliced", "expanded", "negated", "permuted", "spaced", "channels_last"]
 )
 def test_inputs_are_read_where_they_lie(run: ModuleType, inputs: str) -> None:
     torch.manual_seed(0)
@@ -169,6 +169,9 @@ def test_inputs_are_read_where_they_lie(run: ModuleType, inputs: str) -> None:
         x = torch._neg_view(x)
     elif inputs == "permuted":
         dim, x = 1, torch.randn(3, 4, 24, 5, device=DEVICE).permute(1, 2, 0, 3)
+    elif inputs == "spaced":
+        dim, x = 1, torch.randn(2, 24, 3, 10, device=DEVICE)[..., ::2]
+        assert vectors_along(x, 1).inner_stride == 2
     else:
         dim, x = 1, torch.randn(2, 24, 3, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
     factors = factors_of([(1, 4, 4, 6), (6, 5, 4, 1)], torch.float32)
