@@ -8,10 +8,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from ksurgeon.find.finder import Finder, find
+from ksurgeon.find.finder import Finder, find, open_finder
 from ksurgeon.find.site import Site
 
-__all__ = ["Finder", "Site", "find"]
+__all__ = ["Finder", "Site", "find", "open_finder"]
 
 
 class _Callable(ModuleType):

@@ -4,6 +4,7 @@ import warnings
 
 from torch import nn
 
+from ksurgeon.errors import InputError
 from ksurgeon.find.inputs import ExampleInputs, evaluating
 from ksurgeon.find.layers import find_layers
 from ksurgeon.find.movement import as_function, is_movement_module
@@ -12,13 +13,14 @@ from ksurgeon.find.shuffles import Shuffle, find_shuffles, only_moves
 from ksurgeon.find.site import Site
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 
-__all__ = ["Finder", "find"]
+__all__ = ["Finder", "find", "open_finder"]
 
 
 class Finder:
     """What one run of a model and a trace of each of its modules told.
 
     Attributes:
+        example_inputs: what the model was run on; None if it was not.
         sites: all sites, layers and shuffles, in the order of the model's modules.
         traces: the trace of every module that was traced, by path.
         failures: why a module could not be traced, by path.
@@ -26,7 +28,7 @@ class Finder:
     """
 
     def __init__(self, model: nn.Module, example_inputs: ExampleInputs | None = None) -> None:
-        self.model = model
+        self.model, self.example_inputs = model, example_inputs
         self.traces: dict[str, Trace] = {}
         self.failures: dict[str, str] = {}
         self.shuffles: dict[str, Shuffle] = {}
@@ -83,6 +85,10 @@ class Finder:
         reason = None
         if trace.fixed and not whole and type(module) is not nn.Sequential:
             reason = f"its forward fixes sizes to plain numbers ({', '.join(dict.fromkeys(trace.fixed))})"
+        elif trace.constants and not whole and type(module) is not nn.Sequential:
+            reason = "its forward makes tensors, which a rewritten one could not keep"
+        elif trace.writes and not whole and type(module) is not nn.Sequential:
+            reason = f"its forward changes attributes ({', '.join(trace.writes)})"
         return Site(
             kind="channel_shuffle",
             path=site_path,
@@ -108,6 +114,27 @@ def _is_whole(trace: Trace, shuffle: Shuffle) -> bool:
     return placeholders == [region.source] and output.args[0] is region.sink
 
 
+def open_finder(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Finder:
+    """Look at a model with the inputs given, or with guessed ones; without any that fit, at its layers only.
+
+    Raises:
+        InputError: the model does not run on the inputs given.
+    """
+    if example_inputs is not None:
+        return Finder(model, example_inputs)
+    from ksurgeon.models.inputs import inputs_for
+
+    try:
+        return Finder(model, inputs_for(model))
+    except InputError as error:
+        warnings.warn(
+            "no example_inputs given, and none that fit could be guessed: only layers are looked at, no map "
+            f"inside a forward such as a channel shuffle ({error})",
+            stacklevel=3,
+        )
+        return Finder(model)
+
+
 def find(model: nn.Module, example_inputs: ExampleInputs | None = None) -> list[Site]:
     """Find the linear maps in a model; the model is not changed.
 
@@ -115,7 +142,8 @@ def find(model: nn.Module, example_inputs: ExampleInputs | None = None) -> list[
         model: any module.
         example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments that the model
             takes. They are needed to find maps inside a ``forward`` (channel shuffles), and to count
-            vectors. Left out, they are guessed for models of timm, torchvision and transformers.
+            vectors. Left out, they are guessed: for models of timm, torchvision and transformers from what
+            these tell, for others from the first layer.
 
     Returns:
         One site for every map found, also for those that cannot be replaced (``site.reason`` says why).
@@ -123,14 +151,4 @@ def find(model: nn.Module, example_inputs: ExampleInputs | None = None) -> list[
     Raises:
         InputError: the model does not run on the inputs given.
     """
-    if example_inputs is None:
-        from ksurgeon.models.inputs import guess_inputs
-
-        example_inputs = guess_inputs(model)
-        if example_inputs is None:
-            warnings.warn(
-                "no example_inputs given, and none can be guessed for this model: only layers are found, "
-                "no map inside a forward (channel shuffles)",
-                stacklevel=2,
-            )
-    return Finder(model, example_inputs).sites
+    return open_finder(model, example_inputs).sites

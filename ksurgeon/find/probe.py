@@ -13,15 +13,21 @@ __all__ = ["moved_dimension", "run_region"]
 
 
 def run_region(module: nn.Module, region: Region, value: Tensor) -> Tensor:
-    """What the region makes of ``value``; sizes computed outside the region are as recorded."""
+    """What the region makes of ``value``; sizes of tensors outside the region are as recorded."""
     known: dict[fx.Node, Any] = {region.source: value}
 
     def resolve(node: fx.Node) -> Any:
-        if node in known:
-            return known[node]
-        return attribute_of(module, str(node.target)) if node.op == "get_attr" else node.meta["value"]
+        if node not in known:
+            recorded = node.meta.get("value")
+            if node.op == "get_attr":
+                known[node] = attribute_of(module, str(node.target))
+            elif node.op in ("call_function", "call_method") and not isinstance(recorded, Tensor):
+                run(node)
+            else:
+                known[node] = recorded
+        return known[node]
 
-    for node in region.nodes:
+    def run(node: fx.Node) -> None:
         args, kwargs = map_arg(node.args, resolve), map_arg(node.kwargs, resolve)
         if node.op == "call_module":
             known[node] = module.get_submodule(str(node.target))(*args, **kwargs)
@@ -29,6 +35,9 @@ def run_region(module: nn.Module, region: Region, value: Tensor) -> Tensor:
             known[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
         else:
             known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+
+    for node in region.nodes:
+        run(node)
     result: Tensor = known[region.sink]
     return result
 
@@ -54,6 +63,22 @@ def moved_dimension(module: nn.Module, region: Region) -> tuple[int, tuple[int, 
         if torch.equal(permutation.sort().values, torch.arange(size)) and torch.equal(
             moved, codes.index_select(dim, permutation)
         ):
-            return dim, tuple(permutation.tolist())
+            return (dim, tuple(permutation.tolist())) if _holds(module, region, dim, permutation) else None
         return None
     return None
+
+
+def _holds(module: nn.Module, region: Region, dim: int, permutation: Tensor) -> bool:
+    """Whether a larger tensor is permuted likewise, as far as can be told.
+
+    Where there is but one row or column, much looks like a shuffle of channels that is none. A region that
+    takes no larger tensor, because sizes in it are fixed, is known by its example alone.
+    """
+    shape = region.source.meta["value"].shape
+    sizes = [size if k == dim else 2 * size for k, size in enumerate(shape)]
+    codes = torch.arange(shape.numel() * 2 ** (len(sizes) - 1)).view(sizes)
+    try:
+        moved = run_region(module, region, codes)
+    except Exception:
+        return True
+    return moved.shape != codes.shape or torch.equal(moved, codes.index_select(dim, permutation))

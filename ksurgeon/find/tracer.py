@@ -19,15 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
+from ksurgeon.find.attributes import Attributes
 from ksurgeon.find.recording import Call, TensorSpec
 
 __all__ = ["Trace", "TraceFailure", "attribute_of", "require", "trace_module"]
 
 _CONSTANT = (type(None), bool, str)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-# Functions that do not dispatch on their arguments, and so would not see a size that is a node.
-_FACTORIES = (
+# Functions that do not dispatch on their sizes, and so would not see one that is a node.
+_SIZED = (
     "arange",
+    "broadcast_to",
     "empty",
     "eye",
     "full",
@@ -36,7 +38,10 @@ _FACTORIES = (
     "rand",
     "randn",
     "randint",
+    "reshape",
     "tensor",
+    "tile",
+    "unflatten",
     "zeros",
 )
 
@@ -72,14 +77,20 @@ class Trace:
             only for inputs where it is the same.
         constants: tensors that the forward made or took from elsewhere, by the name under which the graph
             reads them from the module.
+        writes: names of the attributes that the forward changes, which the graph does not.
     """
 
-    def __init__(self, graph: fx.Graph, fixed: list[str], constants: dict[str, Any]) -> None:
-        self.graph, self.fixed, self.constants = graph, fixed, constants
+    def __init__(
+        self, graph: fx.Graph, fixed: list[str], constants: dict[str, Any], writes: list[str]
+    ) -> None:
+        self.graph, self.fixed, self.constants, self.writes = graph, fixed, constants, writes
 
 
 class _Proxy(fx.Proxy):
     tracer: "_Tracer"
+
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)
 
     def __len__(self) -> int:
         return self.tracer.length(self)
@@ -95,6 +106,13 @@ class _Proxy(fx.Proxy):
 
     def __contains__(self, item: object) -> bool:
         return item in self.tracer.value_of(self)
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    """An attribute of a proxy, such as its shape; becomes a node when it is used."""
+
+    def __init__(self, root: fx.Proxy, attr: str) -> None:
+        fx.proxy.Attribute.__init__(self, root, attr)
 
 
 class _Tracer(fx.Tracer):
@@ -223,11 +241,11 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _seeing_sizes() -> Iterator[None]:
-    """Make functions that cannot dispatch on a proxy do so: factories of torch, and einops under any name."""
+    """Make functions that cannot dispatch on a proxy do so: some of torch, and einops under any name."""
     einops = sys.modules.get("einops")
     functions = [einops.rearrange, einops.reduce, einops.repeat, einops.einsum] if einops else []
     wrapped = {id(function): _wrapped(function) for function in functions}
-    holders = [(torch, name, _wrapped(getattr(torch, name))) for name in _FACTORIES]
+    holders = [(torch, name, _wrapped(getattr(torch, name))) for name in _SIZED]
     if wrapped:
         for module_name, module in list(sys.modules.items()):
             if module is not None and not module_name.startswith(("einops.", "torch.")):
@@ -263,7 +281,7 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
     Raises:
         TraceFailure: the forward does not trace; the message says why.
     """
-    attributes = set(vars(module))
+    attributes = Attributes(module)
     try:
         tracer = _Tracer(module, call)
         with _seeing_sizes():
@@ -274,6 +292,8 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
         lines = str(error).strip().splitlines()
         raise TraceFailure(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
     finally:
-        # FX leaves tensors it met as attributes of the module.
-        constants = {name: vars(module).pop(name) for name in set(vars(module)) - attributes}
-    return Trace(graph, tracer.fixed, constants)
+        changed = attributes.restore()
+    # FX leaves tensors it met as attributes of the module.
+    met = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    constants = {name: value for name, value in changed.items() if name in met}
+    return Trace(graph, tracer.fixed, constants, [name for name in changed if name not in met])

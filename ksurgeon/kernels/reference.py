@@ -1,6 +1,7 @@
 """The reference backend: plain PyTorch, runs everywhere, defines the truth."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -11,23 +12,35 @@ __all__ = ["apply_chain", "apply_factor"]
 def apply_factor(columns: Tensor, factor: Tensor) -> Tensor:
     """Apply one factor ``(a, d, b, c)`` to the columns of a matrix ``(a·c·d, m)``; gives ``(a·b·d, m)``.
 
-    Vectors as columns keep every operand of the batched product contiguous in its last dimension,
-    so that the strides of the pattern cost no permutation.
+    Vectors as columns keep every operand of the batched product contiguous in its last dimension. Entries
+    are copied only where both the stride and the number of blocks are above 1; which case it is depends
+    on the factor alone, so that exported programs need no guard on the number of vectors.
     """
-    a, d, b, c = factor.shape
-    blocks = columns.view(a, c, d, -1) if columns.numel() else columns.reshape(a, c, d, columns.shape[1])
-    return torch.matmul(factor, blocks.transpose(1, 2)).transpose(1, 2).reshape(a * b * d, columns.shape[1])
+    (a, d, b, c), vectors = factor.shape, columns.shape[1]
+    blocks = columns.view(a, c, d, vectors)
+    if d == 1:
+        inputs = blocks.squeeze(2)
+    elif a == 1:
+        inputs = blocks.squeeze(0).transpose(0, 1)
+    else:
+        inputs = _swapped(blocks).view(a * d, c, vectors)
+    outputs = torch.bmm(factor.reshape(a * d, b, c), inputs)
+    if d > 1 and b > 1:
+        outputs = _swapped(outputs.view(a, d, b, vectors))
+    return outputs.view(a * b * d, vectors)
 
 
 def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
     """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``, then add the bias."""
     moved = x.movedim(dim, 0)
-    if moved.numel():
-        columns = moved.reshape(moved.shape[0], -1)
-    else:
-        columns = moved.flatten(1) if moved.dim() > 1 else moved[:, None]
+    columns = moved.reshape(moved.shape[0], prod(moved.shape[1:]))
     for factor in factors:
         columns = apply_factor(columns, factor)
     if bias is not None:
         columns = columns + bias.to(columns.dtype)[:, None]
     return columns.view(columns.shape[0], *moved.shape[1:]).movedim(0, dim)
+
+
+def _swapped(blocks: Tensor) -> Tensor:
+    """A contiguous copy with the two middle dimensions exchanged."""
+    return blocks.transpose(1, 2).clone(memory_format=torch.contiguous_format)

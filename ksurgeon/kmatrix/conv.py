@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.linear import new_bias
 from ksurgeon.kmatrix.matrix import KMatrix, Start, like_input
 from ksurgeon.kmatrix.radix import Radix
@@ -53,9 +54,13 @@ class KPointwiseConv(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if dims not in (1, 2, 3):
+            raise StructureError(f"a convolution has 1, 2 or 3 spatial dimensions, got {dims}")
+        self.stride = (stride,) * dims if isinstance(stride, int) else tuple(stride)
+        if len(self.stride) != dims or min(self.stride) < 1:
+            raise StructureError(f"stride must be {dims} numbers of at least 1, or one, got {stride}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.in_features, self.out_features = in_channels, out_channels
-        self.stride = (stride,) * dims if isinstance(stride, int) else tuple(stride)
         self.kernel_size, self.padding, self.dilation = (1,) * dims, (0,) * dims, (1,) * dims
         self.matrix = KMatrix(
             in_channels,
@@ -81,6 +86,11 @@ class KPointwiseConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, in_channels, …)`` or ``(in_channels, …)`` to ``out_channels``."""
         dims = len(self.stride)
+        if x.dim() not in (dims + 1, dims + 2):
+            raise ValueError(
+                f"expected (batch, {self.in_channels}, …) or ({self.in_channels}, …) with {dims} spatial "
+                f"dimension{'s' * (dims > 1)}, got a tensor of shape {tuple(x.shape)}"
+            )
         kept = x
         if any(step > 1 for step in self.stride):
             steps = [slice(None, None, step) for step in self.stride]

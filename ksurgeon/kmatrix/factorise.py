@@ -12,7 +12,7 @@ from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull
 __all__ = ["balance_", "factorise"]
 
 # Entries of the blocks decomposed at once.
-_ENTRIES = 2**17
+_ENTRIES = 2**16
 
 
 @torch.no_grad()

@@ -63,6 +63,8 @@ def refine(
     """
     now = [factor.clone().requires_grad_() for factor in factors]
     means, squares = ([torch.zeros_like(f) for f in factors], [torch.zeros_like(f.abs()) for f in factors])
+    if _upright(factors, target)[0] is not factors:
+        target = target.mT.contiguous().mT  # its slices are read in every step
     norm = torch.linalg.vector_norm(target).square()
     norm = torch.where(norm > 0, norm, 1.0)
     warm = max(1, round(_WARM_UP * steps))
@@ -96,7 +98,11 @@ def _gradients(factors: Sequence[Tensor], target: Tensor, norm: Tensor, groups: 
         gradients = torch.autograd.grad(error, leaves)
         for total, gradient in zip([sums[0][:, part], *sums[1:]], gradients, strict=True):
             total += gradient
-    return list(torch.autograd.grad(merged, factors, sums))
+    # As a scalar: gradients of outputs given to autograd make it load SymPy, 35 MB.
+    with torch.enable_grad():
+        terms = [torch.vdot(x.flatten(), y.flatten()).real for x, y in zip(sums, merged, strict=True)]
+        whole = torch.stack(terms).sum()
+    return list(torch.autograd.grad(whole, factors))
 
 
 def _upright(factors: Sequence[Tensor], target: Tensor) -> tuple[Sequence[Tensor], Tensor]:

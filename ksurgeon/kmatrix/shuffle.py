@@ -78,7 +78,7 @@ class KChannelShuffle(nn.Module):
             device=device,
             dtype=dtype,
         )
-        if start == "exact":
+        if start == "exact" and not self.matrix.factors[0].is_meta:
             from ksurgeon.kmatrix.permutation import permutation_
 
             permutation_(self.matrix, torch.tensor(self.permutation))

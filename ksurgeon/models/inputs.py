@@ -54,16 +54,6 @@ def inputs_for(
     return (random.normal(_resized(shape, sizes)),)
 
 
-def guess_inputs(model: nn.Module) -> Inputs | None:
-    """One random example for a model of timm, torchvision or transformers; None for any other."""
-    if not _of_transformers(model) and _known_shape(model) is None:
-        return None
-    try:
-        return inputs_for(model)
-    except InputError:
-        return None
-
-
 def _of_transformers(model: nn.Module) -> bool:
     return hasattr(model, "main_input_name") and hasattr(model, "config")
 

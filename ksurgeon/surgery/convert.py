@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ksurgeon.errors import SurgeryError, WeightsError
-from ksurgeon.find import Finder, Site
+from ksurgeon.find import Site, open_finder
 from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.models.source import Source
@@ -118,11 +118,8 @@ def convert(
         SurgeryError: an operation is refused, or the plan does not belong to the model.
     """
     chosen = load_rule(rule) if plan is None else None
-    if example_inputs is None:
-        from ksurgeon.models.inputs import guess_inputs
-
-        example_inputs = guess_inputs(model)
-    finder = Finder(model, example_inputs)
+    finder = open_finder(model, example_inputs)
+    example_inputs = finder.example_inputs
     if plan is None:
         assert chosen is not None
         plan = make_plan(finder.sites, chosen)

@@ -91,7 +91,8 @@ class Record(_Base):
     """What ``ksurgeon.json`` holds.
 
     ``architecture`` gives name and shape of every tensor of the model before surgery; ``inputs`` describes
-    the example inputs, which maps inside a ``forward`` are found again with.
+    the example inputs, which maps inside a ``forward`` are found again with; ``buffers`` gives the dtypes of
+    buffers that are not part of the state.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -104,6 +105,7 @@ class Record(_Base):
     warnings: list[str] = []
     architecture: dict[str, tuple[int, ...]] = {}
     inputs: dict[str, Any] | None = None
+    buffers: dict[str, str] = {}
     outcome: Outcome | None = None
 
     @classmethod
@@ -173,7 +175,7 @@ def read_record(folder: str | Path) -> Record:
         raise RecordError(f"{file} cannot be read: {error}") from error
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise RecordError(f"{file} is damaged: not valid JSON ({error}); convert the model again") from error
     written = data.get("schema") if isinstance(data, dict) else None
     if isinstance(written, int) and written > SCHEMA:

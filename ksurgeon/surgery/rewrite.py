@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ksurgeon.errors import SurgeryError
-from ksurgeon.find.movement import tensor_inputs
 from ksurgeon.find.recording import Call
 from ksurgeon.find.shuffles import Shuffle, find_shuffles
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
@@ -63,6 +63,9 @@ def rewritten_class(
 ) -> type[nn.Module]:
     """A subclass of the module's class whose forward calls children in place of shuffles.
 
+    What the forward read from the module while it was traced, numbers and flags other than ``training``,
+    stays as it was then.
+
     Args:
         module: the owner of the shuffles; it is not changed.
         call: how it was called in the example run.
@@ -73,13 +76,16 @@ def rewritten_class(
         SurgeryError: the forward cannot be rewritten; the message says why.
     """
     codes = []
-    training = module.training
+    training = {below: below.training for below in module.modules()}
     for mode in (False, True):
-        module.training = mode
+        for below in training:
+            below.training = mode
         try:
-            codes.append(_rewrite(module, call, movers, wanted))
+            with torch.no_grad():  # as the finder traced
+                codes.append(_rewrite(module, call, movers, wanted))
         finally:
-            module.training = training
+            for below, flag in training.items():
+                below.training = flag
     evaluation, train = codes
     return _subclass(base_class(module), evaluation, None if train.source == evaluation.source else train)
 
@@ -92,6 +98,11 @@ def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple
     if trace.constants:
         raise SurgeryError(
             f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
+        )
+    if trace.writes:
+        raise SurgeryError(
+            f"the forward of {type(module).__name__} changes attributes ({', '.join(trace.writes)}), which a "
+            "rewritten one would not"
         )
     present = {shuffle.region.sink.name: shuffle for shuffle in find_shuffles(module, trace, movers)}
     for shuffle, child in wanted:
@@ -109,18 +120,26 @@ def _replace(trace: Trace, shuffle: Shuffle, child: str) -> None:
         call = trace.graph.create_node("call_module", child, (region.source,))
     call.meta["value"] = region.sink.meta["value"]
     region.sink.replace_all_uses_with(call)
-    loose: list[fx.Node] = []
-    for node in reversed(region.nodes):
-        loose += [n for n in node.all_input_nodes if n not in tensor_inputs(node)]
-        trace.graph.erase_node(node)
-    while loose:
-        node = loose.pop()
-        computes_size = node.op in ("call_function", "call_method") and not isinstance(
-            node.meta["value"], Tensor
-        )
-        if not node.users and computes_size and not node._erased:
-            loose += node.all_input_nodes
-            trace.graph.erase_node(node)
+    _erase_unused(trace.graph, region.nodes)
+
+
+def _erase_unused(graph: fx.Graph, nodes: list[fx.Node]) -> None:
+    """Erase nodes that nobody needs any more, guards on them, and the sizes computed for or from them.
+
+    A node whose shape is read elsewhere stays.
+    """
+    around = set(nodes)
+    for node in graph.nodes:  # what reads sizes of the nodes, and guards on those
+        if around.intersection(node.all_input_nodes) and _computes_size(node):
+            around.add(node)
+    for node in reversed(graph.nodes):
+        if node in around and not node.users:
+            around.update(n for n in node.all_input_nodes if _computes_size(n))
+            graph.erase_node(node)
+
+
+def _computes_size(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and not isinstance(node.meta.get("value"), Tensor)
 
 
 def _subclass(base: type[nn.Module], evaluation: Code, train: Code | None) -> type[nn.Module]:

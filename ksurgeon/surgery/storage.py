@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,12 @@ def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = 
     record = record.model_copy(deep=True)
     if source is not None:
         record.source = resolve_source(model, source)
+    state = model.state_dict()
+    record.buffers = {
+        name: str(buffer.dtype).removeprefix("torch.")
+        for name, buffer in model.named_buffers()
+        if name not in state
+    }
     target = check_target(folder)
     with _written_whole(target) as temporary:
         save_file(_tensors(model), temporary / TENSOR_FILE, metadata={"format": "pt"})
@@ -70,6 +77,9 @@ def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Load a converted model: build the architecture, replay the record, load the tensors.
+
+    A record whose source is ``package.module:function`` calls that function, as the conversion did; nothing
+    else in a folder is ever run.
 
     Args:
         folder: what ``save`` wrote.
@@ -96,6 +106,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     tensors = _read_tensors(Path(folder) / TENSOR_FILE)
     replay(model, record)
     _load_tensors(model, tensors, folder)
+    for name, dtype in record.buffers.items():
+        _set_dtype(model, name, getattr(torch, dtype))
     attach(model, record)
     return model.eval()
 
@@ -113,6 +125,8 @@ def check_target(folder: str | Path) -> Path:
         return target
     if not target.is_dir():
         raise FolderError(f"{target} is a file; give a new folder")
+    if target.samefile(Path.cwd()):
+        raise FolderError(f"{target} is the current folder, which a save would replace; name a folder in it")
     names = {entry.name for entry in target.iterdir()}
     if names and not (RECORD_FILE in names and names <= _FILES):
         strange = sorted(names - _FILES) or sorted(names)
@@ -152,13 +166,15 @@ def _exchange(temporary: Path, target: Path) -> None:
         temporary.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(old)
     try:
+        target.rename(old)
         temporary.rename(target)
     except BaseException:
-        old.rename(target)
+        if not target.exists():
+            old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -225,7 +241,10 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: str | Pa
         for name, tensor in own.items():
             if name in tensors and tensor.dtype != tensors[name].dtype:
                 _set_dtype(model, name, tensors[name].dtype)
-        model.load_state_dict(tensors, strict=False)
+        # Modules such as torchvision's MNASNet read the version of their state.
+        state = OrderedDict(tensors)
+        state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+        model.load_state_dict(state, strict=False)
 
 
 def _set_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> None:

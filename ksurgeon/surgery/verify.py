@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ksurgeon.errors import SurgeryError
+from ksurgeon.errors import InputError, SurgeryError
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating, tensors_of
 
@@ -31,7 +31,10 @@ def outputs_and_errors(
 
         def compare(_: nn.Module, args: Any, output: Any, site: Site = site, new: nn.Module = new) -> None:
             if len(args) == 1 and isinstance(output, Tensor):
-                difference = new.forward(args[0]) - output
+                try:
+                    difference = new.forward(args[0]) - output
+                except (RuntimeError, ValueError):
+                    return  # the run of the converted model will tell
                 pair = (difference.double().norm().item() ** 2, output.double().norm().item() ** 2)
                 old = squares.get(site.path, [0.0, 0.0])
                 squares[site.path] = [old[0] + pair[0], old[1] + pair[1]]
@@ -51,8 +54,14 @@ def output_change(
 ) -> float | None:
     if example_inputs is None or not before:
         return None
-    with evaluating(model):
-        after = tensors_of(call_model(model, example_inputs))
+    try:
+        with evaluating(model):
+            after = tensors_of(call_model(model, example_inputs))
+    except InputError as error:
+        raise SurgeryError(
+            f"the converted model does not run where the original did ({error.__cause__}); it was restored. "
+            "A module called with several shapes or arguments cannot be replaced: let the rule ignore it"
+        ) from error
     if [t.shape for t in after] != [t.shape for t in before]:
         raise SurgeryError(
             "the converted model gives outputs of other shapes than the original; it was restored"
@@ -67,7 +76,7 @@ def output_change(
 
 def require_exact(change: float, before: Sequence[Tensor]) -> None:
     tolerance = max(_EXACT_TOLERANCE.get(t.dtype, 2e-2) for t in before)
-    if change > tolerance:
+    if not change <= tolerance and all(bool(t.isfinite().all()) for t in before):
         raise SurgeryError(
             f"every replacement was exact, and yet the outputs changed by {change:.1e} relative (at most "
             f"{tolerance:.0e} was expected); the model was restored. Please report the model."

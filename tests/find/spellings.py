@@ -197,10 +197,46 @@ class Twice(Around):
         return F.channel_shuffle(torch.tanh(F.channel_shuffle(x, 3)), 3)
 
 
+class SizesReadInside(Around):
+    """Sizes are read from tensors between the first and the last movement."""
+
+    def shuffle(self, x):
+        b, c, h, w = x.shape
+        x = x.view(b, 3, c // 3, h, w).transpose(1, 2).contiguous()
+        groups = x.shape[2]
+        return x.view(x.size(0), -1, h, w) * groups
+
+
+class Unpacked(Around):
+    """Iterating guards the number of parts."""
+
+    def shuffle(self, x):
+        return torch.cat([part for part in torch.stack(x.split(4, 1), 2).unbind(1)], 1)
+
+
+class ChildInTraining(Around):
+    """The forward asks a child whether it is in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def shuffle(self, x):
+        return F.channel_shuffle(self.inner(x) * (3 if self.inner.training else 1), 3)
+
+
+class SizesInATuple(Around):
+    def shuffle(self, x):
+        b, c, h, w = tuple(x.shape)
+        x = torch.transpose(torch.reshape(x, (b, 3, c // 3, h, w)), 1, 2)
+        return torch.reshape(x, (b, c, h, w))
+
+
 SPELLINGS = [
     ViewTransposeView, ReshapePermute, UnflattenFlatten, FlatSpace, Movedim, Functional, Einops, StackChunks,
     CatSlices, IndexSelect, ChannelsLastDim, ThreeDimensional, FiveDimensional, Tokens, InAModule,
-    InRearrange, InAnOwnModule, InASequential, DropoutAround, Twice,
+    InRearrange, InAnOwnModule, InASequential, DropoutAround, Twice, SizesReadInside,
+    Unpacked, ChildInTraining, SizesInATuple,
 ]  # fmt: skip
 
 
@@ -301,7 +337,18 @@ class WithArithmetic(Around):
         return (x.view(b, 3, c // 3, h, w).transpose(1, 2) * 1.0).reshape(b, c, h, w)
 
 
+class OfOnePixel(Around):
+    """At one pixel it could not be told from a channel shuffle."""
+
+    def example(self):
+        return torch.randn(2, 5, 1, 1)
+
+    def shuffle(self, x):
+        return x.reshape(x.shape[0], 3, -1).transpose(1, 2).reshape(x.shape)
+
+
 DECOYS = [
     AcrossBatch, AcrossBatchAtOne, AcrossRows, AcrossColumns, AcrossTokens, SpaceAndChannels, PixelShuffle,
     PixelModules, Heads, HeadsForgotten, OtherPermutation, Identical, UsedInside, WithArithmetic,
+    OfOnePixel,
 ]  # fmt: skip

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+import ksurgeon
 from ksurgeon.find import Finder
 
 
@@ -81,12 +82,17 @@ def test_a_module_used_twice_is_one_site():
     assert (site.path, site.aliases, site.vectors) == ("0", ("2",), 2)
 
 
-def test_layers_are_found_without_inputs():
-    with pytest.warns(UserWarning, match="no example_inputs"):
-        import ksurgeon
+def test_inputs_are_guessed_from_the_first_layer():
+    (site,) = ksurgeon.find(nn.Sequential(nn.Linear(8, 8)))
+    assert (site.kind, site.vectors) == ("linear", 1)
+    conv, shuffle = ksurgeon.find(nn.Sequential(nn.Conv2d(3, 12, 1), nn.ChannelShuffle(3)))
+    assert (conv.kind, shuffle.kind) == ("pointwise_conv", "channel_shuffle")
 
-        (site,) = ksurgeon.find(nn.Sequential(nn.Linear(8, 8)))
-    assert site.kind == "linear" and site.vectors == 0
+
+def test_layers_are_found_without_inputs_that_fit():
+    with pytest.warns(UserWarning, match="no example_inputs"):
+        (site,) = ksurgeon.find(nn.Sequential(nn.Bilinear(2, 3, 4), nn.Linear(4, 8)))
+    assert (site.path, site.vectors) == ("1", 0)
 
 
 def test_inputs_that_do_not_fit_are_named():

@@ -83,3 +83,38 @@ def test_functions_are_as_they_were_afterwards():
     rearrange, zeros = einops.rearrange, torch.zeros
     trace(Conditions(), torch.randn(2, 4, 3))
     assert einops.rearrange is rearrange and torch.zeros is zeros
+
+
+class KeepsWhatItSaw(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last, self.seen, self.child = None, [], nn.ReLU()
+
+    def forward(self, x):
+        self.last = x
+        self.seen.append(x.shape[0])
+        self.child.count = 1
+        return self.child(x)
+
+
+def test_attributes_that_a_forward_changes_are_named_and_put_back():
+    module = KeepsWhatItSaw()
+    recording = record_run(module, torch.randn(2, 3))
+    module.last, module.seen = None, [2]
+    del module.child.count
+    traced = trace_module(module, recording.first[id(module)])
+    assert sorted(traced.writes) == ["child.count", "last", "seen"]
+    assert module.last is None and module.seen == [2] and not hasattr(module.child, "count")
+
+
+class LengthOfAShape(nn.Module):
+    def forward(self, x):
+        assert len(x.shape) == 3
+        return x.flatten(1).reshape(tuple(x.shape))
+
+
+def test_a_shape_has_a_length_before_it_is_a_node():
+    module = LengthOfAShape()
+    traced = torch.fx.GraphModule(module, trace(module, torch.randn(2, 4, 3)).graph)
+    x = torch.randn(5, 6, 7)
+    assert torch.equal(traced(x), x)

@@ -7,7 +7,6 @@ from torch import nn
 
 from ksurgeon.errors import InputError
 from ksurgeon.models import Source, build, example_inputs
-from ksurgeon.models.inputs import guess_inputs
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 TEXT = SMALL | {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -47,7 +46,7 @@ VIT = SMALL | {"image_size": 32, "patch_size": 8}
 )
 def test_transformers(make, shapes):
     model = make().eval()
-    inputs = guess_inputs(model)
+    inputs = example_inputs(model)
     assert {name: tuple(value.shape) for name, value in inputs.items()} == shapes
     with torch.no_grad():
         model(**inputs)
@@ -82,7 +81,6 @@ def test_images(source, input_size, shape):
     ],
 )
 def test_the_first_layer_tells(model, input_size, shape):
-    assert guess_inputs(model) is None, "a guess is made only when it is asked for"
     (value,) = example_inputs(model, input_size)
     assert value.shape == shape
     model(value)

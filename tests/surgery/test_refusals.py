@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import ksurgeon
 from ksurgeon import InputError, MatchError, RuleError, SurgeryError, WeightsError
@@ -108,3 +109,21 @@ def test_the_random_state_is_left_alone(model):
     state = torch.random.get_rng_state()
     ksurgeon.convert(model, "shuffle", X)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class OfTwoSizes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix, self.layer = nn.ChannelShuffle(3), nn.Conv2d(12, 12, 1)
+
+    def forward(self, x):
+        x = self.mix(self.layer(x))
+        return self.mix(x.repeat(1, 2, 1, 1))
+
+
+def test_a_shuffle_of_two_sizes_is_refused_and_restored():
+    model, x = OfTwoSizes(), torch.randn(2, 12, 4, 4)
+    expected = model(x)
+    with pytest.raises(SurgeryError, match="several shapes"):
+        ksurgeon.convert(model, "shuffle", x)
+    assert torch.equal(model(x), expected)

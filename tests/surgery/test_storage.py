@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import ksurgeon
 from ksurgeon import FolderError, RecordError
@@ -189,3 +190,59 @@ def test_dtypes_survive(tmp_path):
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     x = zoo.example("mlp", torch.bfloat16)
     assert torch.equal(loaded(x), model(x))
+
+
+def test_an_interrupt_right_after_the_old_folder_was_moved_away(model, folder, monkeypatch):
+    before, rename, calls = contents(folder), type(folder).rename, []
+
+    def interrupted(path, target):
+        rename(path, target)
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(folder), "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ksurgeon.save(model, folder)
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_the_current_folder_is_not_replaced(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FolderError, match="current folder"):
+        ksurgeon.save(model, ".")
+    assert tmp_path.is_dir()
+
+
+class Versioned(nn.Sequential):
+    """Reads the version of its state, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        assert local_metadata["version"] == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_a_state_with_a_version_loads(tmp_path):
+    x = torch.randn(2, 12, 4, 4)
+    model = ksurgeon.replace_modules(Versioned(nn.ChannelShuffle(3), nn.Conv2d(12, 3, 1)), "shuffle", x)
+    ksurgeon.save(model, tmp_path / "model")
+    loaded = ksurgeon.load(tmp_path / "model", Versioned(nn.ChannelShuffle(3), nn.Conv2d(12, 3, 1)))
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_buffers_that_are_not_saved_keep_their_dtype(tmp_path):
+    class Scaled(zoo.Mlp):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(1 / 3), persistent=False)
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    model = ksurgeon.replace_modules(Scaled().eval(), "linear", zoo.example("mlp")).bfloat16()
+    ksurgeon.save(model, tmp_path / "model")
+    x = zoo.example("mlp", torch.bfloat16)
+    assert torch.equal(ksurgeon.load(tmp_path / "model", model=Scaled())(x), model(x))

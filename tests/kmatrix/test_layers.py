@@ -1,0 +1,112 @@
+"""KLinear, KPointwiseConv and KChannelShuffle beside the layers whose place they take."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ksurgeon import KChannelShuffle, KLinear, KPointwiseConv, StructureError
+
+CONVOLUTIONS = [
+    {},
+    {"stride": 2},
+    {"stride": (2, 1), "groups": 2},
+    {"groups": 3, "bias": False},
+    {"width": 2, "expansion": 2},
+    {"radix": 2},
+]
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("kind", ["contiguous", "channels last", "unbatched", "sliced", "empty"])
+def test_pointwise_convolution(options, kind):
+    layer = KPointwiseConv(12, 18, dtype=torch.float64, **options)
+    x = torch.randn(2, 12, 7, 5, dtype=torch.float64)
+    x = {
+        "contiguous": lambda: x,
+        "channels last": lambda: x.to(memory_format=torch.channels_last),
+        "unbatched": lambda: x[0],
+        "sliced": lambda: torch.randn(2, 12, 9, 10, dtype=torch.float64)[:, :, 2:, ::2],
+        "empty": lambda: x[:0],
+    }[kind]()
+    expected = F.conv2d(x, layer.weight, layer.bias, layer.stride, groups=layer.groups)
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    if kind in ("contiguous", "channels last"):
+        assert y.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_spatial_dimensions(dims):
+    layer = KPointwiseConv(6, 8, dims=dims)
+    conv = [F.conv1d, F.conv2d, F.conv3d][dims - 1]
+    x = torch.randn(2, 6, *(3, 4, 5)[:dims])
+    torch.testing.assert_close(layer(x), conv(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dims": 4}, "1, 2 or 3"),
+        ({"stride": 0}, "at least 1"),
+        ({"stride": (1, 2, 3)}, "2 numbers"),
+        ({"groups": 5}, "divide"),
+    ],
+)
+def test_convolutions_that_cannot_be(options, message):
+    with pytest.raises(StructureError, match=message):
+        KPointwiseConv(12, 18, **options)
+
+
+@pytest.mark.parametrize("shape", [(12,), (2, 12), (2, 12, 3, 3, 3), (2, 11, 3, 3)])
+def test_inputs_that_do_not_fit_a_convolution(shape):
+    with pytest.raises(ValueError, match="expected"):
+        KPointwiseConv(12, 18)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("shape", [(5, 10), (10,), (2, 3, 10), (0, 10), (2, 0, 10)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(shape, bias):
+    layer = KLinear(10, 30, bias)
+    x = torch.randn(shape)
+    y = layer(x)
+    torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias))
+    assert y.is_contiguous()
+    assert tuple(layer.weight.shape) == (30, 10) and layer.weight.requires_grad
+
+
+def test_weight_is_differentiable_and_fresh():
+    layer = KLinear(6, 6)
+    layer.weight.sum().backward()
+    assert all(factor.grad is not None for factor in layer.matrix.factors)
+    before = layer.weight
+    with torch.no_grad():
+        layer.matrix.factors[0].zero_()
+    assert not torch.equal(layer.weight, before) and not layer.weight.any()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 12])
+@pytest.mark.parametrize("dim", [1, -1])
+def test_shuffle(groups, dim):
+    x = torch.randn(2, 12, 12)
+    expected = torch.channel_shuffle(x.movedim(dim, 1), groups).movedim(1, dim)
+    assert torch.equal(KChannelShuffle(12, groups, dim)(x), expected)
+
+
+def test_shuffle_groups_must_divide():
+    with pytest.raises(StructureError, match="5 groups do not divide 12"):
+        KChannelShuffle(12, 5)
+
+
+def test_meta_device():
+    for module, sizes in ((KLinear, (8, 8)), (KPointwiseConv, (8, 8)), (KChannelShuffle, (8, 2))):
+        assert all(p.is_meta for p in module(*sizes, device="meta").parameters())
+
+
+def test_the_fast_path_of_an_attention_layer_reads_the_weight():
+    attention = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    attention.out_proj = KLinear(16, 16)
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        fast = attention(x, x, x, need_weights=False)[0]
+    torch.testing.assert_close(fast, attention(x, x, x)[0])
