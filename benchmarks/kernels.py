@@ -1,8 +1,8 @@
 """K-matrix layers against dense layers and their peers: ``python -m benchmarks.kernels --json FILE``.
 
 Everything is measured side by side in one process: the candidates of a shape run in turns of some
-milliseconds, so that a change of the machine's clock or load meets all of them. Shown are medians, with the spread from the first
-to the ninth decile, of the public modules under ``torch.inference_mode()``.
+milliseconds, so that a change of the machine's clock or load meets all of them. Shown are medians, with
+the spread from the first to the ninth decile, of the public modules under ``torch.inference_mode()``.
 """
 
 import argparse
