@@ -27,6 +27,7 @@ chain = Extension(
     depends=sorted(path.as_posix() for path in SOURCE.glob("*.h")),
     extra_compile_args=[
         "-O3",
+        "-g0",
         "-std=c++17",
         "-fvisibility=hidden",
         "-ffp-contract=fast",
