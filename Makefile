@@ -23,7 +23,7 @@ bench: $(VENV)/.installed-test
 KERNELS := ksurgeon/kernels/cpu/src
 build/sanitize: tests/kernels/sanitize.cpp $(wildcard $(KERNELS)/*)
 	mkdir -p build
-	$(CXX) -O1 -g -std=c++17 -ffp-contract=fast -fsanitize=address,undefined -fno-sanitize-recover=all \
+	$(CXX) -O1 -g1 -std=c++17 -ffp-contract=fast -fsanitize=address,undefined -fno-sanitize-recover=all \
 		-I$(KERNELS) $(KERNELS)/*.cpp tests/kernels/sanitize.cpp -pthread -o $@
 
 sanitize: build/sanitize

@@ -47,6 +47,7 @@ setup(
     packages=[*find_packages(include=["ksurgeon", "ksurgeon.*"]), *DATA],
     package_dir=DATA,
     package_data={"ksurgeon": ["py.typed"], "ksurgeon._rules": ["*.toml"], "ksurgeon._recipes": ["*"]},
+    exclude_package_data={"ksurgeon.kernels.cpu": ["src/*"]},
     ext_modules=[chain, fast],
     cmdclass={"build_ext": BuildLibrary},
 )
