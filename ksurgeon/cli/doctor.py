@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from ksurgeon.cli.console import out
-from ksurgeon.kernels import available_backends, chosen_backend
+from ksurgeon.kernels import available_backends, chosen_backend, cpu
 
 __all__ = ["run"]
 
@@ -42,6 +42,7 @@ def run(json: bool) -> None:
         "packages": found,
         "backends": list(available_backends()),
         "backend": chosen_backend(),
+        "cpu_kernels": cpu.instruction_set() if cpu.is_available() else None,
         "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
@@ -60,6 +61,7 @@ def run(json: bool) -> None:
         "threads", str(torch.get_num_threads()), "torch.set_num_threads or OMP_NUM_THREADS changes it"
     )
     table.add_row("GPU", ", ".join(gpus) or "none", "" if gpus else "everything runs on the CPU")
+    table.add_row("cpu kernels", *_cpu_kernels())
     asked = os.environ.get("KSURGEON_BACKEND")
     table.add_row(
         "kernels",
@@ -67,6 +69,15 @@ def run(json: bool) -> None:
         f"KSURGEON_BACKEND={asked}" if asked else "of " + ", ".join(available_backends()),
     )
     out.print(table)
+
+
+def _cpu_kernels() -> tuple[str, str]:
+    if cpu.is_available():
+        return cpu.instruction_set(), "compiled at installation, instruction set chosen at run time"
+    return "[yellow]missing[/]", (
+        f"{cpu.why_missing()}; the reference runs instead, with the same results and several times slower on "
+        "CPU: install a C++ compiler, then `pip install --force-reinstall --no-deps ksurgeon`"
+    )
 
 
 def _version(name: str) -> str | None:
