@@ -27,6 +27,7 @@ chain = Extension(
     depends=sorted(path.as_posix() for path in SOURCE.glob("*.h")),
     extra_compile_args=[
         "-O3",
+        "-g0",
         "-std=c++17",
         "-fvisibility=hidden",
         "-ffp-contract=fast",
@@ -46,6 +47,7 @@ setup(
     packages=[*find_packages(include=["ksurgeon", "ksurgeon.*"]), *DATA],
     package_dir=DATA,
     package_data={"ksurgeon": ["py.typed"], "ksurgeon._rules": ["*.toml"], "ksurgeon._recipes": ["*"]},
+    exclude_package_data={"ksurgeon.kernels.cpu": ["src/*"]},
     ext_modules=[chain, fast],
     cmdclass={"build_ext": BuildLibrary},
 )

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from ksurgeon.cli.console import out
-from ksurgeon.kernels import available_backends, chosen_backend, cuda
+from ksurgeon.kernels import available_backends, chosen_backend, cpu, cuda
 
 __all__ = ["run"]
 
@@ -42,10 +42,11 @@ def run(json: bool) -> None:
         "packages": found,
         "backends": list(available_backends()),
         "backend": chosen_backend(),
+        "cpu_kernels": cpu.instruction_set() if cpu.is_available() else None,
         "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
-        "kernels_on_gpus": [cuda.why_not(i) or "cuda" for i in range(len(gpus))],
+        "kernels_on_gpus": [chosen_backend(torch.device("cuda", i)) for i in range(len(gpus))],
     }
     if json:
         print(json_module.dumps(facts, indent=1))
@@ -62,8 +63,8 @@ def run(json: bool) -> None:
     )
     table.add_row("GPU", ", ".join(gpus) or "none", "" if gpus else "everything runs on the CPU")
     for index in range(len(gpus)):
-        reason = cuda.why_not(index)
-        table.add_row(f"kernels on GPU {index}", "reference" if reason else "cuda", reason or "Triton")
+        table.add_row(f"kernels on GPU {index}", chosen_backend(torch.device("cuda", index)), _gpu_note(index))
+    table.add_row("cpu kernels", *_cpu_kernels())
     asked = os.environ.get("KSURGEON_BACKEND")
     table.add_row(
         "kernels",
@@ -71,6 +72,21 @@ def run(json: bool) -> None:
         f"KSURGEON_BACKEND={asked}" if asked else "of " + ", ".join(available_backends()),
     )
     out.print(table)
+
+
+def _gpu_note(index: int) -> str:
+    return cuda.why_not(index) or (
+        "Triton kernels are there, new and not yet measured on a card: KSURGEON_BACKEND=cuda uses them"
+    )
+
+
+def _cpu_kernels() -> tuple[str, str]:
+    if cpu.is_available():
+        return cpu.instruction_set(), "compiled at installation, instruction set chosen at run time"
+    return "[yellow]missing[/]", (
+        f"{cpu.why_missing()}; the reference runs instead, with the same results and several times slower on "
+        "CPU: install a C++ compiler, then `pip install --force-reinstall --no-deps ksurgeon`"
+    )
 
 
 def _version(name: str) -> str | None:

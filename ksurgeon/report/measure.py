@@ -2,8 +2,11 @@
 
 import platform
 import time
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,9 +56,17 @@ def measure(conversion: Conversion, example_inputs: ExampleInputs) -> Outcome:
 
 
 def _multiplications(model: nn.Module, example_inputs: ExampleInputs) -> int:
-    with evaluating(model), FlopCounterMode(display=False) as counter:
+    known: dict[Any, Any] = {torch.ops.ksurgeon.chain: _operations_of_a_chain}
+    with evaluating(model), FlopCounterMode(display=False, custom_mapping=known) as counter:
         call_model(model, example_inputs)
     return counter.get_total_flops() // 2
+
+
+def _operations_of_a_chain(
+    x: Sequence[int], factors: Sequence[Sequence[int]], bias: object, dim: int, **_: object
+) -> int:
+    """Multiplications and additions of the operator ``ksurgeon::chain``, from the shapes of its arguments."""
+    return 2 * prod(x) // x[dim] * sum(map(prod, factors))
 
 
 def _milliseconds(model: nn.Module, example_inputs: ExampleInputs) -> float:

@@ -1,4 +1,7 @@
-"""The ``cuda`` backend: Triton kernels for NVIDIA GPUs. Triton is imported for the first tensor on one."""
+"""The ``cuda`` backend: Triton kernels for NVIDIA GPUs, used where ``KSURGEON_BACKEND=cuda`` asks for them.
+
+Triton is imported for the first tensor on a GPU.
+"""
 
 import os
 import warnings

@@ -206,11 +206,12 @@ void run_backward(const KsChain& forward, const KsChain& transposed, const void*
   T* memory = nullptr;
   T** sums = nullptr;
   if (threads > 1 && gradients) {
-    memory = (T*)aligned_alloc(64, (threads - 1) * weights * sizeof(T));
+    // Zeros: a busy pool may leave some threads out.
+    memory = (T*)calloc((threads - 1) * weights, sizeof(T));
     sums = (T**)malloc((threads - 1) * sizeof(T*));
+    if (!memory || !sums) threads = 1;
     for (int t = 1; t < threads; ++t) sums[t - 1] = memory + (t - 1) * weights;
     call.sums = sums;
-    memset(memory, 0, (threads - 1) * weights * sizeof(T));  // a busy pool may leave some threads out
   }
   ks_parallel(threads, backward_tiled<T>, &call);
   for (int t = 1; memory && t < threads; ++t) {
