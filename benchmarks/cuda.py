@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -120,6 +121,7 @@ def show(title: str, rows: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
+    os.environ.setdefault("KSURGEON_BACKEND", "cuda")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--sizes", type=int, nargs="*", help="only layers with so many inputs")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,7 @@ def rates(shape: Shape, kind: type[nn.Module], compiled: bool, device: str) -> d
 
 
 def main() -> None:
+    os.environ.setdefault("KSURGEON_BACKEND", "cuda")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()

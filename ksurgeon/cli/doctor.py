@@ -63,7 +63,8 @@ def run(json: bool) -> None:
     )
     table.add_row("GPU", ", ".join(gpus) or "none", "" if gpus else "everything runs on the CPU")
     for index in range(len(gpus)):
-        table.add_row(f"kernels on GPU {index}", chosen_backend(torch.device("cuda", index)), _gpu_note(index))
+        chosen = chosen_backend(torch.device("cuda", index))
+        table.add_row(f"kernels on GPU {index}", chosen, _gpu_note(index))
     table.add_row("cpu kernels", *_cpu_kernels())
     asked = os.environ.get("KSURGEON_BACKEND")
     table.add_row(

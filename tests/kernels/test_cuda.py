@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ksurgeon.kernels import apply_chain, cuda, reference
+from ksurgeon.kernels import apply_chain, cuda, dispatch, reference
 from ksurgeon.kernels.cuda.layout import vectors_along
 from ksurgeon.kernels.cuda.plan import merge_for, outer_tiles, step_tiles
 from ksurgeon.kmatrix.linear import KLinear
@@ -37,6 +37,9 @@ def run() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         if not GPU:
             patch.setenv("TRITON_INTERPRET", "1")  # read once, when the kernels are imported
+        else:
+            patch.setenv("KSURGEON_BACKEND", "cuda")
+            patch.setattr(dispatch, "_chosen_on_gpu", None)
         cuda._runs_on.cache_clear()
         from ksurgeon.kernels.cuda import run
 
