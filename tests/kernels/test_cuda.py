@@ -283,15 +283,15 @@ def test_operators_are_traced_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     with FakeTensorMode():
         factors = [torch.empty(shape, device="cuda") for shape in ((1, 16, 4, 4), (16, 1, 5, 4))]
         x = torch.empty(2, 64, 5, 7, device="cuda")
-        y = apply_chain(x, factors, 1)
+        y = cuda.apply_chain(x, factors, 1)
         assert y.shape == (2, 80, 5, 7) and y.is_contiguous() and y.is_cuda
         of_x, *of_factors = cuda.ops.chain_backward(y, x, factors, 1, True, True)
         assert of_x.stride() == x.stride() and [t.shape for t in of_factors] == [f.shape for f in factors]
         last = x.to(memory_format=torch.channels_last)
-        assert apply_chain(last, factors, 1).is_contiguous(memory_format=torch.channels_last)
+        assert cuda.apply_chain(last, factors, 1).is_contiguous(memory_format=torch.channels_last)
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
         monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
-        assert apply_chain(x, factors, 1).dtype == torch.bfloat16
+        assert cuda.apply_chain(x, factors, 1).dtype == torch.bfloat16
 
 
 def run_python(*arguments: str, timeout: float = 250) -> str:
