@@ -145,7 +145,7 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
     except StructureError as error:
         return _leave(site, f"structure: {error}", number)
     after = numel + site.parameters - site.weight_parameters
-    if after > site.parameters and site.kind != "channel_shuffle":
+    if after > site.parameters and site.weight_parameters:
         return _leave(site, f"would grow from {site.parameters} to {after} parameters", number)
     target = matching(part.targets, _names(site))
     return Decision(

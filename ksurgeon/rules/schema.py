@@ -10,7 +10,7 @@ from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
 
 __all__ = ["Kind", "Replacement", "Rule", "Start", "Where", "holds", "matching"]
 
-Kind = Literal["linear", "pointwise_conv", "channel_shuffle"]
+Kind = Literal["linear", "pointwise_conv", "channel_shuffle", "permutation", "transform", "filterbank"]
 Start = Literal["exact", "fit", "random", "orthogonal", "identity"]
 
 _OPERATORS = {
@@ -21,6 +21,7 @@ _OPERATORS = {
     ">": operator.gt,
     "<": operator.lt,
 }
+_KNOWN = ("channel_shuffle", "permutation", "transform", "filterbank")  # maps whose matrix is known
 _CONDITION = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+)\s*")
 
 
@@ -47,7 +48,7 @@ Target = Annotated[str, Field(min_length=1), AfterValidator(_target)]
 
 
 def _default_start(data: dict[str, object]) -> Start:
-    return "exact" if data.get("find") == "channel_shuffle" else "fit"
+    return "exact" if data.get("find") in _KNOWN else "fit"
 
 
 def holds(condition: str, value: int) -> bool:
@@ -100,9 +101,10 @@ class Replacement(_Base):
     @model_validator(mode="after")
     def _exact_needs_a_known_map(self) -> "Replacement":
         if self.start == "exact":
-            if self.find != "channel_shuffle":
+            if self.find not in _KNOWN:
+                allowed = ", ".join(f'"{kind}"' for kind in _KNOWN)
                 raise ValueError(
-                    f'start = "exact" needs a map that a K-matrix holds exactly (find = "channel_shuffle"), '
+                    f'start = "exact" needs a map that a K-matrix holds exactly (find = {allowed}), '
                     f'not "{self.find}", whose weight is dense; allowed: '
                     f'"fit", "random", "orthogonal", "identity"'
                 )

@@ -95,7 +95,7 @@ def dense_weight(module: nn.Module) -> Tensor:
     return matrix if groups == 1 else torch.block_diag(*matrix.chunk(groups))
 
 
-def build_dense(module: KModule, ndim: int = 0) -> nn.Module:
+def build_dense(module: nn.Module, ndim: int = 0) -> nn.Module:
     """The dense layer of torch.nn that computes what a K-module does now.
 
     ``ndim`` is the number of dimensions of what a shuffle takes.
@@ -103,6 +103,7 @@ def build_dense(module: KModule, ndim: int = 0) -> nn.Module:
     Raises:
         SurgeryError: a shuffle along a dimension that no dense layer of torch.nn maps.
     """
+    assert isinstance(module, (KLinear, KPointwiseConv, KChannelShuffle))
     weight = module.weight.detach()
     factor = module.matrix.factors[0]
     new: nn.Module

@@ -50,6 +50,7 @@ class Operation(_Base):
     dim: int | None = None
     ndim: int = 0
     groups: int = 1
+    facts: dict[str, Any] = {}
     stage: int = 0
     parameters_before: int = 0
     parameters_after: int = 0

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ksurgeon.errors import SurgeryError
+from ksurgeon.find.match import Match
+from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call
-from ksurgeon.find.shuffles import Shuffle, find_shuffles
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 
 __all__ = ["Code", "base_class", "is_rewritten", "rewritten_class"]
@@ -59,18 +60,18 @@ def base_class(module: nn.Module) -> type[nn.Module]:
 
 
 def rewritten_class(
-    module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Shuffle, str]]
+    module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Match, str]]
 ) -> type[nn.Module]:
-    """A subclass of the module's class whose forward calls children in place of shuffles.
+    """A subclass of the module's class whose forward calls children in place of maps in it.
 
     What the forward read from the module while it was traced, numbers and flags other than ``training``,
     stays as it was then.
 
     Args:
-        module: the owner of the shuffles; it is not changed.
+        module: the owner of the maps; it is not changed.
         call: how it was called in the example run.
         movers: paths of its children that only move data.
-        wanted: shuffles found in its forward, and the name of the child that takes the place of each.
+        wanted: maps found in its forward, and the name of the child that takes the place of each.
 
     Raises:
         SurgeryError: the forward cannot be rewritten; the message says why.
@@ -90,7 +91,7 @@ def rewritten_class(
     return _subclass(base_class(module), evaluation, None if train.source == evaluation.source else train)
 
 
-def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Shuffle, str]]) -> Code:
+def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Match, str]]) -> Code:
     try:
         trace = trace_module(module, call)
     except TraceFailure as failure:
@@ -104,18 +105,21 @@ def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple
             f"the forward of {type(module).__name__} changes attributes ({', '.join(trace.writes)}), which a "
             "rewritten one would not"
         )
-    present = {shuffle.region.sink.name: shuffle for shuffle in find_shuffles(module, trace, movers)}
-    for shuffle, child in wanted:
-        here = present.get(shuffle.region.sink.name)
-        if here is None or (here.dim, here.permutation) != (shuffle.dim, shuffle.permutation):
-            raise SurgeryError(f"the forward of {type(module).__name__} shuffles differently in training")
+    present = {match.region.sink.name: match for match in find_matches(module, trace, movers)}
+    for match, child in wanted:
+        here = present.get(match.region.sink.name)
+        if here is None or not here.same_map(match):
+            raise SurgeryError(
+                f"the forward of {type(module).__name__} does something else in training "
+                f"({match.region.sink.name})"
+            )
         _replace(trace, here, child)
     trace.graph.lint()
     return Code.of(trace.graph)
 
 
-def _replace(trace: Trace, shuffle: Shuffle, child: str) -> None:
-    region = shuffle.region
+def _replace(trace: Trace, match: Match, child: str) -> None:
+    region = match.region
     with trace.graph.inserting_after(region.sink):
         call = trace.graph.create_node("call_module", child, (region.source,))
     call.meta["value"] = region.sink.meta["value"]
