@@ -64,10 +64,10 @@ def digit_reversal(radices: Sequence[int]) -> Tensor:
 
 
 def dft_factors(n: int, radices: Sequence[int] | None = None, *, inverse: bool = False) -> list[Tensor]:
-    """Butterfly factors B of the DFT of size n, complex128: ``torch.fft.fft(x) = B x[digit_reversal(radices)]``.
+    """Butterfly factors B of a DFT, complex128: ``torch.fft.fft(x) = B x[digit_reversal(radices)]``.
 
-    Cooley and Tukey's decimation in time; strides 1, r1, r1·r2, … in the order applied (Dao et al., ICLR 2020,
-    section 2.2). The transposed factors in the opposite order give ``torch.fft.fft(x)[digit_reversal]``.
+    Cooley and Tukey's decimation in time; strides 1, r1, r1·r2, … in the order applied (Dao et al., ICLR
+    2020, section 2.2). The transposed factors in the opposite order give ``torch.fft.fft(x)[digit_reversal]``.
 
     Args:
         n: size; its radices may be any, also large primes, which become dense blocks.
@@ -79,7 +79,9 @@ def dft_factors(n: int, radices: Sequence[int] | None = None, *, inverse: bool =
     """
     radices = transform_radices(n) if radices is None else tuple(radices)
     if prod(radices) != n:
-        raise StructureError(f"radices {list(radices)} multiply to {prod(radices)}, the transform has size {n}")
+        raise StructureError(
+            f"radices {list(radices)} multiply to {prod(radices)}, the transform has size {n}"
+        )
     factors, stride = [], 1
     for radix in radices:
         d, o, i = torch.arange(stride), torch.arange(radix), torch.arange(radix)
@@ -102,7 +104,9 @@ def _roots(turns: Tensor, size: int, inverse: bool = False) -> Tensor:
     return roots[turns]
 
 
-def dct_factors(n: int, radices: Sequence[int] | None = None, *, ortho: bool = False) -> tuple[Tensor, list[Tensor]]:
+def dct_factors(
+    n: int, radices: Sequence[int] | None = None, *, ortho: bool = False
+) -> tuple[Tensor, list[Tensor]]:
     """DCT-II as an order and real factors: ``scipy.fft.dct(x) = B x[order]``, float64.
 
     Makhoul's way (IEEE Trans. ASSP, 1980): the DFT of the even entries followed by the odd ones backwards,
