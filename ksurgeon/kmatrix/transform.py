@@ -129,12 +129,16 @@ class KTransform(nn.Module):
             return list(self.factors)
         return as_real([torch.view_as_complex(f) for f in self.factors], takes=takes, gives=gives)
 
-    def parts(self, x: Tensor, dim: int) -> Tensor:
-        """Real parts, then imaginary parts, along ``dim`` of real ``x``; entries in digit-reversed order.
+    def parts(self, x: Tensor, dim: int, window: Tensor | None = None) -> Tensor:
+        """Real parts, then imaginary parts, of the DFT along ``dim`` of real ``x``.
 
-        The caller has put them in that order: ``x.index_select(dim, self.order)``.
+        The caller has put its entries in order: ``x.index_select(dim, self.order)``. They are first
+        multiplied by ``window``, in the same order, where one is given.
         """
         factors = self.real_factors(takes="real", gives="both")
+        if window is not None:
+            a, d, _, c = factors[0].shape
+            factors[0] = factors[0] * window.view(a, d, 1, c)
         y = multiply(x, tuple(factors), dim, 1, self.n, Pattern.of(factors[-1].shape).out_features, False)
         rows = y.shape[dim] // 2
         if rows == self.out_features:

@@ -66,8 +66,8 @@ def digit_reversal(radices: Sequence[int]) -> Tensor:
 def dft_factors(n: int, radices: Sequence[int] | None = None, *, inverse: bool = False) -> list[Tensor]:
     """Butterfly factors B of a DFT, complex128: ``torch.fft.fft(x) = B x[digit_reversal(radices)]``.
 
-    Cooley and Tukey's decimation in time; strides 1, r1, r1·r2, … in the order applied (Dao et al., ICLR
-    2020, section 2.2). The transposed factors in the opposite order give ``torch.fft.fft(x)[digit_reversal]``.
+    Cooley and Tukey's decimation in time; strides 1, r1, r1·r2, … in the order applied (Dao et al.,
+    ICLR 2020, section 2.2). The transposed factors in the opposite order give ``torch.fft.fft(x)[digit_reversal]``.
 
     Args:
         n: size; its radices may be any, also large primes, which become dense blocks.
@@ -100,7 +100,7 @@ def _roots(turns: Tensor, size: int, inverse: bool = False) -> Tensor:
     roots = torch.polar(torch.ones_like(table), table if inverse else -table)
     for quarter, value in ((0, 1), (1, 1j if inverse else -1j), (2, -1), (3, -1j if inverse else 1j)):
         if quarter * size % 4 == 0:
-            roots[quarter * size // 4] = value
+            roots[quarter * size // 4] = torch.tensor(value)
     return roots[turns]
 
 

@@ -1,0 +1,7 @@
+"""Front ends for audio as part of the model: learnable filterbanks that start as known features."""
+
+from ksurgeon.frontend.frontend import KFrontend
+from ksurgeon.frontend.pipeline import Pipeline
+from ksurgeon.frontend.waveform import KWaveform
+
+__all__ = ["KFrontend", "KWaveform", "Pipeline"]
