@@ -9,6 +9,7 @@ from ksurgeon.find.inputs import ExampleInputs, evaluating
 from ksurgeon.find.layers import find_layers
 from ksurgeon.find.match import Match
 from ksurgeon.find.movement import as_function, is_movement_module
+from ksurgeon.find.parameters import find_parameters
 from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call, Recording, record_run
 from ksurgeon.find.shuffles import only_moves
@@ -40,6 +41,10 @@ class Finder:
             self.recording = record_run(model, example_inputs)
         inside = self._find_inside() if self.recording else []
         layers = find_layers(model, self.recording)
+        if self.recording:
+            owned = find_parameters(model, self.recording, layers)
+            covered = {site.owner for site in owned}
+            layers = [site for site in layers if site.path not in covered] + owned
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
         self.sites = sorted(layers + inside, key=lambda site: order[site.owner])
 
