@@ -88,7 +88,7 @@ def _covered(model: nn.Module, sites: Iterable[Site]) -> set[str]:
         if site.parameter:
             covered.update(names[id(model.get_parameter(site.path))])
         else:
-            for parameter in model.get_submodule(site.path).parameters(recurse=False):
+            for parameter in model.get_submodule(site.path).parameters():
                 covered.update(names[id(parameter)])
     return covered
 

@@ -113,6 +113,8 @@ def _cannot_rewrite(trace: Trace) -> str | None:
         return f"its forward fixes sizes to plain numbers ({', '.join(dict.fromkeys(trace.fixed))})"
     if trace.constants:
         return "its forward makes tensors, which a rewritten one could not keep"
+    if trace.contexts:
+        return f"its forward enters contexts ({', '.join(dict.fromkeys(trace.contexts))})"
     if trace.writes:
         return f"its forward changes attributes ({', '.join(trace.writes)})"
     return None

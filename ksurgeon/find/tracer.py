@@ -10,7 +10,7 @@ import inspect
 import operator
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
@@ -90,22 +90,39 @@ class Trace:
         constants: tensors that the forward made or took from elsewhere, by the name under which the graph
             reads them from the module.
         writes: names of the attributes that the forward changes, which the graph does not.
+        contexts: names of the contexts that the forward enters (autocast, no_grad), which the graph does not.
     """
 
     def __init__(
-        self, graph: fx.Graph, fixed: list[str], constants: dict[str, Any], writes: list[str]
+        self,
+        graph: fx.Graph,
+        fixed: list[str],
+        constants: dict[str, Any],
+        writes: list[str],
+        contexts: list[str],
     ) -> None:
         self.graph, self.fixed, self.constants, self.writes = graph, fixed, constants, writes
+        self.contexts = contexts
 
 
 class _Proxy(fx.Proxy):
     tracer: "_Tracer"
 
-    def __getattr__(self, name: str) -> "_Attribute":
+    def __getattr__(self, name: str) -> Any:
         value = self.tracer.known(self)
         if value is not None and not hasattr(value, name):
             raise AttributeError(f"'{type(value).__name__}' object has no attribute '{name}'")
-        return _Attribute(self, name)
+        attribute = _Attribute(self, name)
+        if value is not None and isinstance(getattr(value, name), str):  # such as the type of a device
+            return self.tracer.fix(attribute, freely=True)
+        return attribute
+
+    @property
+    def keys(self) -> Any:  # type: ignore[override]
+        """The method of a mapping; of anything else what its attribute ``keys`` is."""
+        if isinstance(self.tracer.known(self), Mapping):
+            return lambda: self.tracer.keys(self)
+        return _Attribute(self, "keys")
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -152,6 +169,8 @@ class _Tracer(fx.Tracer):
         self.fixed: list[str] = []
         self.module = module
         self.objects: dict[str, Any] = {}
+        self.contexts: list[str] = []
+        self.evaluating = 0
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -162,7 +181,11 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         node = proxy.node
-        node.meta["value"] = value = self._evaluate(node)
+        self.evaluating += 1
+        try:
+            node.meta["value"] = value = self._evaluate(node)
+        finally:
+            self.evaluating -= 1
         if kind == "placeholder" and isinstance(value, _CONSTANT):
             self.create_node("call_function", require, (node, value), {})
             return value
@@ -236,11 +259,13 @@ class _Tracer(fx.Tracer):
             raise TraceFailure(f"the value of {proxy.node.name} is not known")
         return proxy.node.meta["value"]
 
-    def fix(self, proxy: fx.Proxy) -> Any:
+    def fix(self, proxy: fx.Proxy, freely: bool = False) -> Any:
+        """The plain value of a proxy, guarded; ``freely`` where it depends on no size."""
         value = self.value_of(proxy)
         if isinstance(value, Tensor):
             raise TraceFailure(f"the forward depends on what is in the tensor {proxy.node.name}")
-        self.fixed.append(proxy.node.name)
+        if not freely:
+            self.fixed.append(proxy.node.name)
         self.create_node("call_function", require, (proxy.node, value), {})
         return value
 
@@ -280,7 +305,7 @@ class _Tracer(fx.Tracer):
         if node.op not in ("call_function", "call_method"):
             return None
         args, kwargs = (map_aggregate(a, self._value) for a in (node.args, node.kwargs))
-        with self.mode, torch.no_grad():
+        with self.mode:
             if node.op == "call_method":
                 receiver, *others = args  # type: ignore[misc]
                 return getattr(receiver, str(node.target))(*others, **kwargs)  # type: ignore[arg-type]
@@ -351,6 +376,32 @@ def _seeing_sizes() -> Iterator[None]:
             setattr(module, name, function)
 
 
+@contextmanager
+def _noting_contexts(tracer: _Tracer) -> Iterator[None]:
+    """Note the contexts that are entered while a forward runs."""
+
+    def noting(name: str, enter: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not tracer.evaluating:
+                tracer.contexts.append(name)
+            return enter(self, *args, **kwargs)
+
+        return wrapper
+
+    classes = (torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode)
+    originals = [(cls, cls.__enter__) for cls in classes]
+    set_grad = torch.set_grad_enabled.__init__
+    try:
+        for cls, enter in originals:
+            cls.__enter__ = noting(cls.__name__, enter)  # type: ignore[method-assign]
+        torch.set_grad_enabled.__init__ = noting("set_grad_enabled", set_grad)  # type: ignore[method-assign]
+        yield
+    finally:
+        for cls, enter in originals:
+            cls.__enter__ = enter  # type: ignore[method-assign]
+        torch.set_grad_enabled.__init__ = set_grad  # type: ignore[method-assign]
+
+
 def trace_module(module: nn.Module, call: Call) -> Trace:
     """Trace a module's own forward as it was called, its children left as leaves.
 
@@ -362,7 +413,7 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
     attributes = Attributes(module)
     try:
         tracer = _Tracer(module, call)
-        with _seeing_sizes():
+        with torch.no_grad(), _seeing_sizes(), _noting_contexts(tracer):
             graph = tracer.trace(module)
     except TraceFailure:
         raise
@@ -374,4 +425,5 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
     # FX leaves tensors it met as attributes of the module.
     met = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     constants = {name: value for name, value in changed.items() if name in met} | tracer.objects
-    return Trace(graph, tracer.fixed, constants, [name for name in changed if name not in met])
+    writes = [name for name in changed if name not in met]
+    return Trace(graph, tracer.fixed, constants, writes, tracer.contexts)

@@ -14,7 +14,7 @@ __all__ = ["Use", "WatchProducts"]
 
 # Functions that multiply matrices, and where the weight may stand among their arguments.
 _PRODUCTS: dict[str, tuple[int, ...]] = {
-    "linear": (1,),
+    "linear": (0, 1),
     "matmul": (0, 1),
     "__matmul__": (0, 1),
     "__rmatmul__": (0, 1),

@@ -103,6 +103,11 @@ def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple
         raise SurgeryError(
             f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
         )
+    if trace.contexts:
+        raise SurgeryError(
+            f"the forward of {type(module).__name__} enters contexts ({', '.join(trace.contexts)}), which a "
+            "rewritten one would not"
+        )
     if trace.writes:
         raise SurgeryError(
             f"the forward of {type(module).__name__} changes attributes ({', '.join(trace.writes)}), which a "
