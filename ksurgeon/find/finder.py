@@ -9,6 +9,7 @@ from ksurgeon.find.inputs import ExampleInputs, evaluating
 from ksurgeon.find.layers import find_layers
 from ksurgeon.find.match import Match
 from ksurgeon.find.movement import as_function, is_movement_module
+from ksurgeon.find.parameters import find_parameters
 from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call, Recording, record_run
 from ksurgeon.find.shuffles import only_moves
@@ -40,6 +41,10 @@ class Finder:
             self.recording = record_run(model, example_inputs)
         inside = self._find_inside() if self.recording else []
         layers = find_layers(model, self.recording)
+        if self.recording:
+            owned = find_parameters(model, self.recording, layers)
+            covered = {site.owner for site in owned}
+            layers = [site for site in layers if site.path not in covered] + owned
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
         self.sites = sorted(layers + inside, key=lambda site: order[site.owner])
 
@@ -108,6 +113,8 @@ def _cannot_rewrite(trace: Trace) -> str | None:
         return f"its forward fixes sizes to plain numbers ({', '.join(dict.fromkeys(trace.fixed))})"
     if trace.constants:
         return "its forward makes tensors, which a rewritten one could not keep"
+    if trace.contexts:
+        return f"its forward enters contexts ({', '.join(dict.fromkeys(trace.contexts))})"
     if trace.writes:
         return f"its forward changes attributes ({', '.join(trace.writes)})"
     return None

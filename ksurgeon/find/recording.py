@@ -1,7 +1,7 @@
 """One run of a model on example inputs: the shapes that every module saw."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from ksurgeon.find.inputs import (
     repeat_single_example,
     tensors_of,
 )
+from ksurgeon.find.uses import Use, WatchProducts
 
 __all__ = ["Call", "Recording", "TensorSpec", "record_run"]
 
@@ -67,12 +68,23 @@ class Call:
 
 @dataclass
 class Recording:
-    """The first call of every module, and how often each was called; modules are known by ``id``."""
+    """What a run told; modules and parameters are known by ``id``.
+
+    Attributes:
+        batch: examples that the model was run on.
+        first: the first call of every module.
+        counts: how often each module was called.
+        rows: entries that each module gave, over all its calls.
+        uses: products with each parameter.
+        lookups: parameters that served as the table of an embedding.
+    """
 
     batch: int
     first: dict[int, Call] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     rows: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    uses: Mapping[int, list[Use]] = field(default_factory=dict)
+    lookups: set[int] = field(default_factory=set)
 
     def vectors(self, module: nn.Module, features: int) -> int:
         """Vectors of ``features`` entries that the module gave per example, over all its calls."""
@@ -109,6 +121,7 @@ def _tag(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 @contextmanager
 def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
     stack: list[Call] = []
+    running: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = Call(_specs(args), _specs(kwargs))
@@ -117,10 +130,12 @@ def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
         recording.counts[id(module)] += 1
         recording.first.setdefault(id(module), call)
         stack.append(call)
+        running.append(id(module))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         _tag(module, args, output)
         call = stack.pop()
+        running.pop()
         call.output = _specs(output)
         recording.rows[id(module)] += sum(t.numel() for t in tensors_of(output)[:1])
         if recording.first[id(module)] is not call:
@@ -132,7 +147,10 @@ def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
             if not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, with_kwargs=True))
-        yield
+        watch = WatchProducts(model.parameters(), lambda: running[-1] if running else id(model))
+        with watch:
+            yield
+        recording.uses, recording.lookups = watch.uses, watch.lookups
     finally:
         for handle in handles:
             handle.remove()

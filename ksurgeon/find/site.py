@@ -29,6 +29,8 @@ class Site:
         owner: path of the module that owns the site; ``path`` itself where the site is a module.
         nodes: names of the FX nodes inside the owner's ``forward``; empty where the site is a module.
         has_bias: whether a bias follows the map.
+        parameter: name of the owner's parameter that is the map, where its forward multiplies by one; the
+            site's path then is the parameter's. Empty for every other site.
         facts: plain data about the map that only its kind knows how to read.
     """
 
@@ -50,4 +52,5 @@ class Site:
     owner: str = ""
     nodes: tuple[str, ...] = ()
     has_bias: bool = False
+    parameter: str = ""
     facts: dict[str, Any] = field(default_factory=dict, hash=False)

@@ -24,6 +24,7 @@ class KLinear(nn.Module):
         expansion: ratio e of the K-matrix's inner size to the smaller side.
         radix: "auto", an integer, or the list of radices of a butterfly matrix.
         structure: any structure, in place of width, expansion and radix.
+        transposed: whether ``weight`` is ``(in_features, out_features)``, as in transformers' ``Conv1D``.
         start: "random" (keeps the variance), "orthogonal", "identity" or "empty".
         device, dtype: of the parameters.
 
@@ -41,12 +42,13 @@ class KLinear(nn.Module):
         expansion: int = 1,
         radix: Radix | Sequence[int] = "auto",
         structure: Structure | None = None,
+        transposed: bool = False,
         start: Start = "random",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features, self.transposed = in_features, out_features, transposed
         self.matrix = KMatrix(
             in_features,
             out_features,
@@ -63,7 +65,8 @@ class KLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense matrix ``(out_features, in_features)``, computed anew and differentiable."""
-        return self.matrix.to_dense()
+        dense = self.matrix.to_dense()
+        return dense.T if self.transposed else dense
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last dimension of ``x`` from ``in_features`` to ``out_features``."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
+from ksurgeon.kmatrix.structures import Dense, Kaleidoscope, Structure
 
 __all__ = ["Kind", "Replacement", "Rule", "Start", "Where", "holds", "matching"]
 
@@ -100,13 +100,13 @@ class Replacement(_Base):
 
     @model_validator(mode="after")
     def _exact_needs_a_known_map(self) -> "Replacement":
-        if self.start == "exact":
+        if self.start == "exact" and not isinstance(self.structure, Dense):
             if self.find not in _KNOWN:
                 allowed = ", ".join(f'"{kind}"' for kind in _KNOWN)
                 raise ValueError(
                     f'start = "exact" needs a map that a K-matrix holds exactly (find = {allowed}), '
                     f'not "{self.find}", whose weight is dense; allowed: '
-                    f'"fit", "random", "orthogonal", "identity"'
+                    f'"fit", "random", "orthogonal", "identity", or structure = "dense"'
                 )
             if not isinstance(self.structure, Kaleidoscope):
                 raise ValueError(

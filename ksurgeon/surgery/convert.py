@@ -17,7 +17,7 @@ from ksurgeon.models.source import Source
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
-from ksurgeon.surgery.build import dense_weight
+from ksurgeon.surgery.build import site_weight
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import (
@@ -162,6 +162,7 @@ def convert(
                 ndim=site.ndim,
                 groups=site.groups,
                 facts=site.facts,
+                parameter=site.parameter,
                 stage=stage,
                 parameters_before=decision.parameters_before,
                 parameters_after=decision.parameters_after,
@@ -256,7 +257,7 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
     bad = [
         site.path
         for site in sites
-        if site.weight_parameters and not bool(dense_weight(model.get_submodule(site.path)).isfinite().all())
+        if site.weight_parameters and not bool(site_weight(model, site).isfinite().all())
     ]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""

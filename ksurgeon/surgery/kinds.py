@@ -10,9 +10,10 @@ from ksurgeon.find import Site
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
 from ksurgeon.kmatrix.structures import Structure
-from ksurgeon.surgery.build import build_dense, build_layer, build_shuffle, dense_weight
+from ksurgeon.surgery.build import build_dense, build_layer, build_parameter, build_shuffle, site_weight
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
@@ -44,8 +45,15 @@ class Kind:
 
 def _layer(model: nn.Module, site: Site, structure: Structure, start: str) -> tuple[nn.Module, float | None]:
     old = model.get_submodule(site.owner)
-    new = build_layer(old, structure, "empty" if start == "fit" else start)
-    return new, fit_(new.matrix, dense_weight(old)) if start == "fit" else None
+    if site.parameter:
+        parameter, transposed = model.get_parameter(site.path), bool(site.facts["transposed"])
+        new: nn.Module = build_parameter(parameter, transposed, structure, start, old.training)
+    else:
+        new = build_layer(old, structure, start)
+    if start == "fit":
+        assert isinstance(new.matrix, KMatrix)
+        return new, fit_(new.matrix, site_weight(model, site))
+    return new, 0.0 if start == "exact" else None
 
 
 def _shuffle(

@@ -10,10 +10,11 @@ from torch import nn
 from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.match import Match
+from ksurgeon.surgery.computed import child_of, computed_class, computed_names
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
 
-__all__ = ["ModuleSwap", "RewriteSwap", "Swap", "prepare", "swap_all", "undo_all"]
+__all__ = ["ModuleSwap", "ParameterSwap", "RewriteSwap", "Swap", "prepare", "swap_all", "undo_all"]
 
 
 @dataclass
@@ -52,7 +53,30 @@ class RewriteSwap:
         self.owner.__class__ = self.before
 
 
-Swap = ModuleSwap | RewriteSwap
+@dataclass
+class ParameterSwap:
+    """A parameter that a child makes from now on; the owner's class changes to a subclass of its class."""
+
+    owner: nn.Module
+    name: str
+    new: nn.Module
+    old: nn.Parameter | None = None
+    before: type[nn.Module] | None = None
+
+    def do(self) -> None:
+        self.old, self.before = self.owner._parameters[self.name], type(self.owner)
+        self.owner.__class__ = computed_class(self.before, self.name)
+        self.owner._parameters[self.name] = None
+        self.owner._modules[child_of(self.name)] = self.new
+
+    def undo(self) -> None:
+        assert self.before is not None
+        del self.owner._modules[child_of(self.name)]
+        self.owner._parameters[self.name] = self.old
+        self.owner.__class__ = self.before
+
+
+Swap = ModuleSwap | RewriteSwap | ParameterSwap
 
 
 def swap_all(swaps: Iterable[Swap]) -> None:
@@ -87,7 +111,14 @@ def prepare(
     swaps: list[Swap] = []
     paths: dict[str, str] = {}
     inside: dict[str, list[tuple[Site, nn.Module]]] = defaultdict(list)
+    parameters: list[Swap] = []
     for site, new in replacements:
+        if site.parameter:
+            owner = model.get_submodule(site.owner)
+            parameters.append(ParameterSwap(owner, site.parameter, new))
+            child = child_of(site.parameter)
+            paths[site.path] = f"{site.owner}.{child}" if site.owner else child
+            continue
         if site.nodes:
             inside[site.owner].append((site, new))
             continue
@@ -111,7 +142,7 @@ def prepare(
         rewrite, names = _rewrite(owner, finder, owner_path, found)
         swaps.append(rewrite)
         paths.update({path: prefix + name for path, name in names.items()})
-    return swaps, paths
+    return swaps + parameters, paths
 
 
 def _remember(new: nn.Module, site: Site, replaced: list[tuple[str, nn.Module]]) -> None:
@@ -138,7 +169,7 @@ def _sequential(owner: nn.Sequential, match: Match, new: nn.Module) -> ModuleSwa
 def _rewrite(
     owner: nn.Module, finder: Finder, path: str, found: list[tuple[Site, nn.Module]]
 ) -> tuple[RewriteSwap, dict[str, str]]:
-    if is_rewritten(owner) or "forward" in vars(owner):
+    if is_rewritten(owner) or computed_names(owner) or "forward" in vars(owner):
         raise SurgeryError(f"the forward of {path or 'the model'} was changed before; it cannot be rewritten")
     names: dict[str, str] = {}
     for site, _ in found:

@@ -51,6 +51,7 @@ class Operation(_Base):
     ndim: int = 0
     groups: int = 1
     facts: dict[str, Any] = {}
+    parameter: str = ""
     stage: int = 0
     parameters_before: int = 0
     parameters_after: int = 0

@@ -24,13 +24,14 @@ def replay(model: nn.Module, record: Record) -> None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if inside and record.inputs is None:
             raise RecordError(
-                "the record does not describe the example inputs that its maps inside forwards were found with"
+                "the record does not describe the example inputs that its maps inside a forward were found "
+                "with"
             )
         finder = Finder(model, inputs_from(record.inputs, device) if inside and record.inputs else None)
         known = {(site.path, site.kind): site for site in finder.sites}
         replacements: list[tuple[Site, nn.Module]] = []
         for operation in operations:
-            site = known.get((operation.path, operation.kind))
+            site = known.get((operation.path, operation.kind)) or _parameter(model, operation)
             there = (operation.permutation, operation.dim, operation.facts)
             if site is None or (site.permutation, site.dim, site.facts) != there:
                 raise RecordError(
@@ -40,6 +41,26 @@ def replay(model: nn.Module, record: Record) -> None:
             replacements.append((site, _rebuild(model, site, operation)))
         swaps, _ = prepare(model, finder, replacements)
         swap_all(swaps)
+
+
+def _parameter(model: nn.Module, operation: Operation) -> Site | None:
+    """The site of a parameter, which only a run would find."""
+    try:
+        shape = model.get_parameter(operation.path).shape if operation.parameter else None
+    except AttributeError:
+        return None
+    if shape is None or len(shape) != 2:
+        return None
+    out_features, in_features = shape[::-1] if operation.facts.get("transposed") else shape
+    return Site(
+        kind=operation.kind,
+        path=operation.path,
+        owner=operation.path.removesuffix(operation.parameter).removesuffix("."),
+        in_features=in_features,
+        out_features=out_features,
+        parameter=operation.parameter,
+        facts=operation.facts,
+    )
 
 
 def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:

@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 
+import torch
 from torch import nn
 
+from ksurgeon.surgery.computed import child_of, class_below, computed_names
 from ksurgeon.surgery.kinds import KINDS, kind_of
-from ksurgeon.surgery.operate import ModuleSwap, RewriteSwap, Swap, swap_all
+from ksurgeon.surgery.operate import ModuleSwap, ParameterSwap, RewriteSwap, Swap, swap_all
 from ksurgeon.surgery.record import attach, record_of
 from ksurgeon.surgery.rewrite import base_class, is_rewritten
 
@@ -28,13 +30,17 @@ def revert(model: nn.Module) -> nn.Module:
     swaps: list[Swap] = []
     inside: set[int] = set()
     for owner in model.modules():
+        for name in computed_names(owner):
+            made = owner.get_submodule(child_of(name))
+            swaps.append(_MadeParameter(owner, name, made))
+            inside.add(id(made))
         if not is_rewritten(owner):
             continue
         maps = {
             n: child for n, child in owner._modules.items() if child is not None and _had_no_weights(child)
         }
         if maps and all(_is_original(child) for child in maps.values()):
-            swaps.append(_Restoration(owner, base_class(owner), type(owner), maps))
+            swaps.append(_Restoration(owner, base_class(owner), class_below(type(owner)), maps))
             inside.update(map(id, maps.values()))
             restored.update(str(child.site) for child in maps.values())
     for module, places in _places(model).items():
@@ -86,6 +92,24 @@ def _put_back(module: nn.Module, places: list[tuple[nn.Module, str]]) -> ModuleS
     there = [(parent, name) for name, _ in replaced]
     present = [parent.get_submodule(name) for _, name in there]
     return ModuleSwap(there, present, [original for _, original in replaced])
+
+
+class _MadeParameter(ParameterSwap):
+    """The other way round: a parameter of its own in the place of the one that a child makes."""
+
+    def do(self) -> None:
+        factor = next(self.new.parameters())
+        self.before = type(self.owner)
+        weight = getattr(self.owner, self.name).detach().clone(memory_format=torch.contiguous_format)
+        del self.owner._modules[child_of(self.name)]
+        self.owner.__class__ = self.before._ksurgeon_below  # type: ignore[attr-defined]
+        self.owner._parameters[self.name] = nn.Parameter(weight, requires_grad=factor.requires_grad)
+
+    def undo(self) -> None:
+        assert self.before is not None
+        self.owner._parameters[self.name] = None
+        self.owner.__class__ = self.before
+        self.owner._modules[child_of(self.name)] = self.new
 
 
 class _Restoration(RewriteSwap):

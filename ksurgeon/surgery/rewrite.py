@@ -17,7 +17,7 @@ from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 
-__all__ = ["Code", "base_class", "is_rewritten", "rewritten_class"]
+__all__ = ["Code", "base_class", "is_rewritten", "rewritten_class", "subclass"]
 
 _numbers = count()
 
@@ -55,7 +55,10 @@ def is_rewritten(module: nn.Module) -> bool:
 
 def base_class(module: nn.Module) -> type[nn.Module]:
     """The class that the module had before its forward was rewritten."""
-    base: type[nn.Module] = getattr(type(module), "_ksurgeon_base", type(module))
+    cls = type(module)
+    while "_ksurgeon_below" in vars(cls):  # parameters that it computes
+        cls = cls._ksurgeon_below  # type: ignore[attr-defined]
+    base: type[nn.Module] = getattr(cls, "_ksurgeon_base", cls)
     return base
 
 
@@ -88,7 +91,7 @@ def rewritten_class(
             for below, flag in training.items():
                 below.training = flag
     evaluation, train = codes
-    return _subclass(base_class(module), evaluation, None if train.source == evaluation.source else train)
+    return subclass(base_class(module), evaluation, None if train.source == evaluation.source else train)
 
 
 def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Match, str]]) -> Code:
@@ -99,6 +102,11 @@ def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple
     if trace.constants:
         raise SurgeryError(
             f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
+        )
+    if trace.contexts:
+        raise SurgeryError(
+            f"the forward of {type(module).__name__} enters contexts ({', '.join(trace.contexts)}), which a "
+            "rewritten one would not"
         )
     if trace.writes:
         raise SurgeryError(
@@ -146,7 +154,8 @@ def _computes_size(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and not isinstance(node.meta.get("value"), Tensor)
 
 
-def _subclass(base: type[nn.Module], evaluation: Code, train: Code | None) -> type[nn.Module]:
+def subclass(base: type[nn.Module], evaluation: Code, train: Code | None) -> type[nn.Module]:
+    """A subclass with the forward given, and with another one for training where there is one."""
     evaluate = evaluation.forward(base.__name__)
     space: dict[str, Any] = {
         "__module__": base.__module__,
@@ -181,5 +190,5 @@ def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
 
 
 def _restore(base: type[nn.Module], codes: tuple[Code, Code | None]) -> nn.Module:
-    cls = _subclass(base, *codes)
+    cls = subclass(base, *codes)
     return cls.__new__(cls)
