@@ -33,7 +33,7 @@ class Pipeline:
         end_pad: zeros are added at the end until the length is a multiple of the hop.
         reach: samples that a frame needs beyond the window, only for the number of frames.
         remove_dc: the mean of each frame is subtracted.
-        frame_preemphasis: each sample of a frame minus so much of the one before; the first has itself before.
+        frame_preemphasis: each sample of a frame minus so much of the one before, the first of itself.
         drop_last: frames dropped at the end.
         power: of the modulus; 1 or 2. None gives the complex spectrum.
         inside: added to the squared modulus, or its least value where ``inside_floor``.

@@ -1,8 +1,8 @@
 """A learnable K-matrix in the place of a Fourier, cosine, Hadamard or circulant transform."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.matrix import multiply
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.radix import transform_radices
+from ksurgeon.kmatrix.structures import Butterfly
 from ksurgeon.kmatrix.transforms import (
     as_real,
     circulant_factors,
@@ -17,13 +19,22 @@ from ksurgeon.kmatrix.transforms import (
     dft_factors,
     digit_reversal,
     hadamard_factors,
-    transform_radices,
 )
 
-__all__ = ["KTransform", "TransformKind"]
+__all__ = ["KTransform", "TransformKind", "count_parameters"]
 
-TransformKind = Literal["dft", "idft", "rdft", "irdft", "dct", "hadamard", "circulant"]
+TransformKind = Literal["dft", "idft", "rdft", "irdft", "dct", "dct_ortho", "hadamard", "circulant"]
 _COMPLEX = ("dft", "idft", "rdft", "irdft")
+
+
+def count_parameters(facts: Mapping[str, Any], structure: Butterfly) -> int:
+    """Parameters of the transform that ``facts`` describes, and of the filters that follow it if any do.
+
+    Raises:
+        StructureError: radices that do not multiply to the size.
+    """
+    module = KTransform.of(facts, structure, start="empty")
+    return sum(factor.numel() for factor in module.factors) + int(facts.get("filters", 0))
 
 
 class KTransform(nn.Module):
@@ -34,14 +45,15 @@ class KTransform(nn.Module):
     they are applied in real arithmetic. The digit reversal before them is an exact permutation.
 
     Args:
-        kind: "dft", "idft", "rdft" (real input, n // 2 + 1 outputs), "irdft", "dct" (DCT-II), "hadamard"
-            (Sylvester's order) or "circulant", scaled as ``torch.fft`` and ``scipy.fft`` do by default.
+        kind: "dft", "idft", "rdft" (real input, n // 2 + 1 outputs), "irdft", "dct" (DCT-II), "dct_ortho"
+            (its rows of unit length), "hadamard" (Sylvester's order) or "circulant", scaled as ``torch.fft``
+            and ``scipy.fft`` do by default.
         n: size of the transform.
         dim: the dimension that is mapped.
         scale: every output is multiplied by it to start with.
         column: first column of a circulant matrix, real.
-        others: further dimensions, along which the same Fourier transform is taken as ``torch.fft`` does it:
-            those whose size a model leaves open.
+        others: further dimensions, along which the same Fourier transform is taken as ``torch.fft`` does it,
+            with ``norm``: those whose size a model leaves open.
         radices: of the factors; the cheapest if left out.
         start: "exact", "random" (keeps the variance) or "empty".
         device, dtype: of the parameters, real.
@@ -59,6 +71,7 @@ class KTransform(nn.Module):
         scale: float = 1.0,
         column: Sequence[float] | Tensor | None = None,
         others: Sequence[int] = (),
+        norm: str = "backward",
         radices: Sequence[int] | None = None,
         start: str = "exact",
         device: torch.device | str | None = None,
@@ -66,6 +79,7 @@ class KTransform(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.n, self.dim, self.scale, self.others = kind, n, dim, scale, tuple(others)
+        self.norm = norm
         half = n // 2 + 1
         self.in_features = half if kind == "irdft" else n
         self.out_features = half if kind == "rdft" else n
@@ -90,6 +104,15 @@ class KTransform(nn.Module):
                         f"start of a transform must be exact, random or empty, got {start!r}"
                     )
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], structure: Butterfly, dim: int = -1, **options: Any) -> Self:
+        """The transform that plain data describes: ``transform``, ``n``, and options of the constructor."""
+        names = ("scale", "column", "others", "norm")
+        given = {name: facts[name] for name in names if name in facts}
+        n = int(facts["n"])
+        structure.patterns(n, n)
+        return cls(facts["transform"], n, dim, radices=structure.radices(n), **given, **options)
+
     @property
     def is_complex(self) -> bool:
         """Whether the factors are complex, their parts along a last dimension."""
@@ -101,8 +124,8 @@ class KTransform(nn.Module):
         order: Tensor | None = None
         if kind == "hadamard":
             factors = hadamard_factors(n)
-        elif kind == "dct":
-            order, factors = dct_factors(n, radices)
+        elif kind in ("dct", "dct_ortho"):
+            order, factors = dct_factors(n, radices, ortho=kind == "dct_ortho")
         elif kind == "circulant":
             if self.column is None or len(self.column) != n:
                 raise StructureError(f"a circulant matrix of size {n} needs its first column, {n} numbers")
@@ -149,6 +172,12 @@ class KTransform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map dimension ``dim`` of ``x`` from ``in_features`` to ``out_features`` entries."""
+        if torch.is_autocast_enabled(x.device.type):  # as torch.fft, in the precision of the parameters
+            with torch.autocast(x.device.type, enabled=False):
+                return self._apply_to(x)
+        return self._apply_to(x)
+
+    def _apply_to(self, x: Tensor) -> Tensor:
         dim = self.dim % x.dim()
         if x.shape[dim] != self.in_features:
             raise ValueError(
@@ -177,7 +206,7 @@ class KTransform(nn.Module):
         y = torch.complex(re.contiguous(), im.contiguous())
         if self.others:
             take = torch.fft.ifftn if self.kind == "idft" else torch.fft.fftn
-            y = take(y, dim=self.others)
+            y = take(y, dim=self.others, norm=self.norm)
         return y
 
     def _real(self, x: Tensor, dim: int) -> Tensor:

@@ -4,7 +4,6 @@ All factors are computed in double precision, from angles reduced in integers.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ksurgeon.errors import StructureError
+from ksurgeon.kmatrix.radix import transform_radices
 
 __all__ = [
     "as_real",
@@ -20,33 +20,9 @@ __all__ = [
     "dft_factors",
     "digit_reversal",
     "hadamard_factors",
-    "transform_radices",
 ]
 
-_MOVE = 16  # what writing an entry costs, in multiplications
-
 Part = Literal["both", "real"]
-
-
-@lru_cache(maxsize=1024)
-def transform_radices(n: int) -> tuple[int, ...]:
-    """Radices of the cheapest mixed-radix transform of size n: multiplications, and 16 for an entry moved.
-
-    Raises:
-        StructureError: n is below 1.
-    """
-    if n < 1:
-        raise StructureError(f"the size of a transform must be at least 1, got {n}")
-    best: dict[int, tuple[int, tuple[int, ...]]] = {1: (0, ())}
-    divisors = [r for r in range(1, n + 1) if n % r == 0]
-    for size in divisors[1:]:
-        options = []
-        for r in divisors[1:]:
-            if size % r == 0:
-                cost, rest = best[size // r]
-                options.append((cost + r + _MOVE, tuple(sorted((*rest, r)))))
-        best[size] = min(options)
-    return best[n][1] or (1,)
 
 
 def digit_reversal(radices: Sequence[int]) -> Tensor:
@@ -67,7 +43,8 @@ def dft_factors(n: int, radices: Sequence[int] | None = None, *, inverse: bool =
     """Butterfly factors B of a DFT, complex128: ``torch.fft.fft(x) = B x[digit_reversal(radices)]``.
 
     Cooley and Tukey's decimation in time; strides 1, r1, r1·r2, … in the order applied (Dao et al.,
-    ICLR 2020, section 2.2). The transposed factors in the opposite order give ``torch.fft.fft(x)[digit_reversal]``.
+    ICLR 2020, section 2.2). The transposed factors in the opposite order give
+    ``torch.fft.fft(x)[digit_reversal]``.
 
     Args:
         n: size; its radices may be any, also large primes, which become dense blocks.

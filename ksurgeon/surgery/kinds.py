@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Site
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
-from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.kmatrix.structures import Butterfly, Structure
+from ksurgeon.kmatrix.transform import KTransform
 from ksurgeon.surgery.build import build_dense, build_layer, build_parameter, build_shuffle, site_weight
 
 __all__ = ["KINDS", "Kind", "kind_of"]
@@ -75,6 +77,30 @@ def _is_original_shuffle(module: nn.Module) -> bool:
     return torch.equal(weight, expected[list(module.permutation)])
 
 
+def _transform(
+    model: nn.Module, site: Site, structure: Structure, start: str
+) -> tuple[nn.Module, float | None]:
+    assert site.dim is not None and isinstance(structure, Butterfly)
+    owner = model.get_submodule(site.owner)
+    like = next((p for p in model.parameters() if p.dtype.is_floating_point), torch.empty(0))
+    options = {"start": start, "device": like.device, "dtype": getattr(torch, site.facts["dtype"])}
+    facts = {name: value for name, value in site.facts.items() if name != "dtype"}
+    new = KTransform.of(facts, structure, site.dim, **options).train(owner.training)
+    return new, 0.0 if start == "exact" else None
+
+
+def _is_original_transform(module: nn.Module) -> bool:
+    assert isinstance(module, KTransform)
+    return module.is_exact()
+
+
+def _no_dense_transform(module: nn.Module, ndim: int) -> nn.Module:
+    raise SurgeryError(
+        f"the transform at {module.site} was trained, and no layer of torch.nn stands for it now; "
+        "keep it, or set its factors back"
+    )
+
+
 _LAYER = Kind(modules=(KLinear, KPointwiseConv), build=_layer, dense=build_dense)
 _SHUFFLE = Kind(
     modules=(KChannelShuffle,),
@@ -84,7 +110,20 @@ _SHUFFLE = Kind(
     is_original=_is_original_shuffle,
 )
 
-KINDS: dict[str, Kind] = {"linear": _LAYER, "pointwise_conv": _LAYER, "channel_shuffle": _SHUFFLE}
+_TRANSFORM = Kind(
+    modules=(KTransform,),
+    build=_transform,
+    dense=_no_dense_transform,
+    child="ktransform",
+    is_original=_is_original_transform,
+)
+
+KINDS: dict[str, Kind] = {
+    "linear": _LAYER,
+    "pointwise_conv": _LAYER,
+    "channel_shuffle": _SHUFFLE,
+    "transform": _TRANSFORM,
+}
 
 
 def kind_of(module: nn.Module) -> Kind | None:

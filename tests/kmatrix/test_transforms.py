@@ -3,6 +3,7 @@ import torch
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kernels import apply_chain
+from ksurgeon.kmatrix.radix import transform_radices
 from ksurgeon.kmatrix.transform import KTransform
 from ksurgeon.kmatrix.transforms import (
     as_real,
@@ -11,7 +12,6 @@ from ksurgeon.kmatrix.transforms import (
     dft_factors,
     digit_reversal,
     hadamard_factors,
-    transform_radices,
 )
 
 SIZES = [1, 2, 3, 4, 5, 6, 8, 12, 13, 30, 37, 64, 100, 116, 240, 400, 480, 512, 768, 1000, 1024]
