@@ -99,7 +99,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     for line in lines:
         rows[line["library"]].append(line)
     text = [
-        "| library | models | analysed | modules traced | weights in linear maps found | replaceable | missed |",
+        "| library | models | analysed | modules traced | linear weights found | replaceable | missed |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for library, results in rows.items():

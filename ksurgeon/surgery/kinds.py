@@ -13,7 +13,14 @@ from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
 from ksurgeon.kmatrix.structures import Structure
-from ksurgeon.surgery.build import build_dense, build_layer, build_parameter, build_shuffle, site_weight
+from ksurgeon.surgery.build import (
+    build_dense,
+    build_layer,
+    build_parameter,
+    build_shuffle,
+    in_parts,
+    site_weight,
+)
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
@@ -26,8 +33,9 @@ class Kind:
 
     Attributes:
         modules: classes of the replacements.
-        build: takes the model, the site, the structure and the start ("empty": the values are loaded
-            afterwards); gives the replacement, and its relative weight error where there is one.
+        build: takes the model, the site (its ``parts`` as the plan wants them), the structure and the start
+            ("empty": the values are loaded afterwards); gives the replacement, and its relative weight error
+            where there is one.
         dense: takes a replacement and the number of dimensions of what it maps; gives a plain module that
             computes the same, or raises SurgeryError.
         child: stem of the name of a replacement that a rewritten forward calls.
@@ -47,12 +55,12 @@ def _layer(model: nn.Module, site: Site, structure: Structure, start: str) -> tu
     old = model.get_submodule(site.owner)
     if site.parameter:
         parameter, transposed = model.get_parameter(site.path), bool(site.facts["transposed"])
-        new: nn.Module = build_parameter(parameter, transposed, structure, start, old.training)
+        new: nn.Module = build_parameter(parameter, transposed, structure, start, old.training, site.parts)
     else:
-        new = build_layer(old, structure, start)
+        new = build_layer(old, structure, start, site.parts)
     if start == "fit":
         assert isinstance(new.matrix, KMatrix)
-        return new, fit_(new.matrix, site_weight(model, site))
+        return new, fit_(new.matrix, in_parts(site_weight(model, site), site.parts))
     return new, 0.0 if start == "exact" else None
 
 
