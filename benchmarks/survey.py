@@ -87,7 +87,7 @@ def _covered(model: nn.Module, sites: Iterable[Site]) -> set[str]:
     for site in sites:
         if site.parameter:
             covered.update(names[id(model.get_parameter(site.path))])
-        else:
+        elif not site.nodes:
             for parameter in model.get_submodule(site.path).parameters():
                 covered.update(names[id(parameter)])
     return covered

@@ -60,7 +60,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
 
 def parts_of(path: str, in_features: int, out_features: int) -> int:
     """Equal parts of a weight that projects to several things at once, as its name and sizes tell."""
-    parts, rest = divmod(out_features, in_features)
+    parts, rest = divmod(out_features, max(1, in_features))
     if rest == 0 and parts in _FUSED and _FUSED[parts].search(path):
         return parts
     return 1
