@@ -12,8 +12,9 @@ __all__ = ["Oracle"]
 _PRODUCTS = frozenset(
     {
         "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "linear", "matmul", "_grouped_mm",
-        "convolution", "_convolution", "_trilinear", "mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu",
-        "_thnn_fused_lstm_cell", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+        "convolution", "_convolution", "_trilinear", "mkldnn_rnn_layer", "lstm", "gru",
+        "rnn_tanh", "rnn_relu", "_thnn_fused_lstm_cell", "_native_multi_head_attention",
+        "_transformer_encoder_layer_fwd",
     }
 )  # fmt: skip
 

@@ -87,7 +87,7 @@ def _covered(model: nn.Module, sites: Iterable[Site]) -> set[str]:
     for site in sites:
         if site.parameter:
             covered.update(names[id(model.get_parameter(site.path))])
-        else:
+        elif not site.nodes:
             for parameter in model.get_submodule(site.path).parameters():
                 covered.update(names[id(parameter)])
     return covered
@@ -99,7 +99,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
     for line in lines:
         rows[line["library"]].append(line)
     text = [
-        "| library | models | analysed | modules traced | weights in linear maps found | replaceable | missed |",
+        "| library | models | analysed | modules traced | linear weights found | replaceable | missed |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for library, results in rows.items():

@@ -29,7 +29,7 @@ _LARGEST = 60_000_000
 
 
 def names(library: str) -> list[str]:
-    """Models of a library: one of each module of timm, all of torchvision, every model type of transformers."""
+    """One model of each module of timm, all of torchvision, or every model type of transformers."""
     listing: dict[str, Callable[[], list[str]]] = {
         "timm": _timm_names, "torchvision": _torchvision_names, "transformers": _transformers_names,
     }  # fmt: skip

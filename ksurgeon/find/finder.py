@@ -2,13 +2,13 @@
 
 import warnings
 
-from torch import nn
+from torch import fx, nn
 
 from ksurgeon.errors import InputError
 from ksurgeon.find.inputs import ExampleInputs, evaluating
 from ksurgeon.find.layers import find_layers
 from ksurgeon.find.match import Match
-from ksurgeon.find.movement import as_function, is_movement_module
+from ksurgeon.find.movement import as_function, is_movement_module, kept_constants
 from ksurgeon.find.parameters import find_parameters
 from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call, Recording, record_run
@@ -82,9 +82,26 @@ class Finder:
         movers = self.movers_of(module)
         if only_moves(trace, movers):
             self._movers.add(id(module))
-        return [self._site(path, module, trace, match) for match in find_matches(module, trace, movers)]
+        matches = find_matches(module, trace, movers)
+        varied = bool(matches) and self._varies(module, trace)
+        gone = {node for match in matches for node in match.region.nodes}
+        obstacle = _cannot_rewrite(trace, gone, varied)
+        return [self._site(path, module, trace, match, obstacle) for match in matches]
 
-    def _site(self, path: str, module: nn.Module, trace: Trace, match: Match) -> Site:
+    def _varies(self, module: nn.Module, trace: Trace) -> bool:
+        """Whether the forward does something else in another call of the example run."""
+        assert self.recording is not None
+        code = trace.graph.python_code("self").src
+        for call in self.recording.others[id(module)]:
+            try:
+                other = trace_module(as_function(module), call)
+            except TraceFailure:
+                return True
+            if other.graph.python_code("self").src != code:
+                return True
+        return False
+
+    def _site(self, path: str, module: nn.Module, trace: Trace, match: Match, obstacle: str | None) -> Site:
         region, value = match.region, match.region.source.meta["value"]
         whole = bool(path) and _is_whole(trace, match)
         site_path = path if whole else f"{path}:{region.sink.name}"
@@ -96,7 +113,7 @@ class Finder:
             owner=path,
             in_features=match.in_features,
             out_features=match.out_features,
-            reason=match.reason or (_cannot_rewrite(trace) if rewritten else None),
+            reason=match.reason or (obstacle if rewritten else None),
             class_name=type(module).__name__,
             dim=match.dim,
             ndim=value.dim(),
@@ -108,10 +125,13 @@ class Finder:
         )
 
 
-def _cannot_rewrite(trace: Trace) -> str | None:
+def _cannot_rewrite(trace: Trace, gone: set[fx.Node], varied: bool) -> str | None:
+    """Why the forward cannot be rewritten once the nodes in ``gone`` have been replaced."""
+    if varied:
+        return "it is called several times, and its forward does something else with other arguments"
     if trace.fixed:
         return f"its forward fixes sizes to plain numbers ({', '.join(dict.fromkeys(trace.fixed))})"
-    if trace.constants:
+    if kept_constants(trace, gone):
         return "its forward makes tensors, which a rewritten one could not keep"
     if trace.contexts:
         return f"its forward enters contexts ({', '.join(dict.fromkeys(trace.contexts))})"

@@ -1,5 +1,6 @@
 """Sites that are whole modules, and why one cannot be replaced."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -11,7 +12,14 @@ from ksurgeon.find.layer_kinds import Layer, layer_of
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 
-__all__ = ["find_layers", "held_outside", "is_plain", "names_of_parameters", "paths_of"]
+__all__ = ["find_layers", "held_outside", "is_plain", "names_of_parameters", "parts_of", "paths_of"]
+
+_FUSED = {
+    2: re.compile(r"(^|[._])(to_|W|in_proj_|c_)?kv(_proj|_lin|_layer)?(\.weight)?$"),
+    3: re.compile(
+        r"(^|[._])((to_|W|in_proj_|c_)?qkv(_proj|_lin|_layer)?|c_attn|query_key_value|in_proj)([._]weight)?$"
+    ),
+}
 
 
 def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
@@ -37,6 +45,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
                 out_features=layer.out_features,
                 groups=layer.groups,
                 facts=dict(layer.facts),
+                parts=parts_of(path, layer.in_features, layer.out_features) if layer.kind == "linear" else 1,
                 class_name=type(module).__name__,
                 reason=_reason(module, path, layer, recording, names, outside),
                 has_bias=getattr(module, "bias", None) is not None,
@@ -47,6 +56,14 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
             )
         )
     return sites
+
+
+def parts_of(path: str, in_features: int, out_features: int) -> int:
+    """Equal parts of a weight that projects to several things at once, as its name and sizes tell."""
+    parts, rest = divmod(out_features, max(1, in_features))
+    if rest == 0 and parts in _FUSED and _FUSED[parts].search(path):
+        return parts
+    return 1
 
 
 def paths_of(model: nn.Module) -> dict[int, list[str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from ksurgeon.find.layers import is_plain, names_of_parameters, paths_of
+from ksurgeon.find.layers import is_plain, names_of_parameters, parts_of, paths_of
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 from ksurgeon.find.uses import Use
@@ -74,6 +74,7 @@ def _site(
         weight_parameters=parameter.numel(),
         vectors=vectors,
         multiplications=vectors * in_features * out_features,
+        parts=parts_of(f"{owner}.{name}", in_features, out_features),
         facts={"transposed": transposed},
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from torch import fx, nn
 
 from ksurgeon.find.match import Match
+from ksurgeon.find.permutations import find_permutations
 from ksurgeon.find.shuffles import find_shuffles
 from ksurgeon.find.tracer import Trace
 from ksurgeon.find.transforms import find_transforms
@@ -18,7 +19,7 @@ __all__ = ["IN_FORWARDS", "InForward", "find_matches"]
 InForward = Callable[[nn.Module, Trace, set[str]], Iterator[Match]]
 """Takes the owner, its traced forward, and the paths of its children that only move data."""
 
-IN_FORWARDS: tuple[InForward, ...] = (find_shuffles, find_transforms)
+IN_FORWARDS: tuple[InForward, ...] = (find_shuffles, find_permutations, find_transforms)
 
 
 def find_matches(module: nn.Module, trace: Trace, movers: set[str]) -> list[Match]:

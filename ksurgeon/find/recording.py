@@ -32,6 +32,7 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._AdaptiveAvgPoolNd,
 )
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_DIFFERENT_CALLS = 4
 _ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear.Identity")
 
 
@@ -73,6 +74,7 @@ class Recording:
     Attributes:
         batch: examples that the model was run on.
         first: the first call of every module.
+        others: further calls with arguments of other kinds or shapes, a few for each module.
         counts: how often each module was called.
         rows: entries that each module gave, over all its calls.
         uses: products with each parameter.
@@ -81,6 +83,7 @@ class Recording:
 
     batch: int
     first: dict[int, Call] = field(default_factory=dict)
+    others: dict[int, list[Call]] = field(default_factory=lambda: defaultdict(list))
     counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     rows: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     uses: Mapping[int, list[Use]] = field(default_factory=dict)
@@ -89,6 +92,18 @@ class Recording:
     def vectors(self, module: nn.Module, features: int) -> int:
         """Vectors of ``features`` entries that the module gave per example, over all its calls."""
         return self.rows[id(module)] // (features * self.batch)
+
+
+def _differ(one: Call, other: Call) -> bool:
+    """Whether the calls had arguments of other shapes, other numbers or other flags."""
+    first, second = (pytree.tree_flatten((call.args, call.kwargs)) for call in (one, other))
+    if first[1] != second[1]:
+        return True
+    plain = (TensorSpec, bool, int, float, str, type(None))
+    return any(
+        type(a) is not type(b) or (isinstance(a, plain) and a != b)
+        for a, b in zip(first[0], second[0], strict=True)
+    )
 
 
 def _specs(tree: Any) -> Any:
@@ -139,7 +154,11 @@ def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
         call.output = _specs(output)
         recording.rows[id(module)] += sum(t.numel() for t in tensors_of(output)[:1])
         if recording.first[id(module)] is not call:
-            call.children.clear()
+            known = [recording.first[id(module)], *recording.others[id(module)]]
+            if len(known) < _DIFFERENT_CALLS and all(_differ(call, other) for other in known):
+                recording.others[id(module)].append(call)
+            else:
+                call.children.clear()
 
     handles: list[Any] = []
     try:

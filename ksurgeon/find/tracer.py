@@ -10,7 +10,7 @@ import inspect
 import operator
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from ksurgeon.find.attributes import Attributes
 from ksurgeon.find.recording import Call, TensorSpec
 
-__all__ = ["Trace", "TraceFailure", "attribute_of", "require", "trace_module"]
+__all__ = ["Trace", "TraceFailure", "attribute_of", "packed", "require", "trace_module"]
 
 _CONSTANT = (type(None), bool, str)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -117,6 +117,11 @@ class _Proxy(fx.Proxy):
             return self.tracer.fix(attribute, freely=True)
         return attribute
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and not kwargs and not callable(self.tracer.known(self)):
+            return self  # every proxy looks callable
+        return super().__call__(*args, **kwargs)
+
     @property
     def keys(self) -> Any:  # type: ignore[override]
         """The method of a mapping; of anything else what its attribute ``keys`` is."""
@@ -151,6 +156,9 @@ class _Proxy(fx.Proxy):
 
 class _Attribute(_Proxy, fx.proxy.Attribute):
     """An attribute of a proxy, such as its shape; becomes a node when it is used."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return fx.proxy.Attribute.__call__(self, *args, **kwargs)
 
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         fx.proxy.Attribute.__init__(self, root, attr)
@@ -286,6 +294,11 @@ class _Tracer(fx.Tracer):
         return answer
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = self.value_of(obj)
+        if isinstance(value, Mapping):
+            return iter(self.keys(obj))
+        if isinstance(value, (KeysView, ValuesView, ItemsView)):
+            obj = self.create_proxy("call_function", list, (obj,), {})
         return iter([obj[index] for index in range(self.length(obj))])  # type: ignore[index]
 
     def keys(self, obj: fx.Proxy) -> Any:
@@ -295,7 +308,7 @@ class _Tracer(fx.Tracer):
         if node.op == "placeholder":
             return self._fake(self.recorded)
         if node.op == "get_attr":
-            attribute = attribute_of(self.root, str(node.target))
+            node.meta["attribute"] = attribute = attribute_of(self.root, str(node.target))
             return self.mode.from_tensor(attribute) if isinstance(attribute, Tensor) else attribute
         if node.op == "call_module":
             waiting = self.outputs[id(self.root.get_submodule(str(node.target)))]
@@ -352,19 +365,41 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def packed(tensors: Any, pattern: str) -> Tensor:
+    """The tensor that ``einops.pack`` gives."""
+    from einops.packing import pack  # not under the name that is wrapped while a forward is traced
+
+    tensor: Tensor = pack(tensors, pattern)[0]
+    return tensor
+
+
+def _packed_shapes(tensors: Any, pattern: str) -> Any:
+    from einops.packing import pack
+
+    return pack(tensors, pattern)[1]
+
+
+def _pack(tensors: Any, pattern: str) -> Any:
+    """``einops.pack`` in a forward that is traced: the tensor and the shapes each are a node."""
+    return _wrapped(packed)(tensors, pattern), _wrapped(_packed_shapes)(tensors, pattern)
+
+
 @contextmanager
 def _seeing_sizes() -> Iterator[None]:
     """Make functions that cannot dispatch on a proxy do so: some of torch, and einops under any name."""
     einops = sys.modules.get("einops")
-    functions = [einops.rearrange, einops.reduce, einops.repeat, einops.einsum] if einops else []
+    names = ("rearrange", "reduce", "repeat", "einsum", "unpack")
+    functions = [getattr(einops, name) for name in names] if einops else []
     wrapped = {id(function): _wrapped(function) for function in functions}
+    if einops:
+        wrapped[id(einops.pack)] = _pack
     holders = [(torch, name, _wrapped(getattr(torch, name))) for name in _SIZED]
     if wrapped:
         for module_name, module in list(sys.modules.items()):
             if module is not None and not module_name.startswith(("einops.", "torch.")):
-                names = list(getattr(module, "__dict__", {}).items())
+                held = list(getattr(module, "__dict__", {}).items())
                 holders += [
-                    (module, name, wrapped[id(value)]) for name, value in names if id(value) in wrapped
+                    (module, name, wrapped[id(value)]) for name, value in held if id(value) in wrapped
                 ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in holders]
     try:

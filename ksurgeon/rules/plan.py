@@ -18,7 +18,10 @@ __all__ = ["Decision", "Plan", "make_plan", "require_matches"]
 
 
 class Decision(BaseModel):
-    """What happens to one site, and why. ``part`` is the ``[[replace]]`` that decided, counted from 1."""
+    """What happens to one site, and why. ``part`` is the ``[[replace]]`` that decided, counted from 1.
+
+    ``parts`` is the number of matrices that a fused layer gets.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,6 +32,7 @@ class Decision(BaseModel):
     part: int | None = None
     structure: Structure | None = None
     start: Start | None = None
+    parts: int = 1
     parameters_before: int
     parameters_after: int
     multiplications_before: int
@@ -141,7 +145,8 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
     if site.reason is not None:
         return _leave(site, site.reason, number)
     try:
-        numel = _numel(site, part.structure)
+        parts = site.parts if part.split else 1
+        numel = _numel(site, part.structure, parts)
     except StructureError as error:
         return _leave(site, f"structure: {error}", number)
     after = numel + site.parameters - site.weight_parameters
@@ -156,6 +161,7 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
         part=number,
         structure=part.structure,
         start=part.start,
+        parts=parts,
         parameters_before=site.parameters,
         parameters_after=after,
         multiplications_before=site.multiplications,
@@ -177,7 +183,7 @@ def _leave(site: "Site", reason: str, number: int | None = None) -> Decision:
     )
 
 
-def _numel(site: "Site", structure: Structure) -> int:
+def _numel(site: "Site", structure: Structure, parts: int) -> int:
     """Parameters of the structure on all groups of the site, which are also multiplications per vector."""
     groups = site.groups if site.kind == "pointwise_conv" else 1
     if groups > 1 and isinstance(structure, GroupedKaleidoscope):
@@ -188,8 +194,8 @@ def _numel(site: "Site", structure: Structure) -> int:
         from ksurgeon.kmatrix.transform import count_parameters
 
         return count_parameters(site.facts, structure)
-    patterns = structure.patterns(site.in_features // groups, site.out_features // groups)
-    return groups * sum(pattern.numel for pattern in patterns)
+    patterns = structure.patterns(site.in_features // groups, site.out_features // groups // parts)
+    return groups * parts * sum(pattern.numel for pattern in patterns)
 
 
 def _names(site: "Site") -> tuple[str, ...]:

@@ -87,8 +87,8 @@ class Replacement(_Base):
     """One ``[[replace]]`` part: which sites, and what takes their place.
 
     A target is an exact module path, ``re:`` and a regular expression that matches the whole path, or a
-    class name. No target at all means every site of the kind. In Python, ``structure`` is what a rule
-    file calls ``with``.
+    class name. No target at all means every site of the kind. With ``split``, a fused query, key and value
+    gets one matrix each instead of one for all. In Python, ``structure`` is what a rule file calls ``with``.
     """
 
     find: Kind
@@ -96,6 +96,7 @@ class Replacement(_Base):
     ignore: tuple[Target, ...] = ()
     where: Where = Where()
     unless_found: Kind | None = None
+    split: bool = False
     structure: Structure = Field(alias="with")
     start: Start = Field(default_factory=_default_start)
 

@@ -22,6 +22,7 @@ __all__ = [
     "build_shuffle",
     "dense_weight",
     "hand_over",
+    "in_parts",
     "set_dense",
     "site_weight",
 ]
@@ -35,7 +36,9 @@ _HOOKS = (
 )  # fmt: skip
 
 
-def build_layer(module: nn.Module, structure: Structure, start: str = "empty") -> KLinear | KPointwiseConv:
+def build_layer(
+    module: nn.Module, structure: Structure, start: str = "empty", parts: int = 1
+) -> KLinear | KPointwiseConv:
     """K-module of a linear layer's or pointwise convolution's sizes, dtype and device, sharing its bias.
 
     It remembers the layer without its tensors, so that a revert gives back the same class. "exact" takes over
@@ -64,9 +67,9 @@ def build_layer(module: nn.Module, structure: Structure, start: str = "empty") -
     else:
         transposed = not isinstance(module, nn.Linear)  # transformers' Conv1D
         out_features, in_features = weight.shape[::-1] if transposed else weight.shape
-        new = KLinear(in_features, out_features, transposed=transposed, **options)
+        new = KLinear(in_features, out_features, parts=parts, transposed=transposed, **options)
     if start == "exact":
-        set_dense(new.matrix, dense_weight(module))
+        set_dense(new.matrix, in_parts(dense_weight(module), parts))
     if bias is not None:
         new.bias = bias  # type: ignore[assignment]
     new.matrix.requires_grad_(weight.requires_grad)
@@ -146,8 +149,18 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
     return weight.T if site.facts["transposed"] else weight
 
 
+def in_parts(weight: Tensor, parts: int) -> Tensor:
+    """The matrix that maps ``parts`` copies of a vector to what ``weight`` maps the vector to."""
+    return weight if parts == 1 else torch.block_diag(*weight.chunk(parts))
+
+
 def build_parameter(
-    parameter: nn.Parameter, transposed: bool, structure: Structure, start: str, training: bool
+    parameter: nn.Parameter,
+    transposed: bool,
+    structure: Structure,
+    start: str,
+    training: bool,
+    parts: int = 1,
 ) -> KLinear:
     """K-module that makes a parameter; ``transposed`` tells that it is ``(in, out)``."""
     out_features, in_features = parameter.shape[::-1] if transposed else parameter.shape
@@ -156,13 +169,15 @@ def build_parameter(
         out_features,
         bias=False,
         structure=structure,
+        parts=parts,
         transposed=transposed,
         start="empty" if start in ("exact", "fit") else start,  # type: ignore[arg-type]
         device=parameter.device,
         dtype=parameter.dtype,
     )
     if start == "exact":
-        set_dense(new.matrix, parameter.detach().T if transposed else parameter.detach())
+        weight = parameter.detach().T if transposed else parameter.detach()
+        set_dense(new.matrix, in_parts(weight, parts))
     new.matrix.requires_grad_(parameter.requires_grad)
     return new.train(training)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,7 @@ def convert(
                 groups=site.groups,
                 facts=site.facts,
                 parameter=site.parameter,
+                parts=decision.parts,
                 stage=stage,
                 parameters_before=decision.parameters_before,
                 parameters_after=decision.parameters_after,
@@ -289,7 +290,9 @@ def _build_all(
 def _build(model: nn.Module, decision: Decision, site: Site) -> _Built:
     begin = time.perf_counter()
     assert decision.structure is not None and decision.start is not None
-    new, error = KINDS[site.kind].build(model, site, decision.structure, decision.start)
+    new, error = KINDS[site.kind].build(
+        model, replace(site, parts=decision.parts), decision.structure, decision.start
+    )
     return new, error, time.perf_counter() - begin
 
 

@@ -1,7 +1,7 @@
 """How surgery treats each kind of site, one line each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -15,7 +15,14 @@ from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
 from ksurgeon.kmatrix.structures import Butterfly, Structure
 from ksurgeon.kmatrix.transform import KTransform
-from ksurgeon.surgery.build import build_dense, build_layer, build_parameter, build_shuffle, site_weight
+from ksurgeon.surgery.build import (
+    build_dense,
+    build_layer,
+    build_parameter,
+    build_shuffle,
+    in_parts,
+    site_weight,
+)
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
@@ -28,8 +35,9 @@ class Kind:
 
     Attributes:
         modules: classes of the replacements.
-        build: takes the model, the site, the structure and the start ("empty": the values are loaded
-            afterwards); gives the replacement, and its relative weight error where there is one.
+        build: takes the model, the site (its ``parts`` as the plan wants them), the structure and the start
+            ("empty": the values are loaded afterwards); gives the replacement, and its relative weight error
+            where there is one.
         dense: takes a replacement and the number of dimensions of what it maps; gives a plain module that
             computes the same, or raises SurgeryError.
         child: stem of the name of a replacement that a rewritten forward calls.
@@ -49,12 +57,12 @@ def _layer(model: nn.Module, site: Site, structure: Structure, start: str) -> tu
     old = model.get_submodule(site.owner)
     if site.parameter:
         parameter, transposed = model.get_parameter(site.path), bool(site.facts["transposed"])
-        new: nn.Module = build_parameter(parameter, transposed, structure, start, old.training)
+        new: nn.Module = build_parameter(parameter, transposed, structure, start, old.training, site.parts)
     else:
-        new = build_layer(old, structure, start)
+        new = build_layer(old, structure, start, site.parts)
     if start == "fit":
         assert isinstance(new.matrix, KMatrix)
-        return new, fit_(new.matrix, site_weight(model, site))
+        return new, fit_(new.matrix, in_parts(site_weight(model, site), site.parts))
     return new, 0.0 if start == "exact" else None
 
 
@@ -122,6 +130,7 @@ KINDS: dict[str, Kind] = {
     "linear": _LAYER,
     "pointwise_conv": _LAYER,
     "channel_shuffle": _SHUFFLE,
+    "permutation": replace(_SHUFFLE, child="kpermutation"),
     "transform": _TRANSFORM,
 }
 

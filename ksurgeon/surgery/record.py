@@ -52,6 +52,7 @@ class Operation(_Base):
     groups: int = 1
     facts: dict[str, Any] = {}
     parameter: str = ""
+    parts: int = 1
     stage: int = 0
     parameters_before: int = 0
     parameters_after: int = 0

@@ -1,5 +1,7 @@
 """Do again to a fresh architecture what a record says was done to a model."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -65,7 +67,7 @@ def _parameter(model: nn.Module, operation: Operation) -> Site | None:
 
 def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:
     kind = KINDS[operation.kind]
-    new, _ = kind.build(model, site, operation.structure, "empty")
+    new, _ = kind.build(model, replace(site, parts=operation.parts), operation.structure, "empty")
     if kind.is_original is not None:
         new.site = site.path  # type: ignore[assignment]
     return kind.dense(new, site.ndim) if operation.form == "dense" else new

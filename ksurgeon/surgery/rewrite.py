@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from ksurgeon.errors import SurgeryError
 from ksurgeon.find.match import Match
+from ksurgeon.find.movement import is_constant, kept_constants
 from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
@@ -99,10 +100,6 @@ def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple
         trace = trace_module(module, call)
     except TraceFailure as failure:
         raise SurgeryError(f"the forward of {type(module).__name__} does not trace: {failure}") from failure
-    if trace.constants:
-        raise SurgeryError(
-            f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
-        )
     if trace.contexts:
         raise SurgeryError(
             f"the forward of {type(module).__name__} enters contexts ({', '.join(trace.contexts)}), which a "
@@ -122,6 +119,10 @@ def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple
                 f"({match.region.sink.name})"
             )
         _replace(trace, here, child)
+    if kept_constants(trace):
+        raise SurgeryError(
+            f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
+        )
     trace.graph.lint()
     return Code.of(trace.graph)
 
@@ -146,7 +147,7 @@ def _erase_unused(graph: fx.Graph, nodes: list[fx.Node]) -> None:
             around.add(node)
     for node in reversed(graph.nodes):
         if node in around and not node.users:
-            around.update(n for n in node.all_input_nodes if _computes_size(n))
+            around.update(n for n in node.all_input_nodes if _computes_size(n) or is_constant(n))
             graph.erase_node(node)
 
 

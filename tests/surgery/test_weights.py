@@ -151,3 +151,34 @@ def test_what_is_held_in_a_plain_list_is_refused():
 
     sites = {site.path: site for site in Finder(Listed(), torch.randn(2, 8)).sites}
     assert "Listed.order holds it too" in sites["a"].reason and sites["b"].reason is None
+
+
+@pytest.mark.parametrize("structure", ["dense", "kaleidoscope"])
+@pytest.mark.parametrize(("name", "path"), [("attention", "own.k_in_proj_weight"), ("raw", "qkv")])
+def test_a_fused_projection_becomes_three_where_the_rule_says_so(name, path, structure, tmp_path):
+    model, x = fresh(name)
+    expected, state = run(model, x), model.state_dict()
+    start = "exact" if structure == "dense" else "fit"
+    part = Replacement(
+        find="linear",
+        targets=("re:own.*", "qkv"),
+        structure={"structure": structure},
+        start=start,
+        split=True,
+    )
+    conversion = ksurgeon.convert(model, Rule(name="split", replace=(part,)), x, source=f"tests.zoo:{name}")
+    fused = next(result for result in conversion.results if result.path == path)
+    new = model.get_submodule(path)
+    size = new.in_features
+    assert new.parts == 3 and fused.parameters_after == sum(p.numel() for p in new.parameters())
+    assert new.matrix.patterns[0].a % 3 == 0
+    if structure == "dense":
+        torch.testing.assert_close(run(model, x), expected, rtol=1e-5, atol=1e-5)
+    assert new.weight.shape == (3 * size, size)
+    ksurgeon.save(model, tmp_path / "model")
+    loaded = ksurgeon.load(tmp_path / "model")
+    assert torch.equal(run(loaded, x), run(model, x))
+    reverted = ksurgeon.revert(loaded).state_dict()
+    assert list(reverted) == list(state)
+    if structure == "dense":
+        assert all(torch.equal(reverted[key], tensor) for key, tensor in fresh(name)[0].state_dict().items())
