@@ -1,5 +1,6 @@
 """A front end for audio that is part of the model: the paper's learnable filterbank, started exactly."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,13 +9,13 @@ from torch import Tensor, nn
 from ksurgeon.frontend.pipeline import Pipeline
 from ksurgeon.frontend.waveform import prepared
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import Chain, Structure
-from ksurgeon.kmatrix.transform import KTransform
+from ksurgeon.kmatrix.structures import Dense, Structure
+from ksurgeon.kmatrix.transform import KTransform, TransformKind
 
 if TYPE_CHECKING:
     from ksurgeon.frontend.waveform import KWaveform
 
-__all__ = ["KFrontend"]
+__all__ = ["KFrontend", "filter_matrix", "holds_filters"]
 
 
 class KFrontend(nn.Module):
@@ -27,6 +28,8 @@ class KFrontend(nn.Module):
         pipeline: what the front end does.
         filters: structure of the matrix of filters; left out, one dense factor that holds them exactly,
             otherwise a K-matrix fitted to them.
+        radices: of the DFT; the cheapest if left out.
+        start: how the DFT starts: "exact", "random" or "empty".
         device, dtype: of the parameters; double precision where the pipeline asks for it.
     """
 
@@ -37,6 +40,8 @@ class KFrontend(nn.Module):
         pipeline: Pipeline,
         *,
         filters: Structure | None = None,
+        radices: Sequence[int] | None = None,
+        start: str = "exact",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -46,10 +51,15 @@ class KFrontend(nn.Module):
         self.replaced: tuple[tuple[str, nn.Module], ...] = ()
         real = dtype or (torch.float64 if pipeline.double else torch.get_default_dtype())
         self.register_buffer("window", pipeline.window.detach().to(device, real, copy=True))
-        self.dft = KTransform("rdft", pipeline.n_fft, 0, device=device, dtype=real)
+        options: dict[str, Any] = {"start": start, "device": device, "dtype": real}
+        self.dft = KTransform("rdft", pipeline.n_fft, 0, radices=radices, **options)
         self.filters: KMatrix | None = None
         if pipeline.filters is not None:
-            self.filters = _filters(pipeline.filters.mT.to(torch.float64), filters).to(device, real)
+            self.filters = filter_matrix(pipeline.filters, filters).to(device, real)
+        self.cepstrum: KTransform | None = None
+        if pipeline.cepstrum is not None and self.filters is not None:
+            kind: TransformKind = "dct_ortho" if pipeline.cepstrum[1] else "dct"
+            self.cepstrum = KTransform(kind, self.filters.out_features, **options)
 
     @classmethod
     def from_feature_extractor(cls, extractor: Any, **options: Any) -> "KFrontend | KWaveform":
@@ -73,30 +83,40 @@ class KFrontend(nn.Module):
         """Features of waveforms.
 
         Args:
-            waveform: ``(batch, samples)`` or ``(samples,)``, real; its dtype is that of the features.
-            attention_mask: 1 where a sample is no padding, ``(batch, samples)``; padding is on the right.
+            waveform: ``(…, samples)``, real; its dtype is that of the features.
+            attention_mask: 1 where a sample is no padding, of the same shape; padding is on the right.
 
         Returns:
-            ``(batch, frames, bins)``, or ``(batch, bins, frames)`` where the pipeline puts time last; without
-            the batch if the waveform had none.
+            ``(…, frames, bins)``, or ``(…, bins, frames)`` where the pipeline puts time last.
         """
+        if torch.is_autocast_enabled(waveform.device.type):  # logarithms need the precision of the parameters
+            with torch.autocast(waveform.device.type, enabled=False):
+                return self._features(waveform, attention_mask)
+        return self._features(waveform, attention_mask)
+
+    def _features(self, waveform: Tensor, attention_mask: Tensor | None) -> Tensor:
         p = self.pipeline
-        x = waveform.to(self.window.dtype)
-        mask = attention_mask
-        if x.dim() == 1:
-            x, mask = x[None], None if mask is None else mask[None]
-        full = torch.full((len(x),), x.shape[1], device=x.device)
-        spectrum = self._spectrum(prepared(x, None if mask is None else mask.sum(-1), p))
+        lead, samples = waveform.shape[:-1], waveform.shape[-1]
+        x = waveform.to(self.window.dtype).reshape(-1, samples)
+        mask = None if attention_mask is None else attention_mask.reshape(-1, samples)
+        lengths = torch.full((len(x),), samples, device=x.device) if mask is None else mask.sum(-1)
+        spectrum = self._spectrum(prepared(x, None if mask is None else lengths, p))
         features = spectrum if p.power is None else self._logarithm(spectrum)
+        shape = (*lead,) if p.layout == "like" else (len(x),)
+        features = features.reshape(*shape, *features.shape[1:])
         if p.steps:
-            valid = self._valid(full if mask is None else mask.sum(-1), features.shape[1])
+            valid = self._valid(lengths, features.shape[-2]).view(features.shape[:-1])
             for step in p.steps:
                 features, valid = step(features, valid), step.mask(valid)
+        if self.cepstrum is not None and p.cepstrum is not None:
+            features = self.cepstrum(features)[..., : p.cepstrum[0]]
         if p.time_last:
             features = features.transpose(-1, -2)
-        features = features if waveform.dim() > 1 else features[0]
-        wanted = waveform.dtype.to_complex() if features.is_complex() else waveform.dtype
-        return features.to(wanted)
+        features = features.unsqueeze(1) if p.layout == "channel" else features
+        if features.is_complex():
+            features = features.to(waveform.dtype.to_complex())
+            return torch.view_as_real(features) if p.parts else features
+        return features.to(waveform.dtype)
 
     def feature_mask(self, attention_mask: Tensor) -> Tensor:
         """Which frames are no padding: ``(batch, frames)`` for a mask of samples ``(batch, samples)``."""
@@ -168,18 +188,34 @@ class KFrontend(nn.Module):
             return features.log()
         return features.log10() * (10 if p.log == "db" else 1)
 
+    @torch.no_grad()
+    def is_exact(self) -> bool:
+        """Whether all parameters are still those that the pipeline gives."""
+        transforms = [self.dft, *([self.cepstrum] if self.cepstrum is not None else [])]
+        same = self.filters is None or holds_filters(self.filters, self.pipeline.filters)
+        return same and all(transform.is_exact() for transform in transforms)
+
     def extra_repr(self) -> str:
         p = self.pipeline
         kind = "complex" if p.power is None else "modulus" if p.power == 1 else "power"
         return f"n_fft={p.n_fft}, window of {len(p.window)}, hop={p.hop}, {kind}, log={p.log}"
 
 
-def _filters(matrix: Tensor, structure: Structure | None) -> KMatrix:
+def filter_matrix(filters: Tensor, structure: Structure | None = None) -> KMatrix:
+    """The transposed of ``filters`` ``(bins, filters)``, as it is or fitted with a structure."""
+    matrix = filters.detach().mT.to(torch.float64)
     if structure is not None:
         return KMatrix.from_dense(matrix, structure=structure)
-    filters, bins = matrix.shape
-    exact = Chain(factors=((1, filters, bins, 1),))  # type: ignore[arg-type]
-    result = KMatrix(bins, filters, structure=exact, start="empty", dtype=matrix.dtype)
+    rows, bins = matrix.shape
+    result = KMatrix(bins, rows, structure=Dense(), start="empty", device=matrix.device, dtype=matrix.dtype)
     with torch.no_grad():
         result.factors[0].copy_(matrix)
     return result
+
+
+def holds_filters(matrix: KMatrix, filters: Tensor | None) -> bool:
+    """Whether the matrix is still the filters that it was made of, as they were."""
+    if filters is None or not isinstance(matrix.structure, Dense):
+        return False
+    factor = matrix.factors[0]
+    return torch.equal(factor[0, 0], filters.detach().mT.to(factor))

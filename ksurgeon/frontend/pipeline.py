@@ -43,7 +43,11 @@ class Pipeline:
         least: clips that are shorter count as so long.
         valid: ``(a, b)``: a clip of length L has ``(L + a) // hop + b`` valid frames.
         double: whether single precision does not do for bins far below the loudest of their frame.
-        time_last: whether the features are ``(batch, bins, frames)``.
+        cepstrum: how many coefficients of a DCT-II are taken of that at last, and whether it is orthonormal.
+        layout: "like" keeps the dimensions before the samples, "batch" makes them one, "channel" adds another
+            of size 1 to that.
+        parts: whether a complex spectrum is given as real and imaginary parts along a last dimension.
+        time_last: whether the features are ``(…, bins, frames)``.
     """
 
     n_fft: int
@@ -75,4 +79,7 @@ class Pipeline:
     least: int = 0
     valid: tuple[int, int] = (0, 1)
     double: bool = False
+    cepstrum: tuple[int, bool] | None = None
+    layout: Literal["like", "batch", "channel"] = "like"
+    parts: bool = False
     time_last: bool = False

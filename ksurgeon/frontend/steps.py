@@ -1,6 +1,7 @@
 """What a front end does to its features after the logarithm, one small class for each habit."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ __all__ = ["Affine", "Fill", "Length", "Normalise", "Range", "Repeat", "Stack", 
 
 @dataclass(frozen=True)
 class Step:
-    """Maps features ``(batch, frames, bins)``; ``valid`` is a mask ``(batch, frames)``."""
+    """Maps features ``(…, frames, bins)``; ``valid`` is a mask ``(…, frames)``."""
 
     def __call__(self, features: Tensor, valid: Tensor) -> Tensor:
         """The features after the step."""
@@ -24,15 +25,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Range(Step):
-    """Nothing lies further than ``below`` under ``top``, or under the clip's own maximum."""
+    """Nothing lies further than ``below`` under ``top``, or under the maximum.
+
+    The maximum is that of the clip, of all channels of a clip (of the batch where there are no channels), or
+    of everything, as ``over`` says.
+    """
 
     below: float
     top: float | None = None
+    over: Literal["clip", "channels", "all"] = "clip"
 
     def __call__(self, features: Tensor, valid: Tensor) -> Tensor:
         if self.top is not None:
             return features.clamp_min(self.top - self.below)
-        return torch.maximum(features, features.amax((1, 2), keepdim=True) - self.below)
+        dims = {"clip": (-2, -1), "channels": (-3, -2, -1), "all": tuple(range(features.dim()))}[self.over]
+        top = features.amax(dims if features.dim() >= len(dims) else (-2, -1), keepdim=True)
+        return torch.maximum(features, top - self.below)
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,10 @@ class Normalise(Step):
 
     def __call__(self, features: Tensor, valid: Tensor) -> Tensor:
         there = valid.unsqueeze(-1).to(features)
-        count = there.sum(1, keepdim=True)
-        mean = (features * there).sum(1, keepdim=True) / count
+        count = there.sum(-2, keepdim=True)
+        mean = (features * there).sum(-2, keepdim=True) / count
         centred = features - mean
-        variance = (centred.square() * there).sum(1, keepdim=True) / (count - self.correction)
+        variance = (centred.square() * there).sum(-2, keepdim=True) / (count - self.correction)
         result = centred if self.means else features
         return result / ((variance + self.inside).sqrt() + self.outside) if self.deviations else result
 
@@ -93,13 +101,13 @@ class Length(Step):
         return (frames if self.frames is None else self.frames) - frames + (-frames % self.multiple)
 
     def __call__(self, features: Tensor, valid: Tensor) -> Tensor:
-        missing = self._missing(features.shape[1])
+        missing = self._missing(features.shape[-2])
         if missing > 0:
             return F.pad(features, (0, 0, 0, missing), value=self.value)
-        return features[:, :missing] if missing < 0 and self.cut else features
+        return features[..., :missing, :] if missing < 0 and self.cut else features
 
     def mask(self, valid: Tensor) -> Tensor:
-        missing = self._missing(valid.shape[1])
+        missing = self._missing(valid.shape[-1])
         return F.pad(valid, (0, missing)) if missing > 0 or self.cut else valid
 
 
@@ -110,18 +118,18 @@ class Stack(Step):
     frames: int
 
     def __call__(self, features: Tensor, valid: Tensor) -> Tensor:
-        whole = features.shape[1] // self.frames
-        return features[:, : whole * self.frames].reshape(len(features), whole, -1)
+        whole = features.shape[-2] // self.frames
+        return features[..., : whole * self.frames, :].unflatten(-2, (whole, self.frames)).flatten(-2)
 
     def mask(self, valid: Tensor) -> Tensor:
-        return valid[:, 1 :: self.frames]
+        return valid[..., 1 :: self.frames]
 
 
 @dataclass(frozen=True)
 class Repeat(Step):
-    """Copies of the features along a new second dimension."""
+    """Copies of the features along a new dimension before the frames."""
 
     copies: int = 1
 
     def __call__(self, features: Tensor, valid: Tensor) -> Tensor:
-        return features.unsqueeze(1).repeat(1, self.copies, 1, 1)
+        return features.unsqueeze(-3).repeat_interleave(self.copies, -3)

@@ -33,8 +33,11 @@ def count_parameters(facts: Mapping[str, Any], structure: Butterfly) -> int:
     Raises:
         StructureError: radices that do not multiply to the size.
     """
+    others = int(facts.get("filters", 0))
+    if "transform" not in facts:
+        return others
     module = KTransform.of(facts, structure, start="empty")
-    return sum(factor.numel() for factor in module.factors) + int(facts.get("filters", 0))
+    return sum(factor.numel() for factor in module.factors) + others
 
 
 class KTransform(nn.Module):

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Site
+from ksurgeon.frontend import KFilters, KFrontend
+from ksurgeon.frontend.modules import replacement_of
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.linear import KLinear
@@ -97,14 +100,24 @@ def _transform(
     return new, 0.0 if start == "exact" else None
 
 
+def _filterbank(
+    model: nn.Module, site: Site, structure: Structure, start: str
+) -> tuple[nn.Module, float | None]:
+    assert isinstance(structure, Butterfly)
+    options: dict[str, Any] = {"start": start}
+    if "n" in site.facts:
+        options["radices"] = structure.radices(site.facts["n"])
+    return replacement_of(model.get_submodule(site.path), **options), 0.0 if start == "exact" else None
+
+
 def _is_original_transform(module: nn.Module) -> bool:
-    assert isinstance(module, KTransform)
+    assert isinstance(module, (KTransform, KFrontend, KFilters))
     return module.is_exact()
 
 
 def _no_dense_transform(module: nn.Module, ndim: int) -> nn.Module:
     raise SurgeryError(
-        f"the transform at {module.site} was trained, and no layer of torch.nn stands for it now; "
+        f"what stands at {module.site} was trained, and no layer of torch.nn stands for it now; "
         "keep it, or set its factors back"
     )
 
@@ -132,6 +145,7 @@ KINDS: dict[str, Kind] = {
     "channel_shuffle": _SHUFFLE,
     "permutation": replace(_SHUFFLE, child="kpermutation"),
     "transform": _TRANSFORM,
+    "filterbank": replace(_TRANSFORM, modules=(KFrontend, KFilters), build=_filterbank),
 }
 
 
