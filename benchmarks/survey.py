@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks.oracle import Oracle
+from benchmarks.round_trip import round_trip
 from benchmarks.tiny import build, names
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.find import Finder, Site
@@ -28,8 +29,11 @@ from ksurgeon.models.inputs import Inputs, inputs_for
 LIBRARIES = ("timm", "torchvision", "transformers")
 
 
-def look_at(library: str, name: str) -> dict[str, Any]:
-    """What the finder and the oracle say of one model; ``state`` tells how far it came."""
+def look_at(library: str, name: str, convert: bool = False) -> dict[str, Any]:
+    """What the finder and the oracle say of one model; ``state`` tells how far it came.
+
+    With ``convert`` the model goes through ``round_trip``, too.
+    """
     failure = ""
     try:
         for model in build(library, name):
@@ -41,10 +45,18 @@ def look_at(library: str, name: str) -> dict[str, Any]:
             except Exception as error:
                 failure = failure or f"{type(error).__name__}: {str(error).strip()[:120]}"
                 continue
-            return compare(model, inputs)
+            told = compare(model, inputs)
+            return told | ({"round_trip": _attempt(model, inputs)} if convert else {})
     except Exception as error:
         return {"state": "not built", "reason": str(error)[:200]}
     return {"state": "not run", "reason": failure}
+
+
+def _attempt(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    try:
+        return round_trip(model, inputs)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error).strip()[:200]}"}
 
 
 def compare(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -112,6 +124,12 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
             f"{sum(line['replaceable'] for line in done) / linear:.2%} | "
             f"{sum(bool(line['missed']) for line in done)} models |"
         )
+    trips = [line for results in rows.values() for line in results if "round_trip" in line]
+    if trips:
+        failed = [line for line in trips if line["round_trip"]["failed"]]
+        passed = f"{len(trips) - len(failed)} of {len(trips)}"
+        text += ["", f"{passed} models were converted exactly, run, trained, saved, loaded and reverted."]
+        text += [f"- {line['library']} {line['name']}: {line['round_trip']['failed']}" for line in failed]
     return "\n".join(text)
 
 
@@ -126,6 +144,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file of results, one line a model")
     parser.add_argument("--library", choices=LIBRARIES, action="append")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th model only")
+    parser.add_argument("--convert", action="store_true", help="convert, save, load and revert each, too")
     parser.add_argument("--seconds", type=int, default=90, help="limit for one model")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -143,7 +162,7 @@ def main() -> None:
                     continue
                 signal.alarm(options.seconds)
                 try:
-                    result = look_at(library, name)
+                    result = look_at(library, name, options.convert)
                 except (TimeoutError, KsurgeonError, RuntimeError) as error:
                     result = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:200]}
                 finally:
