@@ -7,6 +7,7 @@ model; models that it has already are not looked at again.
 
 import argparse
 import json
+import re
 import signal
 import time
 import warnings
@@ -26,6 +27,7 @@ from ksurgeon.find import Finder, Site
 from ksurgeon.find.inputs import as_call, evaluating
 from ksurgeon.models.inputs import Inputs, inputs_for
 
+_SIZES = re.compile(r",? ?\(\d[^)]*\)")
 LIBRARIES = ("timm", "torchvision", "transformers")
 
 
@@ -106,11 +108,18 @@ def _covered(model: nn.Module, sites: Iterable[Site]) -> set[str]:
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
-    """The results by library as a table in Markdown, then what is not found or not traced."""
+    """The results as a page in Markdown: a table by library, then what is left or not traced."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         rows[line["library"]].append(line)
     text = [
+        "# Linear maps found in timm, torchvision and transformers",
+        "",
+        "Made by `python -m benchmarks.survey`: small models with random weights, each run once under an",
+        "oracle that notes at PyTorch's operators every parameter that takes part in a matrix product, and",
+        "once by the finder. *Found* are weights that are a site or stand under a reason, *replaceable* those",
+        "without one; *missed* counts models with a weight in a product of which the finder says nothing.",
+        "",
         "| library | models | analysed | modules traced | linear weights found | replaceable | missed |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -130,6 +139,17 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         passed = f"{len(trips) - len(failed)} of {len(trips)}"
         text += ["", f"{passed} models were converted exactly, run, trained, saved, loaded and reverted."]
         text += [f"- {line['library']} {line['name']}: {line['round_trip']['failed']}" for line in failed]
+    reasons: Counter[str] = Counter()
+    for line in (line for results in rows.values() for line in results if line["state"] == "analysed"):
+        reasons.update({_SIZES.sub("", reason): number for reason, number in line["reasons"].items()})
+    text += ["", "Sites that are left, by reason:", ""]
+    text += [f"- {number}: {reason}" for reason, number in reasons.most_common()]
+    text += ["", "Forwards that do not trace, and models that no small example is known for:", ""]
+    for library, results in rows.items():
+        for line in results:
+            text += [f"- {library} {line['name']}: {failure}" for failure in line.get("failures", ())]
+            if line["state"] != "analysed":
+                text.append(f"- {library} {line['name']}: {line['state']}: {line['reason'][:120]}")
     return "\n".join(text)
 
 
