@@ -214,3 +214,13 @@ class SetsItems(nn.Module):
 def test_items_can_be_set():
     module, x = SetsItems(), torch.randn(2, 3)
     assert torch.equal(torch.fx.GraphModule(module, trace(module, x).graph)(x), module(x))
+
+
+class MakesAModule(nn.Module):
+    def forward(self, x):
+        return nn.Softmax(dim=-1)(x)
+
+
+def test_a_module_made_by_the_forward_is_looked_into():
+    module, x = MakesAModule(), torch.randn(2, 3)
+    assert torch.equal(torch.fx.GraphModule(module, trace(module, x).graph)(x), module(x))
