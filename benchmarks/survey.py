@@ -7,6 +7,7 @@ model; models that it has already are not looked at again.
 
 import argparse
 import json
+import re
 import signal
 import time
 import warnings
@@ -19,17 +20,22 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks.oracle import Oracle
+from benchmarks.round_trip import round_trip
 from benchmarks.tiny import build, names
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.inputs import as_call, evaluating
 from ksurgeon.models.inputs import Inputs, inputs_for
 
+_SIZES = re.compile(r",? ?\(\d[^)]*\)")
 LIBRARIES = ("timm", "torchvision", "transformers")
 
 
-def look_at(library: str, name: str) -> dict[str, Any]:
-    """What the finder and the oracle say of one model; ``state`` tells how far it came."""
+def look_at(library: str, name: str, convert: bool = False) -> dict[str, Any]:
+    """What the finder and the oracle say of one model; ``state`` tells how far it came.
+
+    With ``convert`` the model goes through ``round_trip``, too.
+    """
     failure = ""
     try:
         for model in build(library, name):
@@ -41,10 +47,18 @@ def look_at(library: str, name: str) -> dict[str, Any]:
             except Exception as error:
                 failure = failure or f"{type(error).__name__}: {str(error).strip()[:120]}"
                 continue
-            return compare(model, inputs)
+            told = compare(model, inputs)
+            return told | ({"round_trip": _attempt(model, inputs)} if convert else {})
     except Exception as error:
         return {"state": "not built", "reason": str(error)[:200]}
     return {"state": "not run", "reason": failure}
+
+
+def _attempt(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    try:
+        return round_trip(model, inputs)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error).strip()[:200]}"}
 
 
 def compare(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -94,11 +108,18 @@ def _covered(model: nn.Module, sites: Iterable[Site]) -> set[str]:
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
-    """The results by library as a table in Markdown, then what is not found or not traced."""
+    """The results as a page in Markdown: a table by library, then what is left or not traced."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         rows[line["library"]].append(line)
     text = [
+        "# Linear maps found in timm, torchvision and transformers",
+        "",
+        "Made by `python -m benchmarks.survey`: small models with random weights, each run once under an",
+        "oracle that notes at PyTorch's operators every parameter that takes part in a matrix product, and",
+        "once by the finder. *Found* are weights that are a site or stand under a reason, *replaceable* are",
+        "those without one; *missed* counts models with a weight in a product of which the finder is silent.",
+        "",
         "| library | models | analysed | modules traced | linear weights found | replaceable | missed |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -112,6 +133,23 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
             f"{sum(line['replaceable'] for line in done) / linear:.2%} | "
             f"{sum(bool(line['missed']) for line in done)} models |"
         )
+    trips = [line for results in rows.values() for line in results if "round_trip" in line]
+    if trips:
+        failed = [line for line in trips if line["round_trip"]["failed"]]
+        passed = f"{len(trips) - len(failed)} of {len(trips)}"
+        text += ["", f"{passed} models were converted exactly, run, trained, saved, loaded and reverted."]
+        text += [f"- {line['library']} {line['name']}: {line['round_trip']['failed']}" for line in failed]
+    reasons: Counter[str] = Counter()
+    for line in (line for results in rows.values() for line in results if line["state"] == "analysed"):
+        reasons.update({_SIZES.sub("", reason): number for reason, number in line["reasons"].items()})
+    text += ["", "Sites that are left, by reason:", ""]
+    text += [f"- {number}: {reason}" for reason, number in reasons.most_common()]
+    text += ["", "Forwards that do not trace, and models that no small example is known for:", ""]
+    for library, results in rows.items():
+        for line in results:
+            text += [f"- {library} {line['name']}: {failure}" for failure in line.get("failures", ())]
+            if line["state"] != "analysed":
+                text.append(f"- {library} {line['name']}: {line['state']}: {line['reason'][:120]}")
     return "\n".join(text)
 
 
@@ -126,6 +164,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file of results, one line a model")
     parser.add_argument("--library", choices=LIBRARIES, action="append")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th model only")
+    parser.add_argument("--convert", action="store_true", help="convert, save, load and revert each, too")
     parser.add_argument("--seconds", type=int, default=90, help="limit for one model")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -143,7 +182,7 @@ def main() -> None:
                     continue
                 signal.alarm(options.seconds)
                 try:
-                    result = look_at(library, name)
+                    result = look_at(library, name, options.convert)
                 except (TimeoutError, KsurgeonError, RuntimeError) as error:
                     result = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:200]}
                 finally:

@@ -24,8 +24,12 @@ _SMALL = {
     "max_source_positions": 32, "max_target_positions": 32, "num_mel_bins": 16, "num_labels": 3,
 }  # fmt: skip
 _FEWER = {key: _SMALL[key] for key in _SMALL if "layer" in key or key in ("num_blocks", "vocab_size")}
+_WIDE = _SMALL | {
+    "hidden_size": 256, "num_attention_heads": 2, "num_heads": 2, "num_key_value_heads": 2, "head_dim": 128,
+    "intermediate_size": 256,
+}  # fmt: skip
 _SMALL_NAMES = ("atto", "test", "nano", "pico", "tiny", "xxs", "xs", "050", "small", "_s")
-_LARGEST = 60_000_000
+_LARGEST = 130_000_000
 
 
 def names(library: str) -> list[str]:
@@ -75,6 +79,17 @@ def shrink(config: Any, small: dict[str, int]) -> None:
             setattr(config, token, 0)
 
 
+def _given(config: Any) -> dict[str, Any]:
+    """Small sizes for the sizes that a configuration has, and for those in it."""
+    small: dict[str, Any] = {}
+    for key, value in vars(config).items():
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            small[key] = {"model_type": value.model_type} | _given(value)
+        elif key in _SMALL and key != "head_dim" and type(value) is int and value > _SMALL[key]:
+            small[key] = _SMALL[key]
+    return small
+
+
 def _timm_names() -> list[str]:
     import timm
 
@@ -109,10 +124,13 @@ def _transformers_models(name: str) -> Iterator[nn.Module]:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     failures = []
-    for small in (_SMALL, _FEWER):
+    for small in (_SMALL, None, _WIDE, _FEWER):
         try:
             config = CONFIG_MAPPING[name]()
-            shrink(config, small)
+            if small is None:  # the configuration derives its other sizes from the small ones
+                config = CONFIG_MAPPING[name](**_given(config))
+            else:
+                shrink(config, small)
             classes = MODEL_MAPPING[type(config)]
             cls = classes[0] if isinstance(classes, tuple) else classes
             with torch.device("meta"):
@@ -125,5 +143,5 @@ def _transformers_models(name: str) -> Iterator[nn.Module]:
             failures.append(f"{type(error).__name__}: {str(error).strip()[:80]}")
         else:
             yield model
-    if len(failures) == 2:
+    if len(failures) == 4:
         raise RuntimeError(f"no small configuration: {'; '.join(failures)}")

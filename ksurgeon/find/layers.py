@@ -35,6 +35,9 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
         size = layer.size or (weight.numel() if weight is not None and is_plain(weight) else 0)
         size = size or layer.in_features * layer.out_features // layer.groups
         vectors = recording.vectors(module, layer.out_features) if recording else 0
+        read = recording is not None and not recording.counts.get(id(module)) and id(weight) in recording.uses
+        if recording is not None and read:
+            vectors = recording.multiplied_by(weight)
         sites.append(
             Site(
                 kind=layer.kind,
@@ -45,6 +48,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
                 out_features=layer.out_features,
                 groups=layer.groups,
                 facts=dict(layer.facts),
+                read=read,
                 parts=parts_of(path, layer.in_features, layer.out_features) if layer.kind == "linear" else 1,
                 class_name=type(module).__name__,
                 reason=_reason(module, path, layer, recording, names, outside),

@@ -59,7 +59,7 @@ def _site(
     transposed = _is_transposed(parameter, use)
     shape = (parameter.shape[-2:] if parameter.dim() > 2 else parameter.shape)[:: -1 if transposed else 1]
     out_features, in_features = shape
-    vectors = sum(u.size for u in uses) // (out_features * recording.batch)
+    vectors = recording.multiplied_by(parameter)
     return Site(
         kind="linear",
         path=f"{owner}.{name}" if owner else name,
@@ -74,6 +74,7 @@ def _site(
         weight_parameters=parameter.numel(),
         vectors=vectors,
         multiplications=vectors * in_features * out_features,
+        read=True,
         parts=parts_of(f"{owner}.{name}", in_features, out_features),
         facts={"transposed": transposed},
     )

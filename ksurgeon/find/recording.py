@@ -93,6 +93,10 @@ class Recording:
         """Vectors of ``features`` entries that the module gave per example, over all its calls."""
         return self.rows[id(module)] // (features * self.batch)
 
+    def multiplied_by(self, parameter: Tensor | None) -> int:
+        """Vectors per example that a parameter was multiplied by, outside of its own module's forward."""
+        return sum(use.rows for use in self.uses.get(id(parameter), ())) // self.batch
+
 
 def _differ(one: Call, other: Call) -> bool:
     """Whether the calls had arguments of other shapes, other numbers or other flags."""

@@ -31,6 +31,8 @@ class Site:
         has_bias: whether a bias follows the map.
         parameter: name of the owner's parameter that is the map, where its forward multiplies by one; the
             site's path then is the parameter's. Empty for every other site.
+        read: whether a forward reads the weight instead of calling the layer: a replacement then makes the
+            dense weight at every call.
         parts: matrices of equal sizes that stand on top of each other in the weight: 3 for a fused query, key
             and value.
         facts: plain data about the map that only its kind knows how to read.
@@ -55,5 +57,6 @@ class Site:
     nodes: tuple[str, ...] = ()
     has_bias: bool = False
     parameter: str = ""
+    read: bool = False
     parts: int = 1
     facts: dict[str, Any] = field(default_factory=dict, hash=False)

@@ -175,13 +175,18 @@ class _Tracer(fx.Tracer):
         for child, child_call in call.children:
             self.outputs[child].append(child_call.output)
         self.fixed: list[str] = []
-        self.module = module
+        self.module, self.below = module, {id(below) for below in module.modules()}
         self.objects: dict[str, Any] = {}
         self.contexts: list[str] = []
         self.evaluating = 0
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if id(m) not in self.below:  # made by the forward itself
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

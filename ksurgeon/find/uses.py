@@ -60,7 +60,7 @@ class Use:
         function: name of the function that multiplied.
         shape: of the operand, which may be a part or a transpose of the parameter.
         left: whether the operand was the left one of a matrix product.
-        size: entries of the product.
+        rows: vectors that were multiplied.
         computed: functions other than views that the operand went through; empty if it is the parameter.
         joined: whether the operand was computed from more than one parameter.
         constant: whether what it was multiplied by was computed from parameters alone, too.
@@ -70,7 +70,7 @@ class Use:
     function: str
     shape: tuple[int, ...]
     left: bool
-    size: int
+    rows: int
     computed: tuple[str, ...] = ()
     joined: bool = False
     constant: bool = False
@@ -138,16 +138,18 @@ class WatchProducts(TorchFunctionMode):
         places = _PRODUCTS[name] or range(len(values))
         operands = [k for k in places if k < len(values) and isinstance(values[k], Tensor)]
         origins = {k: self._origin(values[k]) for k in operands}
-        size = sum(tensor.numel() for tensor in tensors_of(result)[:1])
+        product = tensors_of(result)[0]
         for place, origin in origins.items():
             if origin is None or values[place].dim() < 2:
                 continue
+            left = len(operands) > 1 and place == operands[0]
+            along = product.shape[-2 if left and product.dim() > 1 else -1] if product.dim() else 1
             use = Use(
                 module=self._running(),
                 function=name,
                 shape=tuple(values[place].shape),
-                left=len(operands) > 1 and place == operands[0],
-                size=size,
+                left=left,
+                rows=product.numel() // max(1, along),
                 computed=origin.functions,
                 joined=len(origin.parameters) > 1,
                 constant=len(places) == len(operands) > 1 and None not in origins.values(),

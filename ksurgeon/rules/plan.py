@@ -165,7 +165,10 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
         parameters_before=site.parameters,
         parameters_after=after,
         multiplications_before=site.multiplications,
-        multiplications_after=site.vectors * numel,
+        # What is read is multiplied out at every call: the K-matrix times a basis of its smaller side.
+        multiplications_after=site.vectors * numel
+        if not site.read
+        else site.multiplications + min(site.in_features, site.out_features) * numel,
     )
 
 

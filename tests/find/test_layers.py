@@ -101,3 +101,25 @@ def test_inputs_that_do_not_fit_are_named():
 
     with pytest.raises(InputError, match=r"\(2, 9\)"):
         Finder(nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 9))
+
+
+def test_a_weight_that_is_read_is_said_to_be_and_its_cost_is_told():
+    from ksurgeon.rules.load import load_rule
+    from ksurgeon.rules.plan import make_plan
+    from tests import zoo
+
+    sites = {site.path: site for site in Finder(zoo.attention(), zoo.example("attention")).sites}
+    assert {path for path, site in sites.items() if site.read} == {
+        "own.in_proj_weight",
+        "own.out_proj",
+        "cross.q_proj_weight",
+        "cross.k_proj_weight",
+        "cross.v_proj_weight",
+        "cross.out_proj",
+    }
+    own = sites["own.in_proj_weight"]
+    assert (own.in_features, own.out_features, own.parts, own.vectors) == (32, 96, 3, 5)
+    decision = next(
+        d for d in make_plan(list(sites.values()), load_rule("linear")).decisions if d.path == own.path
+    )
+    assert decision.multiplications_after == own.multiplications + 32 * decision.parameters_after
