@@ -190,7 +190,7 @@ def _gemma(e: Any, **changes: Any) -> Pipeline:
         "n_fft": e.fft_length, "hop": e.hop_length, "window": torch.from_numpy(e.window),
         "filters": _filters(e), "cut_to": 480_000, "pad_multiple": 128, "scale": e.input_scale_factor,
         "reach": 1, "frame_preemphasis": e.preemphasis, "power": 1, "floor": float(e.mel_floor), "log": "log",
-        "steps": steps, "valid": (e.hop_length - 1, 0), "double": True,
+        "steps": steps, "valid": (e.hop_length - 1, 0),
     }  # fmt: skip
     return Pipeline(**options | changes)
 

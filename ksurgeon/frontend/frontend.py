@@ -103,7 +103,8 @@ class KFrontend(nn.Module):
         spectrum = self._spectrum(prepared(x, None if mask is None else lengths, p))
         features = spectrum if p.power is None else self._logarithm(spectrum)
         shape = (*lead,) if p.layout == "like" else (len(x),)
-        features = features.reshape(*shape, *features.shape[1:])
+        if shape != (len(x),):
+            features = features.reshape(*shape, *features.shape[1:])
         if p.steps:
             valid = self._valid(lengths, features.shape[-2]).view(features.shape[:-1])
             for step in p.steps:
@@ -111,12 +112,10 @@ class KFrontend(nn.Module):
         if self.cepstrum is not None and p.cepstrum is not None:
             features = self.cepstrum(features)[..., : p.cepstrum[0]]
         if p.time_last:
-            features = features.transpose(-1, -2)
+            last = -2 if p.parts and p.power is None else -1
+            features = features.transpose(last, last - 1)
         features = features.unsqueeze(1) if p.layout == "channel" else features
-        if features.is_complex():
-            features = features.to(waveform.dtype.to_complex())
-            return torch.view_as_real(features) if p.parts else features
-        return features.to(waveform.dtype)
+        return features.to(waveform.dtype.to_complex() if features.is_complex() else waveform.dtype)
 
     def feature_mask(self, attention_mask: Tensor) -> Tensor:
         """Which frames are no padding: ``(batch, frames)`` for a mask of samples ``(batch, samples)``."""
@@ -138,7 +137,7 @@ class KFrontend(nn.Module):
         return max(1 + (samples - len(p.window) - p.reach) // p.hop - p.drop_last, 0)
 
     def _spectrum(self, x: Tensor) -> Tensor:
-        """Modulus to the power, ``(bins, batch, frames)``, or complex numbers ``(batch, frames, bins)``."""
+        """Modulus to the power, ``(bins, batch, frames)``, or the spectrum ``(batch, frames, bins)``."""
         p, size = self.pipeline, len(self.window)
         count = self._frames(x.shape[1])
         if not count:
@@ -161,8 +160,10 @@ class KFrontend(nn.Module):
         parts = self.dft.parts(columns, 0, window)
         bins = self.dft.out_features
         if p.power is None:
-            parts = parts.view(2, bins, len(x), count).permute(2, 3, 1, 0)
-            return torch.complex(parts[..., 0], parts[..., 1])
+            parts = parts.view(2, bins, len(x), count)
+            if p.parts:
+                return parts.permute(2, 3, 1, 0)
+            return torch.complex(parts[0], parts[1]).permute(1, 2, 0)
         re, im = parts[:bins], parts[bins:]
         squared = torch.addcmul(re.square(), im, im)
         if p.inside:

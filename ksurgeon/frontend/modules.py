@@ -124,7 +124,7 @@ def _nnaudio_stft(m: Any) -> Pipeline:
     return Pipeline(
         n_fft=m.n_fft, hop=m.stride, window=m.window_mask.flatten(), pad=(side, side), pad_mode=m.pad_mode,
         power=None if complexes else 1.0, inside=1e-8 if m.trainable and not complexes else 0.0,
-        layout="batch", parts=True, time_last=True,
+        layout="batch", parts=complexes, time_last=True,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.utils import is_speech_available
 
 from ksurgeon.errors import StructureError
 from ksurgeon.frontend import KFrontend, KWaveform
@@ -13,6 +14,8 @@ from ksurgeon.kmatrix.structures import Kaleidoscope
 
 # What these compute in single precision themselves is known to no more than 1e-4 of their largest feature.
 SINGLE = ("CohereAsr", "Gemma3nAudio", "NemotronAsrStreaming", "Parakeet", "Phi4Multimodal")
+# Where torchaudio is there, these leave it to its single precision, which loses more in quiet bins.
+KALDI = ("AST", "Speech2Text") if is_speech_available() else ()
 # Padded to a fixed length by default, so that padding="longest" would be a deviation of its own.
 FIXED = ("Whisper", "Clvp", "Qwen3ASR", "MossTranscribeDiarize", "AST", "Clap", "CohereAsr")
 # These give no mask, one of samples, or one that is shorter than their features.
@@ -87,7 +90,9 @@ def test_every_extractor(name):
         difference = (actual - expected).abs()
         if short == "Phi4Multimodal":  # what it leaves of the padding varies; the model masks it
             difference = difference[frames]
-        assert difference.max() < 1e-4 * (max(1.0, float(expected.abs().max())) if short in SINGLE else 1)
+        largest = max(1.0, float(expected.abs().max()))
+        tolerance = 5e-4 * largest if short in KALDI else 1e-4 * largest if short in SINGLE else 1e-4
+        assert difference.max() < tolerance
         if len(clips) == 1:
             assert torch.equal(frontend(waveform).detach(), actual)
             assert torch.equal(frontend(waveform[0]).detach(), actual[0])

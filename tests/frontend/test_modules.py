@@ -27,7 +27,7 @@ CASES = {
     "nnAudio.features": {
         "STFT": [
             {"n_fft": 512, "verbose": False},
-            {"n_fft": 512, "win_length": 400, "hop_length": 160, "output_format": "Magnitude", "verbose": False},
+            {"n_fft": 512, "win_length": 400, "hop_length": 160, "output_format": "Magnitude"},
         ],
         "MelSpectrogram": [
             {"n_fft": 1024, "verbose": False},
