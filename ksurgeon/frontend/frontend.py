@@ -160,11 +160,11 @@ class KFrontend(nn.Module):
         parts = self.dft.parts(columns, 0, window)
         bins = self.dft.out_features
         if p.power is None:
-            parts = parts.view(2, bins, len(x), count)
+            parts = parts.unflatten(2, (len(x), count))
             if p.parts:
                 return parts.permute(2, 3, 1, 0)
-            return torch.complex(parts[0], parts[1]).permute(1, 2, 0)
-        re, im = parts[:bins], parts[bins:]
+            return torch.complex(parts[0].contiguous(), parts[1].contiguous()).permute(1, 2, 0)
+        re, im = parts[0], parts[1]
         squared = torch.addcmul(re.square(), im, im)
         if p.inside:
             squared = squared.clamp_min(p.inside) if p.inside_floor else squared + p.inside

@@ -153,10 +153,10 @@ class KTransform(nn.Module):
         """The chain in real arithmetic, as ``as_real`` says; differentiable in the parameters."""
         if not self.is_complex:
             return list(self.factors)
-        return as_real([torch.view_as_complex(f) for f in self.factors], takes=takes, gives=gives)
+        return as_real(list(self.factors), takes=takes, gives=gives)
 
     def parts(self, x: Tensor, dim: int, window: Tensor | None = None) -> Tensor:
-        """Real parts, then imaginary parts, of the DFT along ``dim`` of real ``x``.
+        """Real and imaginary parts, along a new dimension before ``dim``, of the DFT of real ``x``.
 
         The caller has put its entries in order: ``x.index_select(dim, self.order)``. They are first
         multiplied by ``window``, in the same order, where one is given.
@@ -166,12 +166,8 @@ class KTransform(nn.Module):
             a, d, _, c = factors[0].shape
             factors[0] = factors[0] * window.view(a, d, 1, c)
         y = multiply(x, tuple(factors), dim, 1, self.n, Pattern.of(factors[-1].shape).out_features, False)
-        rows = y.shape[dim] // 2
-        if rows == self.out_features:
-            return y
-        return (
-            y.unflatten(dim, (2, rows)).narrow(dim % x.dim() + 1, 0, self.out_features).flatten(dim, dim + 1)
-        )
+        dim = dim % x.dim()
+        return y.unflatten(dim, (2, y.shape[dim] // 2)).narrow(dim + 1, 0, self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map dimension ``dim`` of ``x`` from ``in_features`` to ``out_features`` entries."""
@@ -197,16 +193,17 @@ class KTransform(nn.Module):
         gives: Literal["real", "both"] = "real" if self.kind == "irdft" else "both"
         x = x.index_select(dim, self.order)  # type: ignore[arg-type]
         if gives == "both" and not x.is_complex():
-            y = self.parts(x.to(dtype), dim)
+            re, im = self.parts(x.to(dtype), dim).unbind(dim)
+            y = torch.complex(re.contiguous(), im.contiguous())
         else:
             x = x if x.is_complex() else torch.complex(x, torch.zeros_like(x))
             both = torch.view_as_real(x).movedim(-1, dim + 1).flatten(dim, dim + 1).to(dtype)
             factors = tuple(self.real_factors(takes="both", gives=gives))
             y = multiply(both, factors, dim, 1, 2 * self.n, Pattern.of(factors[-1].shape).out_features, False)
-        if gives == "real":
-            return y
-        re, im = y.chunk(2, dim)
-        y = torch.complex(re.contiguous(), im.contiguous())
+            if gives == "real":
+                return y
+            re, im = y.chunk(2, dim)
+            y = torch.complex(re.contiguous(), im.contiguous())
         if self.others:
             take = torch.fft.ifftn if self.kind == "idft" else torch.fft.fftn
             y = take(y, dim=self.others, norm=self.norm)

@@ -149,16 +149,16 @@ def as_real(
     """A chain of complex factors as one of real factors, on real and imaginary parts.
 
     Args:
-        factors: complex factors whose strides rise from one to the next (``falling``: fall), as those of a
-            butterfly do.
+        factors: complex factors, or their parts along a last dimension, whose strides rise from one to the
+            next (``falling``: fall), as those of a butterfly do.
         takes: "real" for real input, of n entries; "both" for input whose parts stand side by side within
             each block of the first factor (entry, part).
         gives: "both" puts all real parts before all imaginary ones where strides rise; "real" only those.
     """
     chain = []
     for position, factor in enumerate(factors):
-        a, d, b, c = factor.shape
-        re, im = factor.real, factor.imag
+        a, d, b, c = factor.shape[:4]
+        re, im = (factor.real, factor.imag) if factor.is_complex() else factor.unbind(-1)
         # (part out, out, in, part in) where strides rise: the part stays next to the digit that comes next.
         whole = torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)], 2)
         if position == 0 and takes == "real":

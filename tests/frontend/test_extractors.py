@@ -198,5 +198,11 @@ def test_state_structure_and_dtype():
     assert fitted(x).shape == frontend(x).shape
     double = KFrontend.from_feature_extractor(extractor, dtype=torch.float64)
     assert (double(x.double()) - frontend(x)).abs().max() < 1e-4
+    low = KFrontend.from_feature_extractor(extractor).to(torch.bfloat16)
+    assert low(x).dtype == torch.float32
+    assert (low(x.bfloat16()).float() - frontend(x)).abs().max() < 0.2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(frontend(x), frontend(x.clone()))
+        assert (frontend(x) - other.double()(x)).abs().max() < 1e-4
     with pytest.raises(ValueError, match="one frame needs 400"):
         KFrontend.from_feature_extractor(make("LasrFeatureExtractor"))(torch.randn(1, 300))
