@@ -128,7 +128,7 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         linear = sum(line["linear"] for line in done) or 1
         traced, untraced = (sum(line[key] for line in done) for key in ("traced", "untraced"))
         text.append(
-            f"| {library} | {len(results)} | {len(done)} | {traced / max(1, traced + untraced):.2%} of "
+            f"| {library} | {len(results)} of {len(names(library))} | {len(done)} | {traced / max(1, traced + untraced):.2%} of "
             f"{traced + untraced} | {sum(line['listed'] for line in done) / linear:.2%} | "
             f"{sum(line['replaceable'] for line in done) / linear:.2%} | "
             f"{sum(bool(line['missed']) for line in done)} models |"
