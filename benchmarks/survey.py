@@ -127,8 +127,9 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         done = [line for line in results if line["state"] == "analysed"]
         linear = sum(line["linear"] for line in done) or 1
         traced, untraced = (sum(line[key] for line in done) for key in ("traced", "untraced"))
+        models = f"{len(results)} of {len(names(library))}"
         text.append(
-            f"| {library} | {len(results)} of {len(names(library))} | {len(done)} | {traced / max(1, traced + untraced):.2%} of "
+            f"| {library} | {models} | {len(done)} | {traced / max(1, traced + untraced):.2%} of "
             f"{traced + untraced} | {sum(line['listed'] for line in done) / linear:.2%} | "
             f"{sum(line['replaceable'] for line in done) / linear:.2%} | "
             f"{sum(bool(line['missed']) for line in done)} models |"
