@@ -127,8 +127,9 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
         done = [line for line in results if line["state"] == "analysed"]
         linear = sum(line["linear"] for line in done) or 1
         traced, untraced = (sum(line[key] for line in done) for key in ("traced", "untraced"))
+        models = f"{len(results)} of {len(names(library))}"
         text.append(
-            f"| {library} | {len(results)} | {len(done)} | {traced / max(1, traced + untraced):.2%} of "
+            f"| {library} | {models} | {len(done)} | {traced / max(1, traced + untraced):.2%} of "
             f"{traced + untraced} | {sum(line['listed'] for line in done) / linear:.2%} | "
             f"{sum(line['replaceable'] for line in done) / linear:.2%} | "
             f"{sum(bool(line['missed']) for line in done)} models |"
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--library", choices=LIBRARIES, action="append")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every N-th model only")
     parser.add_argument("--convert", action="store_true", help="convert, save, load and revert each, too")
-    parser.add_argument("--seconds", type=int, default=90, help="limit for one model")
+    parser.add_argument("--seconds", type=int, default=90, help="CPU time for one model")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     _quiet()
@@ -174,19 +175,19 @@ def main() -> None:
     )
     seen = {(line["library"], line["name"]) for line in known}
     console = Console(stderr=True)
-    signal.signal(signal.SIGALRM, _alarm)
+    signal.signal(signal.SIGPROF, _alarm)
     with options.json.open("a") as file:
         for library in options.library or LIBRARIES:
             for name in names(library)[:: options.every]:
                 if (library, name) in seen:
                     continue
-                signal.alarm(options.seconds)
+                signal.setitimer(signal.ITIMER_PROF, options.seconds)
                 try:
                     result = look_at(library, name, options.convert)
                 except (TimeoutError, KsurgeonError, RuntimeError) as error:
                     result = {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:200]}
                 finally:
-                    signal.alarm(0)
+                    signal.setitimer(signal.ITIMER_PROF, 0)
                 line = {"library": library, "name": name, **result}
                 known.append(line)
                 print(json.dumps(line), file=file, flush=True)

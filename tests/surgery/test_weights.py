@@ -182,3 +182,38 @@ def test_a_fused_projection_becomes_three_where_the_rule_says_so(name, path, str
     assert list(reverted) == list(state)
     if structure == "dense":
         assert all(torch.equal(reverted[key], tensor) for key, tensor in fresh(name)[0].state_dict().items())
+
+
+class ShufflesAndMultiplies(nn.Module):
+    """One forward with a shuffle and two parameters of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(12, 12, 1)
+        self.first = nn.Parameter(torch.randn(12, 12) / 4)
+        self.second = nn.Parameter(torch.randn(12, 6) / 4)
+
+    def forward(self, x):
+        y = torch.channel_shuffle(self.conv(x), 3)
+        return nn.functional.linear(y.mean((2, 3)), self.first) @ self.second
+
+
+@pytest.mark.parametrize("rules", [("both",), ("shuffle", EXACT)], ids=["at once", "one after the other"])
+def test_a_forward_with_a_shuffle_and_parameters(rules, tmp_path):
+    shuffle = Replacement(find="channel_shuffle", structure={"structure": "kaleidoscope"})
+    both = Rule(name="both", replace=(shuffle, *EXACT.replace))
+    torch.manual_seed(0)
+    model, x = ShufflesAndMultiplies().eval(), torch.randn(2, 12, 3, 3)
+    expected, state = run(model, x), {k: v.clone() for k, v in model.state_dict().items()}
+    for rule in rules:
+        ksurgeon.replace_modules(model, both if rule == "both" else rule, x)
+    assert set(dict(model.named_children())) == {"conv", "kshuffle0", "k_first", "k_second"}
+    torch.testing.assert_close(run(model, x), expected)
+    ksurgeon.save(model, tmp_path / "model")
+    loaded = ksurgeon.load(tmp_path / "model", ShufflesAndMultiplies())
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(loaded)))
+    assert torch.equal(run(copied, x), run(model, x))
+    for other in (model, loaded, copied):
+        ksurgeon.revert(other)
+        assert type(other) is ShufflesAndMultiplies and list(other.state_dict()) == list(state)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in other.state_dict().items())
