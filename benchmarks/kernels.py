@@ -123,7 +123,7 @@ def peers(matrix: KMatrix, x: Tensor) -> dict[str, Call]:
 
 def limits() -> dict[str, float]:
     """What one core can do: float32 GFLOP/s in registers, GB/s read from blocks of the sizes given."""
-    from ksurgeon.kernels.cpu.library import library
+    from ksurgeon.kernels.cpu.native import library
 
     native, best = library(), {"GFLOP/s": 0.0}
     for _ in range(30):
@@ -141,14 +141,14 @@ def limits() -> dict[str, float]:
     return best
 
 
-def merged_weights(matrix: KMatrix) -> int:
+def merged_weights(matrix: KMatrix, rows: int) -> int:
     """Weights of the merged chain, which is also its number of multiplications per vector."""
     if chosen_backend() != "cpu":
         return matrix.multiplications
     from ksurgeon.kernels.cpu.pack import find_pack
 
     factors = list(matrix.factors)
-    return sum(a * d * b * c for a, d, b, c in find_pack(factors).rows(factors).shapes)
+    return sum(a * d * b * c for a, d, b, c in find_pack(factors).rows(factors, rows).shapes)
 
 
 def linear(inputs: int, outputs: int, rows: int, seconds: float, peak: float) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def linear(inputs: int, outputs: int, rows: int, seconds: float, peak: float) ->
         calls["batched Monarch"] = lambda: wide(x)
         calls |= peers(layer.matrix, x)
         times = measure(calls, seconds)
-        weights = merged_weights(layer.matrix)
+        weights = merged_weights(layer.matrix, rows)
     ours = times["KLinear"]["median"]
     return {
         "case": f"{inputs}→{outputs}",

@@ -8,10 +8,18 @@ from torch import Tensor
 
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.kernels import cpu, cuda, reference
+from ksurgeon.kernels.activation import activate
 
 __all__ = ["apply_chain", "available_backends", "chosen_backend"]
 
-Backend = Callable[[Tensor, Sequence[Tensor], int, Tensor | None], Tensor]
+Backend = Callable[[Tensor, Sequence[Tensor], int, Tensor | None, str | None], Tensor]
+
+
+def _on_gpu(
+    x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    return activate(cuda.apply_chain(x, factors, dim, bias), activation)
+
 
 _BACKENDS: dict[str, Backend] = {"reference": reference.apply_chain}
 if cpu.is_available():
@@ -48,25 +56,36 @@ def chosen_backend(device: torch.device | None = None) -> str:
     return asked
 
 
-def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int = -1, bias: Tensor | None = None) -> Tensor:
-    """Multiply the vectors along dimension ``dim`` of ``x`` by a chain of factors, and add a bias to them.
+def apply_chain(
+    x: Tensor,
+    factors: Sequence[Tensor],
+    dim: int = -1,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """Multiply the vectors along dimension ``dim`` of ``x`` by a chain of factors, add a bias, activate.
 
     Args:
         x: floating or complex tensor; its size along ``dim`` is what the first factor takes.
         factors: parameters of shape ``(a, d, b, c)`` in the order they are applied.
         dim: the dimension that is mapped.
         bias: one entry for each output of the chain.
+        activation: None, "relu", "relu6", "gelu" (exact), "gelu_tanh", "silu" or "hardswish", applied to
+            every entry of the result. Where gradients are wanted it is PyTorch's own function.
 
     Returns:
         A tensor of the shape of ``x``, its size along ``dim`` what the last factor gives.
+
+    Raises:
+        ValueError: there is no activation of that name.
     """
     global _chosen, _chosen_on_gpu
     if x.is_cuda:
         if _chosen_on_gpu is None:
             name = chosen_backend(x.device)
-            _chosen_on_gpu = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
-        return _chosen_on_gpu(x, factors, dim, bias)
+            _chosen_on_gpu = _on_gpu if name == "cuda" else _BACKENDS[name]
+        return _chosen_on_gpu(x, factors, dim, bias, activation)
     if _chosen is None:  # once: reading the environment takes as long as a small product
         name = chosen_backend()
-        _chosen = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
-    return _chosen(x, factors, dim, bias)
+        _chosen = _on_gpu if name == "cuda" else _BACKENDS[name]
+    return _chosen(x, factors, dim, bias, activation)

@@ -17,8 +17,8 @@ int64_t ks_size(const KsStep*, int);
 void ks_pack(const KsStep*, const void*, void*, int);
 void ks_unpack(const KsStep*, const void*, void*, int);
 void ks_guard(KsGuard*);
-int ks_rows(const KsChain*, const void*, int64_t, void*, int64_t, const void*, int, int);
-int ks_columns(const KsChain*, const void*, void*, int64_t, int64_t, const void*, int, int);
+int ks_rows(const KsChain*, const void*, int64_t, void*, int64_t, const void*, int, int, int);
+int ks_columns(const KsChain*, const void*, void*, int64_t, int64_t, const void*, int, int, int);
 void ks_backward(const KsChain*, const KsChain*, const void*, const void*, void*, void* const*, int64_t, int, int);
 }
 
@@ -117,7 +117,7 @@ template <class T> static bool one_case(int threads) {
                                                        kept.back()[r * from + (a * s.c + i) * s.d + d];
     kept.push_back(std::move(next));
   }
-  bool fine = ks_rows(&forward, x.get(), in, y.get(), rows, bias.get(), threads, is_double) == 1;
+  bool fine = ks_rows(&forward, x.get(), in, y.get(), rows, bias.get(), 0, threads, is_double) == 1;
   for (int64_t k = 0; k < rows * out; ++k)
     fine = fine && close(y.get()[k], kept.back()[k] + bias.get()[k % out], tolerance, "rows");
 
@@ -125,7 +125,7 @@ template <class T> static bool one_case(int threads) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < in; ++k) xc.get()[k * rows + r] = x.get()[r * in + k];
   if (rows) {
-    fine = fine && ks_columns(&columns, xc.get(), yc.get(), 1, rows, nullptr, threads, is_double) == 1;
+    fine = fine && ks_columns(&columns, xc.get(), yc.get(), 1, rows, nullptr, 0, threads, is_double) == 1;
     for (int64_t k = 0; k < rows * out; ++k)
       fine = fine && close(yc.get()[k % out * rows + k / out], kept.back()[k], tolerance, "columns");
   }
@@ -163,7 +163,7 @@ template <class T> static bool one_case(int threads) {
   const int64_t last = weights[0].size - 1;  // a write that nobody was told of
   weights[0].get()[last] += 1;
   Exact<T> many(40 * in), result(40 * out);
-  fine = fine && ks_rows(&forward, many.get(), in, result.get(), 40, nullptr, 1, is_double) == 0;
+  fine = fine && ks_rows(&forward, many.get(), in, result.get(), 40, nullptr, 0, 1, is_double) == 0;
   return fine;
 }
 

@@ -109,16 +109,16 @@ KS_EXPORT int ks_changed(const KsGuard* guard) { return changed(guard, ROWS_TO_C
 
 // ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed.
 KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
-                       int threads, int is_double) {
+                       int activation, int threads, int is_double) {
   if (changed(chain->guard, count)) return 0;
-  table->rows[is_double](*chain, x, x_row, y, chain->out_features, count, bias, threads);
+  table->rows[is_double](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads);
   return 1;
 }
 
 KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,
-                          const void* bias, int threads, int is_double) {
+                          const void* bias, int activation, int threads, int is_double) {
   if (changed(chain->guard, images * columns)) return 0;
-  table->columns[is_double](*chain, x, y, images, columns, bias, threads);
+  table->columns[is_double](*chain, x, y, images, columns, bias, activation, threads);
   return 1;
 }
 

@@ -1,4 +1,4 @@
-// What Python hands over: a chain of packed factors. Mirrored by ksurgeon/kernels/cpu/library.py.
+// What Python hands over: a chain of packed factors. Mirrored by ksurgeon/kernels/cpu/native.py.
 #pragma once
 #include <cstdint>
 
@@ -16,6 +16,9 @@ struct KsGuard {
   const int64_t* bytes;
   uint64_t whole, sampled;  // fingerprints
 };
+
+// What is applied to the outputs of a chain; the numbers are those of native.py.
+enum KsActivation { KS_NONE, KS_RELU, KS_RELU6, KS_GELU, KS_GELU_TANH, KS_SILU, KS_HARDSWISH };
 
 struct KsChain {
   int64_t in_features, out_features;

@@ -98,7 +98,7 @@ template <class T> int64_t tile_registers(const KsChain& chain) {
 // A chain applied to `count` columns; scratch holds 2 * widest rows of `row` entries.
 template <class T>
 void chain_columns(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
-                   T* scratch, int64_t row) {
+                   int activation, T* scratch, int64_t row) {
   constexpr int N = Vec<T>::N;
   const int64_t registers = (count + N - 1) / N, last = count - (registers - 1) * N;
   T *here = scratch, *other = scratch + chain.widest * row;
@@ -119,4 +119,5 @@ void chain_columns(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_
     m.x_row = m.y_row;
     m.last_in = N;
   }
+  activate_rows(activation, y, y_row, chain.out_features, count);
 }

@@ -1,6 +1,7 @@
 // Everything that is compiled once for each instruction set.
 #include "fingerprint.h"
 #include "layout.h"
+#include "activate.h"
 #include "rows.h"
 #include "columns.h"
 #include "gradient.h"
@@ -34,7 +35,7 @@ template <class T> bool in_place(const KsStep& step) {
 
 template <class T>
 void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
-                T* scratch, int64_t row) {
+                int activation, T* scratch, int64_t row) {
   Rows<T> rows{x, x_row, nullptr, row, count};
   T *here = scratch, *other = scratch + count * row;
   for (int64_t j = 0; j < chain.steps; ++j) {
@@ -51,6 +52,7 @@ void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y
     rows.x = rows.y;
     rows.x_row = rows.y_row;
   }
+  activate_rows(activation, y, y_row, count, chain.out_features);
 }
 
 template <class T> struct RowsCall {
@@ -60,6 +62,7 @@ template <class T> struct RowsCall {
   T* y;
   int64_t y_row, count;
   const T* bias;
+  int activation;
   int64_t row, tile, next;
   T* shared;
   KsBarrier barrier;
@@ -76,10 +79,12 @@ template <class T> void rows_together(void* context, int thread, int threads) {
     rows.y_row = end ? call.y_row : call.row;
     const int64_t groups = Layout(step, Vec<T>::N).groups();
     factor_rows<T>(step, rows, end ? call.bias : nullptr, groups * thread / threads, groups * (thread + 1) / threads);
-    if (threads > 1 && !end) call.barrier.wait();
+    if (threads > 1 && (!end || call.activation)) call.barrier.wait();
     rows.x = rows.y;
     rows.x_row = rows.y_row;
   }
+  const int64_t n = call.chain.out_features, from = n * thread / threads, to = n * (thread + 1) / threads;
+  activate_rows(call.activation, call.y + from, call.y_row, call.count, to - from);
 }
 
 // Many rows: tiles are handed out.
@@ -88,14 +93,15 @@ template <class T> void rows_tiled(void* context, int, int) {
   T* scratch = (T*)ks_scratch(2 * call.tile * call.row * sizeof(T));
   for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;)
     chain_rows(call.chain, call.x + at * call.x_row, call.x_row, call.y + at * call.y_row, call.y_row,
-               smaller(call.tile, call.count - at), call.bias, scratch, call.row);
+               smaller(call.tile, call.count - at), call.bias, call.activation, scratch, call.row);
 }
 
 template <class T>
 void run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
-              const void* bias, int threads) {
+              const void* bias, int activation, int threads) {
   const int64_t row = scratch_row<T>(chain.widest);
-  RowsCall<T> call{chain, (const T*)x, x_row, (T*)y, y_row, count, (const T*)bias, row, 0, 0, nullptr, {threads}};
+  RowsCall<T> call{chain, (const T*)x, x_row, (T*)y, y_row, count, (const T*)bias, activation, row, 0, 0, nullptr,
+                   {threads}};
   if (count < 8 * (int64_t)threads && chain.weights >= SHARED_WEIGHTS) {
     call.shared = (T*)ks_scratch(2 * count * row * sizeof(T));
     return ks_parallel(threads, rows_together<T>, &call);
@@ -111,6 +117,7 @@ template <class T> struct ColumnsCall {
   T* y;
   int64_t columns;
   const T* bias;
+  int activation;
   int64_t row, tiles, count, next;
 };
 
@@ -125,19 +132,19 @@ template <class T> void columns_tiled(void* context, int, int) {
     const int64_t to = smaller(call.columns, registers * (tile + 1) / call.tiles * N);
     chain_columns<T>(call.chain, call.x + image * call.chain.in_features * call.columns + from, call.columns,
                      call.y + image * call.chain.out_features * call.columns + from, call.columns, to - from,
-                     call.bias, scratch, call.row);
+                     call.bias, call.activation, scratch, call.row);
   }
 }
 
 template <class T>
 void run_columns(const KsChain& chain, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
-                 int threads) {
+                 int activation, int threads) {
   constexpr int64_t N = Vec<T>::N;
   const int64_t registers = (columns + N - 1) / N, most = tile_registers<T>(chain);
   int64_t tiles = (registers + most - 1) / most;
   if (images < threads) tiles = larger(tiles, smaller(registers, threads));
   const int64_t row = scratch_row<T>((registers + tiles - 1) / tiles * N);
-  ColumnsCall<T> call{chain, (const T*)x, (T*)y, columns, (const T*)bias, row, tiles, images * tiles, 0};
+  ColumnsCall<T> call{chain, (const T*)x, (T*)y, columns, (const T*)bias, activation, row, tiles, images * tiles, 0};
   if (images * columns * chain.weights < SHARED_WEIGHTS) threads = 1;
   ks_parallel((int)smaller(threads, call.count), columns_tiled<T>, &call);
 }
