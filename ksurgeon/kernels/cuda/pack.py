@@ -2,10 +2,12 @@
 
 import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ksurgeon.kernels.cuda.digits import Whole, packed
 from ksurgeon.kernels.cuda.merging import merge
 from ksurgeon.kernels.cuda.plan import merge_for
 from ksurgeon.kmatrix.patterns import Pattern
@@ -13,7 +15,15 @@ from ksurgeon.kmatrix.patterns import Pattern
 __all__ = ["contiguous", "counts_of", "forget", "merged", "merged_once"]
 
 _Key = tuple[tuple[int, int, int], ...]
-_PACKS: dict[int, tuple[_Key, list[Tensor], list[weakref.ref[Tensor]]]] = {}
+
+
+class _Pack(NamedTuple):
+    key: _Key
+    factors: list[weakref.ref[Tensor]]
+    made: dict[bool, list[Tensor]]
+
+
+_PACKS: dict[int, _Pack] = {}
 
 
 def counts_of(factors: Sequence[Tensor]) -> tuple[int, ...]:
@@ -23,36 +33,46 @@ def counts_of(factors: Sequence[Tensor]) -> tuple[int, ...]:
 
 def contiguous(factors: Sequence[Tensor]) -> list[Tensor]:
     """The factors as the kernels take them, without a graph."""
-    return [factor.detach().resolve_neg().contiguous() for factor in factors]
+    return [factor.detach().resolve_conj().resolve_neg().contiguous() for factor in factors]
 
 
-def merged(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The merged factors, made anew."""
-    return merge(contiguous(factors), counts_of(factors))
+def merged(factors: Sequence[Tensor], plan: Whole | None = None) -> list[Tensor]:
+    """The merged factors, made anew; one tensor of all of them for a ``plan`` to apply them at once."""
+    plain = contiguous(factors)
+    if plan is None:
+        return merge(plain, counts_of(factors))
+    with torch.no_grad():
+        wide = [factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in plain]
+        return [packed(wide, plan).to(factors[0].dtype)]
 
 
-def merged_once(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The merged factors, kept while every factor is the same tensor at the same address and version.
+def merged_once(factors: Sequence[Tensor], plan: Whole | None = None) -> list[Tensor]:
+    """``merged``, kept while every factor is the same tensor at the same address and version.
 
     What evades the version counter (writes through ``.data``) is not seen; ``forget`` is for that. Tensors of
     inference mode have no version: theirs are made anew for every call.
     """
     if any(factor.is_inference() for factor in factors):
-        return merged(factors)
+        return merged(factors, plan)
     key = tuple((id(factor), factor._version, factor.data_ptr()) for factor in factors)
-    known = _PACKS.get(key[0][0])
-    if known is not None and known[0] == key:
-        return known[1]
-    weights = merged(factors)
+    first = key[0][0]
+    known = _PACKS.get(first)
+    if known is not None and known.key == key:
+        found = known.made.get(plan is None)
+        if found is not None:
+            return found
+    weights = merged(factors, plan)
     if factors[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return weights  # their memory is the graph's, and holds nothing until it is replayed
+    if known is None or known.key != key:
 
-    def drop(dead: weakref.ref[Tensor], first: int = key[0][0]) -> None:
-        entry = _PACKS.get(first)
-        if entry is not None and any(reference is dead for reference in entry[2]):
-            del _PACKS[first]
+        def drop(dead: weakref.ref[Tensor]) -> None:
+            entry = _PACKS.get(first)
+            if entry is not None and any(reference is dead for reference in entry.factors):
+                del _PACKS[first]
 
-    _PACKS[key[0][0]] = (key, weights, [weakref.ref(factor, drop) for factor in factors])
+        known = _PACKS[first] = _Pack(key, [weakref.ref(factor, drop) for factor in factors], {})
+    known.made[plan is None] = weights
     return weights
 
 

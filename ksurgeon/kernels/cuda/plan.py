@@ -6,17 +6,17 @@ from typing import NamedTuple
 from ksurgeon.kmatrix.merge import merge_plan
 from ksurgeon.kmatrix.patterns import Pattern
 
-__all__ = ["Tiles", "merge_for", "outer_tiles", "step_tiles"]
+__all__ = ["Tiles", "merge_for", "outer_tiles", "step_tiles", "whole_tiles"]
 
 _LARGEST_RADIX = 128
 # Seconds on an H100, from its data sheet. Their ratio decides, which differs little between GPUs.
 _SECONDS_PER_BYTE = 1 / 2.5e12
-_SECONDS_PER_MULTIPLICATION = {2: 1 / 200e12, 4: 1 / 30e12}
+_SECONDS_PER_MULTIPLICATION = {2: 1 / 200e12, 4: 1 / 30e12, 8: 1 / 8e12}
 
 _SMALLEST, _LARGEST = 16, 64  # sides of a product on the tensor cores
 # Of a program of 8 warps that takes several blocks, by bytes of an entry: sums in float32 that it holds,
 # outputs and inputs of each block at a time, depth of the pipeline. As many as registers hold.
-_GROUPED = {2: (16384, 64, 32, 3), 4: (8192, 32, 16, 2)}
+_GROUPED = {2: (16384, 64, 32, 3), 4: (8192, 32, 16, 2), 8: (4096, 16, 16, 1)}
 
 
 class Tiles(NamedTuple):
@@ -99,3 +99,18 @@ def outer_tiles(
     # A power of two: the kernel is compiled for it.
     each = max(1 << (max(rows // shares, 1).bit_length() - 1), min(_side(rows, _FEWEST), _FEWEST))
     return Tiles(_side(each, 32), group, out, inner, 8 if group * out * inner >= 8192 else 4, 2), each
+
+
+# Entries of a padded vector that a thread holds where a chain is applied at once, by bytes of an entry.
+_HELD = {2: 64, 4: 32}
+
+
+@lru_cache(maxsize=4096)
+def whole_tiles(widest: int, rows: int, itemsize: int, wanted: int) -> Tiles:
+    """The cut of a chain that is applied at once; ``widest`` is the number of entries of a padded vector."""
+    held = _HELD[itemsize]
+    each = min(max(8 * 32 * held // widest, _SMALLEST), _side(rows))
+    while -(-rows // each) < wanted and each > _SMALLEST:
+        each //= 2
+    warps = min(max(each * widest // (32 * held), 4), 16)
+    return Tiles(each, 1, widest, widest, warps, 1)
