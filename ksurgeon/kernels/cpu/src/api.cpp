@@ -5,7 +5,24 @@
 
 #include "table.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
+
+// A large result is new memory, and the page faults of its first writing take longer than the product:
+// ask for huge pages, where the system gives them to those who ask.
+void expect_writes(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t PAGE = 1 << 21;
+  if (bytes < 2 * PAGE) return;
+  const uintptr_t from = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE, to = ((uintptr_t)data + bytes) / PAGE * PAGE;
+  if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
 
 const KsTable* best() {
 #if defined(__x86_64__)
@@ -111,6 +128,7 @@ KS_EXPORT int ks_changed(const KsGuard* guard) { return changed(guard, ROWS_TO_C
 KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
                        int activation, int threads, int is_double) {
   if (changed(chain->guard, count)) return 0;
+  expect_writes(y, count * chain->out_features * (is_double ? 8 : 4));
   table->rows[is_double](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads);
   return 1;
 }
@@ -118,6 +136,7 @@ KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* 
 KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,
                           const void* bias, int activation, int threads, int is_double) {
   if (changed(chain->guard, images * columns)) return 0;
+  expect_writes(y, images * columns * chain->out_features * (is_double ? 8 : 4));
   table->columns[is_double](*chain, x, y, images, columns, bias, activation, threads);
   return 1;
 }

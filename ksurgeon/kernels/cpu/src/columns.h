@@ -39,6 +39,7 @@ KS_INLINE void tile(const Outputs<T>& s, int64_t at, int64_t last_in, int64_t la
     KS_UNROLL for (int k = 0; k < K; ++k) V::keep(in[k]);
     KS_UNROLL for (int o = 0; o < B; ++o) {
       typename V::Reg one = V::rep1(weight + o * c);
+      if (K > 1) V::keep(one);
       KS_UNROLL for (int k = 0; k < K; ++k) sum[o][k] = V::fma(one, in[k], sum[o][k]);
     }
   }

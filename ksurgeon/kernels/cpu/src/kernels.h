@@ -7,7 +7,8 @@
 #include "gradient.h"
 #include "measure.h"
 
-static constexpr int64_t TILE_ROWS = 64;
+static constexpr int64_t TILE_ROWS = 48;
+static constexpr int64_t ROWS_STEP = 12;  // what blocks take at once divides it
 static constexpr int64_t TILE_BYTES = 1 << 20;    // of scratch for a tile of rows
 static constexpr int64_t SHARED_WEIGHTS = 1 << 16;  // weights for which few rows are shared out over threads
 
@@ -24,7 +25,8 @@ template <class T> int64_t tile_rows(int64_t row, int64_t buffers, int64_t count
   const int64_t fit = larger(8, TILE_BYTES / (int64_t)sizeof(T) / (buffers * row));
   const int64_t tile = smaller(TILE_ROWS, fit), share = (count + threads - 1) / threads;
   const int64_t tiles = larger(1, (share + tile - 1) / tile);
-  return larger(1, (share + tiles - 1) / tiles);
+  const int64_t even = larger(1, (share + tiles - 1) / tiles);
+  return even < ROWS_STEP ? even : smaller(tile, (even + ROWS_STEP - 1) / ROWS_STEP * ROWS_STEP);
 }
 
 // Whether every group of a factor writes exactly what it has read, in one block: then it may work in place,
