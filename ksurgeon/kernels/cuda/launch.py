@@ -14,7 +14,7 @@ from ksurgeon.kernels.cuda.step import apply_step, outer_step
 from ksurgeon.kernels.cuda.whole import apply_whole
 from ksurgeon.kmatrix.patterns import Pattern
 
-__all__ = ["Device", "device_of", "gradient_of_weight", "step", "whole"]
+__all__ = ["Device", "allows_tf32", "device_of", "gradient_of_weight", "step", "whole"]
 
 _KINDS = {
     torch.float32: tl.float32,
@@ -47,6 +47,12 @@ def device_of(x: Tensor) -> Device:
     return _properties(x.device.index) if x.is_cuda else Device(2, 4096)
 
 
+def allows_tf32() -> bool:
+    """Whether PyTorch's matrix products of float32 numbers may be those of TF32."""
+    # allow_tf32 raises where this, its successor, was set.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def _arithmetic(x: Tensor) -> dict[str, object]:
     """In what type operands are multiplied, and how.
 
@@ -57,7 +63,7 @@ def _arithmetic(x: Tensor) -> dict[str, object]:
     kind = tl.float32 if x.device.type == "cpu" else _KINDS[x.dtype]
     if kind != tl.float32:
         return {"KIND": kind, "PRECISION": "ieee"}
-    return {"KIND": kind, "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"}
+    return {"KIND": kind, "PRECISION": "tf32" if allows_tf32() else "tf32x3"}
 
 
 def _next_power(rows: int) -> int:

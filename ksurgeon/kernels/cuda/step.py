@@ -29,9 +29,9 @@ def activated(v, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         v = 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
     elif ACTIVATION == "gelu_tanh":
-        v = v * tl.sigmoid(1.5957691216057308 * (v + 0.044715 * v * v * v))
+        v = v / (1.0 + tl.exp(-1.5957691216057308 * (v + 0.044715 * v * v * v)))
     elif ACTIVATION == "silu":
-        v = v * tl.sigmoid(v)
+        v = v / (1.0 + tl.exp(-v))
     elif ACTIVATION == "hardswish":
         v = v * tl.where(v <= -3.0, 0.0, tl.where(v >= 3.0, 1.0, (v + 3.0) * 0.16666666666666666))
     return v
@@ -221,7 +221,7 @@ def outer_step(
     PRECISION: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """``sums[s, a, j, o, i] = Σ_r g[r, a, o, j] · conj(x[r, a, i, j])`` over the ``EACH`` rows of share ``s``."""
+    """``sums[s, a, j, o, i] = Σ_r g[r, a, o, j] · conj(x[r, a, i, j])`` over the ``EACH`` rows of a share."""
     groups: tl.constexpr = (D + GROUP - 1) // GROUP
     outs: tl.constexpr = (B + OUT - 1) // OUT
     ins: tl.constexpr = (C + IN - 1) // IN

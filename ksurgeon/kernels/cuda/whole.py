@@ -11,7 +11,7 @@ __all__ = ["apply_whole"]
 @triton.jit
 def _places(place, DIGITS: tl.constexpr):
     """Where the entries of padded vectors lie in the vectors, and which of them are there; see ``Digit``."""
-    at = tl.zeros_like(place)
+    at = place * 0
     known = place >= 0
     for k in tl.static_range(len(DIGITS)):
         digit = place % DIGITS[k][0]
