@@ -24,8 +24,8 @@ _SMALLEST = 16  # radix that the tensor cores take
 _LARGEST_RADIX = 64
 # By bytes of an entry, such that 8 warps hold what they work on in registers: entries of the widest vector,
 # and of the largest factor.
-_WIDEST = {2: 2048, 4: 512}
-_LARGEST = {2: 32768, 4: 16384}
+_WIDEST = {2: 1024, 4: 512}
+_LARGEST = {2: 32768, 4: 8192}
 # Moving one entry of 16 vectors between two factors, in entries of a factor read.
 _MOVE = 16
 

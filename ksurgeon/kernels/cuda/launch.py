@@ -152,7 +152,9 @@ def whole(
         steps[-1][0] * steps[-1][1] * steps[-1][3],
     )
     kind = x.tensor.dtype
-    tiles = whole_tiles(plan.widest, _next_power(rows), kind.itemsize, device_of(x.tensor).programs)
+    side_by_side = x.stride == 1 and y.stride == 1
+    programs = device_of(x.tensor).programs
+    tiles = whole_tiles(plan.widest, _next_power(rows), side_by_side, kind.itemsize, programs)
     apply_whole[(-(-rows // tiles.rows),)](
         x.tensor,
         weights,

@@ -39,6 +39,11 @@ def _side(size: int, largest: int = _LARGEST) -> int:
     return min(max(1 << (size - 1).bit_length(), _SMALLEST), largest)
 
 
+def _largest(itemsize: int) -> int:
+    """Largest side of a product; those of complex numbers are four."""
+    return _LARGEST // 2 if itemsize == 8 else _LARGEST
+
+
 _FEWEST = 128  # rows that a program sums over, if there are so many
 
 
@@ -68,7 +73,8 @@ def step_tiles(pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, w
         wanted: a number of programs that keeps the device busy.
     """
     _, b, c, d = pattern
-    out, most = _side(b), _side(rows, 128)
+    largest = _largest(itemsize)
+    out, most = _side(b, largest), _side(rows, 2 * largest)
     if most == _SMALLEST:
         tiles = Tiles(most, 1, _SMALLEST, _side(c), 2, 2)
     elif side_by_side and d > 1:
@@ -78,7 +84,8 @@ def step_tiles(pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, w
         rows_each = min(most, max(sums // (group * out), _SMALLEST), _LARGEST)
         tiles = Tiles(rows_each, group, out, _side(c, inner), 8, stages)
     else:
-        tiles = Tiles(most, 1, out, _side(c), 8 if most * out >= 8192 else 4, 2)
+        inner = _side(c, largest if itemsize < 8 else _SMALLEST)
+        tiles = Tiles(most, 1, out, inner, 8 if most * out >= 8192 else 4, 2)
     while tiles.programs(pattern, rows) < wanted and tiles.rows > 2 * _SMALLEST:
         tiles = tiles._replace(rows=tiles.rows // 2)
     while tiles.programs(pattern, rows) < wanted and tiles.out > _SMALLEST:
@@ -92,8 +99,10 @@ def outer_tiles(
 ) -> tuple[Tiles, int]:
     """The cut of the gradient of a step, and the rows that each program sums over."""
     a, b, c, d = pattern
-    group = min(1 << (d - 1).bit_length(), 8) if side_by_side else 1
-    out, inner = _side(b, 32 if group > 2 and itemsize == 4 else 64), _side(c, 32 if group > 2 else 64)
+    largest = _largest(itemsize)
+    group = min(1 << (d - 1).bit_length(), largest // 8) if side_by_side else 1
+    out = _side(b, largest // 2 if group > 2 and itemsize > 2 else largest)
+    inner = _side(c, largest // 2 if group > 2 else largest)
     programs = a * -(-d // group) * -(-b // out) * -(-c // inner)
     shares = max(wanted // programs, 1)
     # A power of two: the kernel is compiled for it.
@@ -102,13 +111,13 @@ def outer_tiles(
 
 
 # Entries of a padded vector that a thread holds where a chain is applied at once, by bytes of an entry.
-_HELD = {2: 64, 4: 32}
+_HELD = {2: 64, 4: 16}
 
 
 @lru_cache(maxsize=4096)
-def whole_tiles(widest: int, rows: int, itemsize: int, wanted: int) -> Tiles:
+def whole_tiles(widest: int, rows: int, side_by_side: bool, itemsize: int, wanted: int) -> Tiles:
     """The cut of a chain that is applied at once; ``widest`` is the number of entries of a padded vector."""
-    held = _HELD[itemsize]
+    held = _HELD[itemsize] if side_by_side else _HELD[itemsize] // 2
     each = min(max(8 * 32 * held // widest, _SMALLEST), _side(rows))
     while -(-rows // each) < wanted and each > _SMALLEST:
         each //= 2
