@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.cpu.native import Chain, Guard, fast
-from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for, merge_for_training
+from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for_training
+from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
@@ -132,7 +133,7 @@ class Pack:
         patterns = tuple(Pattern.of(factor.shape) for factor in factors)
         if self.light:
             return merge_for_training(patterns)
-        return merge_for(patterns, _EXACT.get(factors[0].dtype, factors[0].dtype), kind)
+        return choose(patterns, _EXACT.get(factors[0].dtype, factors[0].dtype), kind)
 
     def index(self, factors: Sequence[Tensor]) -> Tensor | None:
         """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""
