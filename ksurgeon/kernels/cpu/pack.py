@@ -7,7 +7,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.native import Chain, Guard, fast
+from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, fast
 from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for, merge_for_training
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
@@ -99,7 +99,7 @@ class Pack:
         return chain
 
     def _make_record(self, factors: Sequence[Tensor]) -> None:
-        if factors[0].dtype in _EXACT or self.index(factors) is not None:
+        if self.index(factors) is not None:
             return
         known = [self._chains.get(kind) for kind in ("few", "rows")]
         chain = next(chain for chain in known if chain is not None)
@@ -109,7 +109,7 @@ class Pack:
             FEW_ROWS,
             chain.in_features,
             chain.out_features,
-            chain.is_double,
+            KINDS[factors[0].dtype],
             factors[0].dtype,
         )
 

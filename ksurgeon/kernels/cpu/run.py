@@ -10,14 +10,13 @@ from torch import Tensor
 from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
 from ksurgeon.kernels.cpu.merging import pull_back
-from ksurgeon.kernels.cpu.native import ACTIVATIONS, Chain, Step, fast, is_available, library
+from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, Step, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, kept
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
 
 __all__ = ["DTYPES", "backward", "forward"]
 
-DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_EXACT = frozenset({torch.float32, torch.float64})
+DTYPES = frozenset(KINDS)
 
 _NAMES = tuple(ACTIVATIONS)
 _threads = torch.get_num_threads
@@ -68,11 +67,7 @@ def _forward(
         if not pack.same_contents():
             return None
         return activate(_permuted(x, pack, factors, bias, axis), _NAMES[code])
-    if x.dtype in _EXACT:
-        return _general(x, factors, pack, bias, axis, code)
-    # Half precision is storage only: products are summed in float32.
-    result = _general(x.float(), factors, pack, None if bias is None else bias.float(), axis, code)
-    return None if result is None else result.to(x.dtype)
+    return _general(x, factors, pack, bias, axis, code)
 
 
 def _general(
@@ -85,7 +80,7 @@ def _general(
         _check(x.shape[-1], chain, bias)
         y = x.new_empty((*x.shape[:-1], chain.out_features))
         source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
-        inputs, kind = chain.in_features, chain.is_double
+        inputs, kind = chain.in_features, KINDS[x.dtype]
         return y if _rows(chain.address, source, inputs, to, rows, start, code, _threads(), kind) else None
     if in_rows(x, axis):
         moved = _general(x.movedim(axis, -1), factors, pack, bias, x.dim() - 1, code)
@@ -98,7 +93,7 @@ def _general(
         images = prod(x.shape[:axis])
         columns = x.numel() // (images * chain.in_features)
         source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
-        threads, kind = _threads(), chain.is_double
+        threads, kind = _threads(), KINDS[x.dtype]
         if not _columns(chain.address, source, to, images, columns, start, code, threads, kind):
             return None
     return y

@@ -2,6 +2,7 @@
 #include "fingerprint.h"
 #include "layout.h"
 #include "activate.h"
+#include "storage.h"
 #include "rows.h"
 #include "columns.h"
 #include "gradient.h"
@@ -22,11 +23,12 @@ template <class T> int64_t scratch_row(int64_t features) {
 }
 
 template <class T> int64_t tile_rows(int64_t row, int64_t buffers, int64_t count, int64_t threads) {
+  const int64_t step = threads > 1 ? 4 : ROWS_STEP;  // evenly shared, or blocks of full size
   const int64_t fit = larger(8, TILE_BYTES / (int64_t)sizeof(T) / (buffers * row));
   const int64_t tile = smaller(TILE_ROWS, fit), share = (count + threads - 1) / threads;
   const int64_t tiles = larger(1, (share + tile - 1) / tile);
   const int64_t even = larger(1, (share + tiles - 1) / tiles);
-  return even < ROWS_STEP ? even : smaller(tile, (even + ROWS_STEP - 1) / ROWS_STEP * ROWS_STEP);
+  return even < step ? even : smaller(tile, (even + step - 1) / step * step);
 }
 
 // Whether every group of a factor writes exactly what it has read, in one block: then it may work in place,
@@ -59,9 +61,10 @@ void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y
 
 template <class T> struct RowsCall {
   const KsChain& chain;
-  const T* x;
+  int kind;
+  const void* x;
   int64_t x_row;
-  T* y;
+  void* y;
   int64_t y_row, count;
   const T* bias;
   int activation;
@@ -73,11 +76,11 @@ template <class T> struct RowsCall {
 // Few rows: the groups of every factor are shared out, with a barrier after each factor.
 template <class T> void rows_together(void* context, int thread, int threads) {
   RowsCall<T>& call = *(RowsCall<T>*)context;
-  Rows<T> rows{call.x, call.x_row, nullptr, call.row, call.count};
+  Rows<T> rows{(const T*)call.x, call.x_row, nullptr, call.row, call.count};
   for (int64_t j = 0; j < call.chain.steps; ++j) {
     const KsStep& step = call.chain.step[j];
     const bool end = j == call.chain.steps - 1;
-    rows.y = end ? call.y : call.shared + (j % 2) * call.count * call.row;
+    rows.y = end ? (T*)call.y : call.shared + (j % 2) * call.count * call.row;
     rows.y_row = end ? call.y_row : call.row;
     const int64_t groups = Layout(step, Vec<T>::N).groups();
     factor_rows<T>(step, rows, end ? call.bias : nullptr, groups * thread / threads, groups * (thread + 1) / threads);
@@ -86,37 +89,58 @@ template <class T> void rows_together(void* context, int thread, int threads) {
     rows.x_row = rows.y_row;
   }
   const int64_t n = call.chain.out_features, from = n * thread / threads, to = n * (thread + 1) / threads;
-  activate_rows(call.activation, call.y + from, call.y_row, call.count, to - from);
+  activate_rows(call.activation, (T*)call.y + from, call.y_row, call.count, to - from);
 }
 
 // Many rows: tiles are handed out.
 template <class T> void rows_tiled(void* context, int, int) {
   RowsCall<T>& call = *(RowsCall<T>*)context;
-  T* scratch = (T*)ks_scratch(2 * call.tile * call.row * sizeof(T));
-  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;)
-    chain_rows(call.chain, call.x + at * call.x_row, call.x_row, call.y + at * call.y_row, call.y_row,
-               smaller(call.tile, call.count - at), call.bias, call.activation, scratch, call.row);
+  const bool converted = is_stored_short(call.kind);
+  const int64_t row = call.row, buffer = call.tile * row;
+  T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
+  T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
+  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;) {
+    const int64_t count = smaller(call.tile, call.count - at);
+    if (!converted) {
+      chain_rows(call.chain, (const T*)call.x + at * call.x_row, call.x_row, (T*)call.y + at * call.y_row, call.y_row,
+                 count, call.bias, call.activation, scratch, row);
+      continue;
+    }
+    for (int64_t r = 0; r < count; ++r)
+      Storage<T>::load(call.kind, call.x, (at + r) * call.x_row, taken + r * row, call.chain.in_features);
+    chain_rows(call.chain, (const T*)taken, row, given, row, count, call.bias, call.activation, scratch, row);
+    for (int64_t r = 0; r < count; ++r)
+      Storage<T>::store(call.kind, given + r * row, call.y, (at + r) * call.y_row, call.chain.out_features);
+  }
 }
 
 template <class T>
 void run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
-              const void* bias, int activation, int threads) {
+              const void* bias, int activation, int threads, int kind) {
   const int64_t row = scratch_row<T>(chain.widest);
-  RowsCall<T> call{chain, (const T*)x, x_row, (T*)y, y_row, count, (const T*)bias, activation, row, 0, 0, nullptr,
-                   {threads}};
+  const Bias<T> added(kind, bias, chain.out_features);
+  RowsCall<T> call{chain, kind, x, x_row, y, y_row, count, added.data, activation, row, 0, 0, nullptr, {threads}};
+  const bool converted = is_stored_short(kind);
   if (count < 8 * (int64_t)threads && chain.weights >= SHARED_WEIGHTS) {
-    call.shared = (T*)ks_scratch(2 * count * row * sizeof(T));
-    return ks_parallel(threads, rows_together<T>, &call);
+    call.shared = (T*)ks_scratch((converted ? 4 : 2) * count * row * sizeof(T));
+    if (!converted) return ks_parallel(threads, rows_together<T>, &call);
+    T *taken = call.shared + 2 * count * row, *given = taken + count * row;
+    for (int64_t r = 0; r < count; ++r) Storage<T>::load(kind, x, r * x_row, taken + r * row, chain.in_features);
+    call.x = taken, call.x_row = row, call.y = given, call.y_row = row;
+    ks_parallel(threads, rows_together<T>, &call);
+    for (int64_t r = 0; r < count; ++r) Storage<T>::store(kind, given + r * row, y, r * y_row, chain.out_features);
+    return;
   }
   if (count * chain.weights < SHARED_WEIGHTS) threads = 1;
-  call.tile = tile_rows<T>(row, 2, count, threads);
+  call.tile = tile_rows<T>(row, converted ? 4 : 2, count, threads);
   ks_parallel((int)smaller(threads, count), rows_tiled<T>, &call);
 }
 
 template <class T> struct ColumnsCall {
   const KsChain& chain;
-  const T* x;
-  T* y;
+  int kind;
+  const void* x;
+  void* y;
   int64_t columns;
   const T* bias;
   int activation;
@@ -126,27 +150,41 @@ template <class T> struct ColumnsCall {
 template <class T> void columns_tiled(void* context, int, int) {
   ColumnsCall<T>& call = *(ColumnsCall<T>*)context;
   constexpr int64_t N = Vec<T>::N;
-  T* scratch = (T*)ks_scratch(2 * call.chain.widest * call.row * sizeof(T));
+  const KsChain& chain = call.chain;
+  const bool converted = is_stored_short(call.kind);
+  const int64_t row = call.row, buffer = chain.widest * row;
+  T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
+  T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
   const int64_t registers = (call.columns + N - 1) / N;
   for (int64_t at; (at = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.count;) {
     const int64_t image = at / call.tiles, tile = at % call.tiles;
     const int64_t from = registers * tile / call.tiles * N;
     const int64_t to = smaller(call.columns, registers * (tile + 1) / call.tiles * N);
-    chain_columns<T>(call.chain, call.x + image * call.chain.in_features * call.columns + from, call.columns,
-                     call.y + image * call.chain.out_features * call.columns + from, call.columns, to - from,
-                     call.bias, call.activation, scratch, call.row);
+    const int64_t x_at = image * chain.in_features * call.columns + from, count = to - from;
+    const int64_t y_at = image * chain.out_features * call.columns + from;
+    if (!converted) {
+      chain_columns<T>(chain, (const T*)call.x + x_at, call.columns, (T*)call.y + y_at, call.columns, count, call.bias,
+                       call.activation, scratch, row);
+      continue;
+    }
+    for (int64_t k = 0; k < chain.in_features; ++k)
+      Storage<T>::load(call.kind, call.x, x_at + k * call.columns, taken + k * row, count);
+    chain_columns<T>(chain, taken, row, given, row, count, call.bias, call.activation, scratch, row);
+    for (int64_t k = 0; k < chain.out_features; ++k)
+      Storage<T>::store(call.kind, given + k * row, call.y, y_at + k * call.columns, count);
   }
 }
 
 template <class T>
 void run_columns(const KsChain& chain, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
-                 int activation, int threads) {
+                 int activation, int threads, int kind) {
   constexpr int64_t N = Vec<T>::N;
   const int64_t registers = (columns + N - 1) / N, most = tile_registers<T>(chain);
   int64_t tiles = (registers + most - 1) / most;
   if (images < threads) tiles = larger(tiles, smaller(registers, threads));
   const int64_t row = scratch_row<T>((registers + tiles - 1) / tiles * N);
-  ColumnsCall<T> call{chain, (const T*)x, (T*)y, columns, (const T*)bias, activation, row, tiles, images * tiles, 0};
+  const Bias<T> added(kind, bias, chain.out_features);
+  ColumnsCall<T> call{chain, kind, x, y, columns, added.data, activation, row, tiles, images * tiles, 0};
   if (images * columns * chain.weights < SHARED_WEIGHTS) threads = 1;
   ks_parallel((int)smaller(threads, call.count), columns_tiled<T>, &call);
 }
