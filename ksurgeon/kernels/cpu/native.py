@@ -94,7 +94,7 @@ _SIGNATURES = {
     "ks_columns": (c_int, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int, c_int)),
     "ks_backward": (
         None,
-        (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int),
+        (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
     ),
 }
 

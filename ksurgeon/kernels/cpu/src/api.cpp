@@ -144,7 +144,9 @@ KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t i
   return 1;
 }
 
+// `count` vectors in rows (columns = 0), or in images of `columns` columns each. Gradients of weights are packed,
+// and zero at first.
 KS_EXPORT void ks_backward(const KsChain* forward, const KsChain* transposed, const void* x, const void* g, void* gx,
-                           void* const* gradients, int64_t count, int threads, int is_double) {
-  table->backward[is_double](*forward, *transposed, x, g, gx, gradients, count, threads);
+                           void* const* gradients, int64_t count, int64_t columns, int threads, int kind) {
+  table->backward[kind == KS_FLOAT64](*forward, *transposed, x, g, gx, gradients, count, columns, threads, kind);
 }

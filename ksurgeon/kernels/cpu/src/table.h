@@ -15,7 +15,7 @@ struct KsTable {
   void (*columns[2])(const KsChain&, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
                      int activation, int threads, int kind);
   void (*backward[2])(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
-                      void* const* gradients, int64_t count, int threads);
+                      void* const* gradients, int64_t count, int64_t columns, int threads, int kind);
 };
 
 const KsTable* ks_portable();
