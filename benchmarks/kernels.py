@@ -16,7 +16,7 @@ import torch
 from benchmarks import layers, results, shuffles
 from benchmarks.training import memory, training
 
-PARTS = ("linear", "threads", "training", "memory", "convolution", "shuffle", "model")
+PARTS = ("linear", "threads", "training", "memory", "convolution", "fused", "shuffle", "model")
 TITLE = "K-matrices on CPU"
 Cases = Iterator[Callable[[], Any]]
 
@@ -40,6 +40,8 @@ def cases(part: str, sizes: list[tuple[int, int]], rows: list[int], seconds: flo
             if quick and shape[-1] > 1:
                 continue
             yield from (lambda s=shape, t=t: layers.convolution(*s, t, seconds) for t in (False, True))
+    elif part == "fused":
+        yield from (lambda r=r: layers.fused(768, 3072, r, seconds) for r in (1, 197))
     elif part == "shuffle":
         yield from (lambda s=shape: shuffles.shuffle(*s, seconds) for shape in shuffles.SHUFFLES)
     elif part == "model":

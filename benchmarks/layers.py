@@ -1,5 +1,6 @@
 """Single layers through the public modules under ``torch.inference_mode()``, Python's share included."""
 
+import copy
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ksurgeon.kernels import chosen_backend
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 
-__all__ = ["CONVOLUTIONS", "ROWS", "SIZES", "convolution", "linear", "threads"]
+__all__ = ["CONVOLUTIONS", "ROWS", "SIZES", "convolution", "fused", "linear", "threads"]
 
 SIZES = (
     (256, 256),
@@ -103,6 +104,22 @@ def linear(inputs: int, outputs: int, rows: int, seconds: float) -> dict[str, An
         wanted["nn.Linear"] = _WANTED[inputs, outputs, rows]
     row = compared("linear", f"{inputs}→{outputs}", rows, times, wanted)
     return row | {"flop": 2 * weights * rows, "bytes": 4 * (weights + rows * (inputs + outputs))}
+
+
+def fused(inputs: int, outputs: int, rows: int, seconds: float) -> dict[str, Any]:
+    """A layer that applies GELU itself, against it and a dense one with ``nn.GELU`` behind them."""
+    layer, dense, x = KLinear(inputs, outputs), nn.Linear(inputs, outputs), torch.randn(rows, inputs)
+    whole, gelu = copy.deepcopy(layer), nn.GELU()
+    whole.activation = "gelu"
+    calls: dict[str, Call] = {
+        "KLinear with GELU": lambda: whole(x),
+        "KLinear, nn.GELU": lambda: gelu(layer(x)),
+        "nn.Linear, nn.GELU": lambda: gelu(dense(x)),
+    }
+    with torch.inference_mode():
+        torch.testing.assert_close(whole(x), gelu(layer(x)), rtol=1e-4, atol=1e-5)
+        times = measure(calls, seconds)
+    return compared("fused activation", f"{inputs}→{outputs}", rows, times, {"KLinear, nn.GELU": 1})
 
 
 def threads(inputs: int, outputs: int, rows: int, seconds: float) -> dict[str, Any]:

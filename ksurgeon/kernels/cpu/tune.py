@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.cache import Cache, cpu_model, may_tune
-from ksurgeon.kernels.cpu.native import Chain, instruction_set, library
+from ksurgeon.kernels.cpu.native import KINDS, Chain, instruction_set, library
 from ksurgeon.kernels.cpu.plan import Kind, candidates
 from ksurgeon.kmatrix.patterns import Pattern, hull
 
@@ -141,13 +141,13 @@ def _product(
         return torch.ones(vectors * features, dtype=dtype, device="cpu")
 
     x, y = ones(chain.in_features), ones(chain.out_features)
-    native, threads, double = library(), torch.get_num_threads(), chain.is_double
+    native, threads, code = library(), torch.get_num_threads(), KINDS[dtype]
     if kind == "columns":
         return lambda: native.ks_columns(
-            chain.address, x.data_ptr(), y.data_ptr(), 1, vectors, None, 0, threads, double
+            chain.address, x.data_ptr(), y.data_ptr(), 1, vectors, None, 0, threads, code
         )
     return lambda: native.ks_rows(
-        chain.address, x.data_ptr(), chain.in_features, y.data_ptr(), vectors, None, 0, threads, double
+        chain.address, x.data_ptr(), chain.in_features, y.data_ptr(), vectors, None, 0, threads, code
     )
 
 
