@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import peers
+from benchmarks.results import PEAK, READ
 from benchmarks.turns import Call, compared, measure
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.kmatrix.conv import KPointwiseConv
@@ -46,7 +47,6 @@ _PEERS = {
     "torch-structured": 10,
     "torch-structured, padded": 10,
 }
-PEAK, READ = "its multiplications at the peak", "reading its weights"
 
 
 def merged_weights(layer: KLinear, rows: int) -> int:

@@ -17,8 +17,10 @@ from rich.table import Table
 from ksurgeon.kernels import chosen_backend, cpu
 from ksurgeon.kernels.cache import cpu_model
 
-__all__ = ["add", "cpu_setting", "described", "met", "show", "spread", "unit_of"]
+__all__ = ["PEAK", "READ", "add", "cpu_setting", "described", "met", "show", "spread", "unit_of"]
 
+# Candidates that are limits: the ratio to them is the share of the limit that is reached.
+PEAK, READ = "its multiplications at the peak", "reading its weights"
 _UNITS = ("us", "MiB")
 
 
@@ -84,10 +86,13 @@ def met(row: dict[str, Any], name: str) -> bool:
 
 def described(row: dict[str, Any], name: str) -> str:
     """The ratio to ``name``, with what was wanted."""
-    text = f"{row['ratios'][name]:.3g}×"
-    if name in row["wanted"]:
-        text += f" ({'' if met(row, name) else 'missed: '}≥ {row['wanted'][name]:.2g})"
-    return text
+    ratio, wanted = row["ratios"][name], row["wanted"].get(name)
+    share = name in (PEAK, READ)
+    text = f"{ratio:.0%}" if share else f"{ratio:.3g}×"
+    if wanted is None:
+        return text
+    asked = f"{wanted:.0%}" if share else f"{wanted:.2g}×"
+    return f"{text} ({'' if met(row, name) else 'missed: '}≥ {asked})"
 
 
 def show(title: str, rows: Iterable[dict[str, Any]]) -> None:
