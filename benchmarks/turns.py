@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["Call", "compared", "measure"]
 
 Call = Callable[[], object]
-_TURN, _FEWEST = 3e-3, 5
+_TURN, _FEWEST, _LONG = 3e-3, 5, 3.0
 
 
 @dataclass
@@ -41,7 +41,8 @@ class _Runner:
         self.times.append(taken / self.loops * 1e6)
 
     def done(self, seconds: float) -> bool:
-        return self.spent >= seconds and len(self.times) >= _FEWEST
+        fewest = _FEWEST if self.spent < _LONG else 3
+        return self.spent >= seconds and len(self.times) >= fewest
 
 
 def measure(
