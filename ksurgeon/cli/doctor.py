@@ -4,12 +4,14 @@ import json as json_module
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from rich.table import Table
 
 from ksurgeon.cli.console import out
 from ksurgeon.kernels import available_backends, chosen_backend, cpu, cuda
+from ksurgeon.kernels.cache import may_tune
 
 __all__ = ["run"]
 
@@ -45,6 +47,7 @@ def run(json: bool) -> None:
         "cpu_kernels": cpu.instruction_set() if cpu.is_available() else None,
         "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
         "threads": torch.get_num_threads(),
+        "tuning": _tuning(),
         "gpus": gpus,
         "kernels_on_gpus": [chosen_backend(torch.device("cuda", i)) for i in range(len(gpus))],
     }
@@ -66,6 +69,8 @@ def run(json: bool) -> None:
         chosen = chosen_backend(torch.device("cuda", index))
         table.add_row(f"kernels on GPU {index}", chosen, _gpu_note(index))
     table.add_row("cpu kernels", *_cpu_kernels())
+    tuning = _tuning()
+    table.add_row("tuning", "on" if tuning["on"] else "off", _tuning_note(tuning))
     asked = os.environ.get("KSURGEON_BACKEND")
     table.add_row(
         "kernels",
@@ -88,6 +93,25 @@ def _cpu_kernels() -> tuple[str, str]:
         f"{cpu.why_missing()}; the reference runs instead, with the same results and several times slower on "
         "CPU: install a C++ compiler, then `pip install --force-reinstall --no-deps ksurgeon`"
     )
+
+
+def _tuning() -> dict[str, Any]:
+    """Whether ways to merge are measured, which classes of products were, and where that is kept."""
+    if not cpu.is_available():
+        return {"on": False, "cache": None, "measured": {}}
+    from ksurgeon.kernels.cpu.tune import tuner
+
+    return {"on": may_tune(), "cache": str(tuner.cache.path), "measured": tuner.cache.all()}
+
+
+def _tuning_note(tuning: dict[str, Any]) -> str:
+    if tuning["cache"] is None:
+        return "there is nothing to tune without compiled kernels"
+    count = len(tuning["measured"])
+    kept = (
+        f"{count} class{'es' * (count != 1)} of products measured on this machine, kept in {tuning['cache']}"
+    )
+    return kept if tuning["on"] else f"KSURGEON_TUNE=0: fixed choices; {kept}"
 
 
 def _version(name: str) -> str | None:

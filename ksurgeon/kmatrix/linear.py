@@ -27,9 +27,15 @@ class KLinear(nn.Module):
         start: "random" (keeps the variance), "orthogonal", "identity" or "empty".
         device, dtype: of the parameters.
 
+    Attributes:
+        activation: None, or the name of one (``kernels.apply_chain`` has the list) that ``forward`` applies
+            to what it gives; surgery sets it where nothing else sees the output.
+
     Raises:
         StructureError: sizes that the structure cannot have.
     """
+
+    activation: str | None = None
 
     def __init__(
         self,
@@ -72,11 +78,12 @@ class KLinear(nn.Module):
         )  # looked up here: an attribute of a module takes as long as a small kernel
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
-        return matrix.affine(x, -1, bias).contiguous()
+        return matrix.affine(x, -1, bias, self.activation).contiguous()
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+            + (f", activation={self.activation}" if self.activation else "")
         )
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from ksurgeon.errors import RecordError
 from ksurgeon.find import Finder, Site
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.surgery.activation import replay_fusions
 from ksurgeon.surgery.build import build_dense, build_layer, build_shuffle
 from ksurgeon.surgery.operate import prepare, swap_all
 from ksurgeon.surgery.record import Operation, Record, inputs_from
@@ -40,6 +41,7 @@ def replay(model: nn.Module, record: Record) -> None:
             replacements.append((site, _rebuild(model, site, operation)))
         swaps, _ = prepare(model, finder, replacements)
         swap_all(swaps)
+        swap_all(replay_fusions(model, operations))
 
 
 def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:

@@ -8,6 +8,7 @@ from torch import nn
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.surgery.activation import restorations
 from ksurgeon.surgery.build import KModule, build_dense
 from ksurgeon.surgery.operate import ModuleSwap, RewriteSwap, Swap, swap_all
 from ksurgeon.surgery.record import attach, record_of
@@ -20,7 +21,8 @@ def revert(model: nn.Module) -> nn.Module:
     """Take every K-module out of a model, in place, and return it; it computes the same function.
 
     A K-matrix that is still the shuffle it started as gives way to the original modules and the original
-    ``forward``. Every other K-module becomes the dense layer of torch.nn that computes the same.
+    ``forward``. Every other K-module becomes the dense layer of torch.nn that computes the same, and the
+    activations that such modules applied are put back.
 
     Raises:
         SurgeryError: a trained shuffle that no dense layer can stand for; the model is as it was.
@@ -47,7 +49,7 @@ def revert(model: nn.Module) -> nn.Module:
         else:
             dense = build_dense(module, shapes.get(getattr(module, "site", ""), 0))
             swaps.append(ModuleSwap(places, [module] * len(places), [dense] * len(places)))
-    swap_all(swaps)
+    swap_all([*swaps, *restorations(model)])
     if record is not None:
         record = record.model_copy(deep=True)
         record.operations = [

@@ -60,26 +60,52 @@ def test_forward_equals_the_dense_product(
     assert torch.equal(x, kept)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     shapes=chains(),
-    rows=st.sampled_from([0, 1, 3, 40, 70]),
-    dim=st.sampled_from([0, 1]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    before=st.sampled_from([(), (0,), (1,), (3,), (40,), (2, 35)]),
+    after=st.sampled_from([(), (3,), (9,), (3, 5), (61,)]),
     seed=st.integers(0, 2**20),
 )
 def test_gradients_are_those_of_the_reference(
-    shapes: list[tuple[int, int, int, int]], rows: int, dim: int, seed: int
+    shapes: list[tuple[int, int, int, int]],
+    dtype: torch.dtype,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    factors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     inputs, outputs = Pattern.of(shapes[0]).in_features, Pattern.of(shapes[-1]).out_features
-    x = torch.randn((inputs, rows) if dim == 0 else (rows, inputs), dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(outputs, dtype=torch.float64, requires_grad=True)
-    y = ops.chain(x, factors, bias, dim)
-    g = torch.randn_like(y)
-    wanted = torch.autograd.grad(reference.apply_chain(x, factors, dim, bias), [x, bias, *factors], g)
-    for got, want in zip(torch.autograd.grad(y, [x, bias, *factors], g), wanted, strict=True):
-        assert_near(got, want, torch.float64)
+    dim = len(before)
+    leaves = [
+        torch.randn(*before, inputs, *after),
+        torch.randn(outputs),
+        *(torch.randn(shape) / shape[3] ** 0.5 for shape in shapes),
+    ]
+    leaves = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    y = ops.chain(leaves[0], leaves[2:], leaves[1], dim)
+    g = torch.randn(y.shape).to(dtype)
+    want_y = reference.apply_chain(doubles[0], doubles[2:], dim, doubles[1])
+    wanted = torch.autograd.grad(want_y, doubles, g.double())
+    for got, want in zip(torch.autograd.grad(y, leaves, g), wanted, strict=True):
+        assert_near(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_half_precision_is_rounded_as_torch_rounds(dtype: torch.dtype, dim: int) -> None:
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = every[:, None] if dim else every[None]
+    one = torch.ones(1, 1, 1, 1, dtype=dtype)
+    got = cpu.apply_chain(x, [one], dim)
+    assert torch.equal(got.isnan(), x.isnan())
+    assert torch.equal(got[~x.isnan()], x[~x.isnan()])
+    scale = torch.tensor(1.2345678).to(dtype)
+    got = cpu.apply_chain(x, [one * scale], dim)
+    want = (x.float() * scale.float()).to(dtype)
+    assert torch.equal(got[~x.isnan()], want[~x.isnan()])
 
 
 def test_gradcheck() -> None:

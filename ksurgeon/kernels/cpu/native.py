@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "ACTIVATIONS",
+    "KINDS",
     "Chain",
     "Guard",
     "Step",
@@ -35,6 +36,9 @@ ACTIVATIONS: dict[str | None, int] = {
     "hardswish": 6,
 }
 """``KsActivation`` of chain.h."""
+
+KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+"""``KsKind`` of chain.h."""
 
 
 class Step(ctypes.Structure):
@@ -90,7 +94,7 @@ _SIGNATURES = {
     "ks_columns": (c_int, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int, c_int)),
     "ks_backward": (
         None,
-        (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int),
+        (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
     ),
 }
 

@@ -7,8 +7,9 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.native import Chain, Guard, fast
-from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for, merge_for_training
+from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, fast
+from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for_training
+from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
@@ -90,16 +91,18 @@ class Pack:
             chain = self._chains.get(("packed", counts))
             if chain is None:
                 merged = merge_counts(_plain(factors), counts)
-                chain = self._chains["packed", counts] = Chain.packed(merged, self._guard)
+                # Records hold addresses of chains, so that none may be replaced: the first thread wins.
+                chain = self._chains.setdefault(("packed", counts), Chain.packed(merged, self._guard))
                 if self.light:
-                    self._chains["transposed"] = Chain.packed([factor.mT for factor in reversed(merged)])
-            self._chains[kind] = chain
+                    transposed = Chain.packed([factor.mT for factor in reversed(merged)])
+                    self._chains.setdefault("transposed", transposed)
+            chain = self._chains.setdefault(kind, chain)
             if fast is not None and not self.light and self.lasting:
                 self._make_record(factors)
         return chain
 
     def _make_record(self, factors: Sequence[Tensor]) -> None:
-        if factors[0].dtype in _EXACT or self.index(factors) is not None:
+        if self.index(factors) is not None:
             return
         known = [self._chains.get(kind) for kind in ("few", "rows")]
         chain = next(chain for chain in known if chain is not None)
@@ -109,7 +112,7 @@ class Pack:
             FEW_ROWS,
             chain.in_features,
             chain.out_features,
-            chain.is_double,
+            KINDS[factors[0].dtype],
             factors[0].dtype,
         )
 
@@ -132,7 +135,7 @@ class Pack:
         patterns = tuple(Pattern.of(factor.shape) for factor in factors)
         if self.light:
             return merge_for_training(patterns)
-        return merge_for(patterns, _EXACT.get(factors[0].dtype, factors[0].dtype), kind)
+        return choose(patterns, _EXACT.get(factors[0].dtype, factors[0].dtype), kind)
 
     def index(self, factors: Sequence[Tensor]) -> Tensor | None:
         """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""

@@ -11,7 +11,7 @@ from ksurgeon.kernels.cpu.native import library
 from ksurgeon.kmatrix.merge import merge_plan
 from ksurgeon.kmatrix.patterns import Pattern
 
-__all__ = ["FEW_ROWS", "Kind", "candidates", "merge_for", "merge_for_training"]
+__all__ = ["FEW_ROWS", "Kind", "candidates", "merge_for_training"]
 
 Kind = Literal["few", "rows", "columns"]
 """What is multiplied: less than ``FEW_ROWS`` vectors in rows, more of them, or vectors in columns."""
@@ -60,11 +60,6 @@ def candidates(patterns: tuple[Pattern, ...], dtype: torch.dtype, kind: Kind) ->
         for move in (_MOVE, *_OTHER_MOVES)
     ]
     return tuple(dict.fromkeys(plans))
-
-
-def merge_for(patterns: tuple[Pattern, ...], dtype: torch.dtype, kind: Kind) -> tuple[int, ...]:
-    """The way to merge that is taken."""
-    return candidates(patterns, dtype, kind)[0]
 
 
 @lru_cache(maxsize=4096)

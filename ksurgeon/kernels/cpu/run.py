@@ -10,14 +10,13 @@ from torch import Tensor
 from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
 from ksurgeon.kernels.cpu.merging import pull_back
-from ksurgeon.kernels.cpu.native import ACTIVATIONS, Chain, Step, fast, is_available, library
+from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, Step, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, kept
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
 
 __all__ = ["DTYPES", "backward", "forward"]
 
-DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_EXACT = frozenset({torch.float32, torch.float64})
+DTYPES = frozenset(KINDS)
 
 _NAMES = tuple(ACTIVATIONS)
 _threads = torch.get_num_threads
@@ -68,11 +67,7 @@ def _forward(
         if not pack.same_contents():
             return None
         return activate(_permuted(x, pack, factors, bias, axis), _NAMES[code])
-    if x.dtype in _EXACT:
-        return _general(x, factors, pack, bias, axis, code)
-    # Half precision is storage only: products are summed in float32.
-    result = _general(x.float(), factors, pack, None if bias is None else bias.float(), axis, code)
-    return None if result is None else result.to(x.dtype)
+    return _general(x, factors, pack, bias, axis, code)
 
 
 def _general(
@@ -85,7 +80,7 @@ def _general(
         _check(x.shape[-1], chain, bias)
         y = x.new_empty((*x.shape[:-1], chain.out_features))
         source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
-        inputs, kind = chain.in_features, chain.is_double
+        inputs, kind = chain.in_features, KINDS[x.dtype]
         return y if _rows(chain.address, source, inputs, to, rows, start, code, _threads(), kind) else None
     if in_rows(x, axis):
         moved = _general(x.movedim(axis, -1), factors, pack, bias, x.dim() - 1, code)
@@ -98,7 +93,7 @@ def _general(
         images = prod(x.shape[:axis])
         columns = x.numel() // (images * chain.in_features)
         source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
-        threads, kind = _threads(), chain.is_double
+        threads, kind = _threads(), KINDS[x.dtype]
         if not _columns(chain.address, source, to, images, columns, start, code, threads, kind):
             return None
     return y
@@ -127,35 +122,38 @@ def backward(
 ) -> tuple[Tensor | None, list[Tensor] | None]:
     """Gradients of the input and of the factors; the intermediate vectors are computed once more.
 
-    ``g`` and ``x`` have the dtype of the factors; half precision is computed in float32.
+    ``g`` and ``x`` have the dtype of the factors; sums of half precision are made in float32.
     """
     pack, axis = find_pack(factors, light=True), dim % x.dim()
-    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows_x = x.movedim(axis, -1).to(kind).resolve_neg().contiguous()
-    rows_g = g.movedim(axis, -1).to(kind).resolve_neg().contiguous()
+    by_rows = in_rows(x, axis)
+    if by_rows:
+        x, g = x.movedim(axis, -1), g.movedim(axis, -1)
+    x, g = x.resolve_neg().contiguous(), g.resolve_neg().contiguous()
     chain, transposed = pack.rows(factors, FEW_ROWS), pack.transposed(factors)
-    _check(rows_x.shape[-1], chain, None)
-    gx = torch.empty_like(rows_x) if need_x else None
+    _check(x.shape[-1 if by_rows else axis], chain, None)
+    gx = torch.empty_like(x) if need_x else None
+    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
     gradients, steps = [], []
     if need_factors:
         for shape in chain.shapes:
             step = Step(*shape, None)
             steps.append(step)
-            gradients.append(rows_x.new_zeros(library().ks_size(step, chain.is_double)))
+            gradients.append(x.new_zeros(library().ks_size(step, chain.is_double), dtype=sums))
     pointers = (ctypes.c_void_p * len(gradients))(*(packed.data_ptr() for packed in gradients))
-    if rows_x.numel():
+    if x.numel():
         _backward(
             chain.address,
             transposed.address,
-            rows_x.data_ptr(),
-            rows_g.data_ptr(),
+            x.data_ptr(),
+            g.data_ptr(),
             None if gx is None else gx.data_ptr(),
             ctypes.addressof(pointers) if need_factors else None,
-            rows_x.numel() // chain.in_features,
+            x.numel() // chain.in_features,
+            0 if by_rows else prod(x.shape[axis + 1 :]),
             _threads(),
-            chain.is_double,
+            KINDS[x.dtype],
         )
-    result_x = None if gx is None else gx.to(x.dtype).movedim(-1, axis)
+    result_x = gx.movedim(-1, axis) if gx is not None and by_rows else gx
     if not need_factors:
         return result_x, None
     plain = []
@@ -163,5 +161,5 @@ def backward(
         weight = packed.new_empty(shape)
         library().ks_unpack(step, packed.data_ptr(), weight.data_ptr(), chain.is_double)
         plain.append(weight)
-    of_factors = pull_back([f.detach().to(kind) for f in factors], pack.counts(factors, "rows"), plain)
+    of_factors = pull_back([f.detach().to(sums) for f in factors], pack.counts(factors, "rows"), plain)
     return result_x, [gradient.to(factors[0].dtype) for gradient in of_factors]

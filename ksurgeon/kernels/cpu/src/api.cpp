@@ -66,6 +66,8 @@ uint64_t fingerprint(const KsGuard& guard, bool whole) {
   return sum;
 }
 
+int64_t entry_bytes(int kind) { return kind == KS_FLOAT64 ? 8 : kind == KS_FLOAT32 ? 4 : 2; }
+
 bool changed(const KsGuard* guard, int64_t rows) {
   if (!guard) return false;
   return rows >= ROWS_TO_COMPARE ? fingerprint(*guard, true) != guard->whole
@@ -124,24 +126,27 @@ KS_EXPORT void ks_guard(KsGuard* guard) {
 
 KS_EXPORT int ks_changed(const KsGuard* guard) { return changed(guard, ROWS_TO_COMPARE); }
 
-// ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed.
+// ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed. `kind`
+// is a KsKind, `activation` a KsActivation.
 KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
-                       int activation, int threads, int is_double) {
+                      int activation, int threads, int kind) {
   if (changed(chain->guard, count)) return 0;
-  expect_writes(y, count * chain->out_features * (is_double ? 8 : 4));
-  table->rows[is_double](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads);
+  expect_writes(y, count * chain->out_features * entry_bytes(kind));
+  table->rows[kind == KS_FLOAT64](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind);
   return 1;
 }
 
 KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,
-                          const void* bias, int activation, int threads, int is_double) {
+                         const void* bias, int activation, int threads, int kind) {
   if (changed(chain->guard, images * columns)) return 0;
-  expect_writes(y, images * columns * chain->out_features * (is_double ? 8 : 4));
-  table->columns[is_double](*chain, x, y, images, columns, bias, activation, threads);
+  expect_writes(y, images * columns * chain->out_features * entry_bytes(kind));
+  table->columns[kind == KS_FLOAT64](*chain, x, y, images, columns, bias, activation, threads, kind);
   return 1;
 }
 
+// `count` vectors in rows (columns = 0), or in images of `columns` columns each. Gradients of weights are packed,
+// and zero at first.
 KS_EXPORT void ks_backward(const KsChain* forward, const KsChain* transposed, const void* x, const void* g, void* gx,
-                           void* const* gradients, int64_t count, int threads, int is_double) {
-  table->backward[is_double](*forward, *transposed, x, g, gx, gradients, count, threads);
+                           void* const* gradients, int64_t count, int64_t columns, int threads, int kind) {
+  table->backward[kind == KS_FLOAT64](*forward, *transposed, x, g, gx, gradients, count, columns, threads, kind);
 }

@@ -20,6 +20,9 @@ struct KsGuard {
 // What is applied to the outputs of a chain; the numbers are those of native.py.
 enum KsActivation { KS_NONE, KS_RELU, KS_RELU6, KS_GELU, KS_GELU_TANH, KS_SILU, KS_HARDSWISH };
 
+// What vectors are stored in; half precision is computed in float32, from weights in float32.
+enum KsKind { KS_FLOAT32, KS_FLOAT64, KS_BFLOAT16, KS_FLOAT16 };
+
 struct KsChain {
   int64_t in_features, out_features;
   int64_t widest;   // the largest intermediate vector

@@ -17,7 +17,7 @@ typedef struct {
 typedef struct {
   long long few, many, limit; /* chains for fewer than `limit` rows, and for more; 0 where not made yet */
   long long in_features, out_features;
-  int is_double;
+  int kind;
   PyObject* dtype;
   Py_ssize_t count;
   Known known[1];
@@ -57,14 +57,14 @@ static void forget(PyObject* capsule) {
   PyMem_Free(record);
 }
 
-/* record(factors, few, many, limit, in_features, out_features, is_double, dtype) */
+/* record(factors, few, many, limit, in_features, out_features, kind, dtype) */
 static PyObject* make_record(PyObject* self, PyObject* arguments) {
   PyObject *factors, *dtype;
   long long few, many, limit, in_features, out_features;
-  int is_double;
+  int kind;
   (void)self;
-  if (!PyArg_ParseTuple(arguments, "O!LLLLLpO", &PyTuple_Type, &factors, &few, &many, &limit, &in_features,
-                        &out_features, &is_double, &dtype))
+  if (!PyArg_ParseTuple(arguments, "O!LLLLLiO", &PyTuple_Type, &factors, &few, &many, &limit, &in_features,
+                        &out_features, &kind, &dtype))
     return NULL;
   const Py_ssize_t count = PyTuple_GET_SIZE(factors);
   Record* record = PyMem_Malloc(sizeof(Record) + (size_t)count * sizeof(Known));
@@ -83,7 +83,7 @@ static PyObject* make_record(PyObject* self, PyObject* arguments) {
   record->limit = limit;
   record->in_features = in_features;
   record->out_features = out_features;
-  record->is_double = is_double;
+  record->kind = kind;
   record->count = count;
   record->dtype = dtype;
   Py_INCREF(dtype);
@@ -185,10 +185,10 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
     const void *chain = (const void*)(intptr_t)address, *source = (const void*)(intptr_t)from;
     const void* added = (const void*)(intptr_t)start;
     const int64_t features = record->in_features;
-    const int is_double = record->is_double;
+    const int kind = record->kind;
     Py_BEGIN_ALLOW_THREADS;
     done = ks_rows(chain, source, features, (void*)(intptr_t)to, vectors, added, (int)activation, (int)threads,
-                   is_double);
+                   kind);
     Py_END_ALLOW_THREADS;
   }
   Py_XDECREF(shape);
