@@ -5,7 +5,7 @@ import importlib
 import io
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.merge import merge_counts
 
-__all__ = ["butterfly_start", "monarch", "peers"]
+__all__ = ["butterfly_start", "monarch", "peers", "structured"]
 
 
 @lru_cache
@@ -72,19 +72,22 @@ def _lazylinop(factors: list[Tensor], x: Tensor) -> Call | None:
     return lambda: operator @ columns
 
 
-def _torch_structured(layer: KLinear, small: list[Tensor] | None, x: Tensor) -> tuple[str, Call] | None:
+def structured(layer: KLinear) -> tuple[str, Callable[[Tensor], Tensor]] | None:
+    """The layer of torch-structured for the same matrix, changed to one it can hold, or of the same sizes."""
+    small = butterfly_start(layer)
     package = _package("torch_structured")
     if package is None:
         return None
     sizes = layer.in_features, layer.out_features
     made = package.Butterfly(*sizes, bias=False, increasing_stride=False, nblocks=2)
+    made = made.to(layer.matrix.factors[0])
     if small is None:
-        return "torch-structured, padded", lambda: made(x)
+        return "torch-structured, padded", made
     half = len(small) // 2
     with torch.no_grad():
         for position, factor in enumerate(small):
             made.twiddle[0, position // half, position % half] = factor.reshape(-1, 2, 2)
-    return "torch-structured", lambda: made(x)
+    return "torch-structured", made
 
 
 def peers(layer: KLinear, x: Tensor) -> dict[str, Call]:
@@ -93,7 +96,7 @@ def peers(layer: KLinear, x: Tensor) -> dict[str, Call]:
     All compute the layer's map without its bias, on the same matrix, except "torch-structured, padded": that
     package has no matrix of these sizes, and it is what it puts there.
     """
-    small = butterfly_start(layer)
+    other = structured(layer)
     expected = layer.matrix(x)
     wide = monarch(layer.matrix)
     found: dict[str, Call] = {"batched Monarch": lambda: wide(x)}
@@ -102,9 +105,8 @@ def peers(layer: KLinear, x: Tensor) -> dict[str, Call]:
         call = _lazylinop(chain, x)
         if call is not None:
             found[f"lazylinop {name}"] = call
-    other = _torch_structured(layer, small, x)
     if other is not None:
-        found[other[0]] = other[1]
+        found[other[0]] = partial(other[1], x)
     scale = float(expected.abs().max())
     for name, call in found.items():
         if "padded" not in name:

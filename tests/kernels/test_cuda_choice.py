@@ -109,6 +109,7 @@ def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     from ksurgeon.kernels.cuda import trial
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("KSURGEON_TUNE", raising=False)
     monkeypatch.setattr(trial, "_known", {})
     monkeypatch.setattr(trial, "cache_of", lambda index: Cache("cuda", "a GPU"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -178,7 +179,7 @@ def test_nothing_is_tried_inside_a_cuda_graph(trial, monkeypatch: pytest.MonkeyP
 def test_no_memory_is_no_choice(trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_tried", lambda *what: None)
     assert trial._chosen("forward", key(trial), 0) == "reference"
-    assert not trial._known and not trial.known(0)
+    assert not trial._known and not trial.cache_of(0).all()
 
 
 def test_what_a_choice_depends_on(trial) -> None:
@@ -202,4 +203,4 @@ def test_trial_on_the_gpu(trial) -> None:
     x = torch.randn(100, 256, device="cuda")
     for direction in ("forward", "backward"):
         assert trial.way_of(direction, x, factors, -1) in ("whole", "steps", "reference")
-    assert len(trial.known(0)) == 2
+    assert len(trial.cache_of(0).all()) == 2

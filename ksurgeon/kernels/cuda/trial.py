@@ -27,7 +27,7 @@ from ksurgeon.kernels.cuda.launch import allows_tf32
 from ksurgeon.kernels.cuda.pack import Way
 from ksurgeon.kmatrix.patterns import Pattern
 
-__all__ = ["Direction", "Key", "cache_of", "key_of", "known", "way_of", "ways"]
+__all__ = ["Direction", "Key", "cache_of", "key_of", "way_of", "ways"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,11 +75,6 @@ def cache_of(index: int) -> Cache:
         f"triton {version('triton')}, ksurgeon's kernels {_REVISION}"
     )
     return Cache("cuda", machine)
-
-
-def known(index: int) -> dict[str, str]:
-    """What was chosen on a GPU, in this process and before, by kind of work."""
-    return {str(name): str(choice) for name, choice in cache_of(index).all().items()}
 
 
 def key_of(x: Tensor, factors: Sequence[Tensor], dim: int) -> Key:
