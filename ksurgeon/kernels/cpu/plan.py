@@ -41,7 +41,7 @@ def _cost_of_columns(pattern: Pattern, lanes: int, move: float) -> float:
     return pattern.numel + move * (pattern.in_features + pattern.out_features)
 
 
-_COSTS: dict[Kind, Callable[[Pattern, int, float], float]] = {
+_COSTS: dict[Kind, Callable[..., float]] = {
     "few": _cost_of_rows,
     "rows": _cost_of_rows,
     "columns": _cost_of_columns,
