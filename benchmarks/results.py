@@ -112,7 +112,7 @@ def described(row: dict[str, Any], name: str) -> str:
     text = f"{ratio:.0%}" if share else f"{ratio:.3g}×"
     if wanted is None:
         return text
-    asked = f"{wanted:.0%}" if share else f"{wanted:.2g}×"
+    asked = f"{wanted:.0%}" if share else f"{wanted:.3g}×"
     return f"{text} ({'' if met(row, name) else 'missed: '}≥ {asked})"
 
 

@@ -20,7 +20,7 @@ from tests.chains import assert_near, chains, dense
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     shapes=chains(),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
@@ -60,7 +60,7 @@ def test_forward_equals_the_dense_product(
     assert torch.equal(x, kept)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     shapes=chains(),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),

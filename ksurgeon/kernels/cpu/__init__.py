@@ -11,7 +11,7 @@ from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import ops
 from ksurgeon.kernels.cpu.native import instruction_set, is_available, why_missing
 from ksurgeon.kernels.cpu.pack import forget
-from ksurgeon.kernels.cpu.run import DTYPES, forward
+from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
 
 __all__ = ["apply_chain", "forget", "instruction_set", "is_available", "why_missing"]
 
@@ -36,6 +36,19 @@ def apply_chain(
     numbers, other devices, autocast, ``torch.func`` transforms and forward-mode derivatives are left to
     the reference.
     """
+    if (
+        dim == -1
+        and not is_compiling()
+        and not is_grad_enabled()
+        and type(x) is Tensor
+        and not any_autocast()
+        and transforms() is None
+        and forward_ad._current_level < 0
+        and not modes()
+    ):
+        y = shortly(x, factors, bias, activation)
+        if y is not None:
+            return y
     first, dtype = factors[0], x.dtype
     if dtype not in DTYPES or first.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
         return reference.apply_chain(x, factors, dim, bias, activation)

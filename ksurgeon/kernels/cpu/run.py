@@ -14,7 +14,7 @@ from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, Step, fast, i
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, kept
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
 
-__all__ = ["DTYPES", "backward", "forward"]
+__all__ = ["DTYPES", "backward", "forward", "shortly"]
 
 DTYPES = frozenset(KINDS)
 
@@ -22,6 +22,21 @@ _NAMES = tuple(ACTIVATIONS)
 _threads = torch.get_num_threads
 if is_available():
     _rows, _columns, _backward = library().ks_rows, library().ks_columns, library().ks_backward
+
+
+def shortly(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, activation: str | None
+) -> Tensor | None:
+    """The product of plain CPU tensors along the last dimension if it can be had at once, else None.
+
+    All checks of a product whose factors have been packed are made in one call of ``_fast``, where that was
+    compiled.
+    """
+    known = kept(factors[0])
+    if known is None or known.record is None or activation not in ACTIVATIONS:
+        return None
+    y: Tensor | None = fast.rows(x, factors, bias, known.record, ACTIVATIONS[activation], _threads())
+    return y
 
 
 def forward(
@@ -41,12 +56,10 @@ def forward(
     code = ACTIVATIONS.get(activation, -1)
     if code < 0:
         check_activation(activation)
-    if dim == -1 and fast is not None and not light:
-        known = kept(factors[0])
-        if known is not None and known.record is not None:
-            y: Tensor | None = fast.rows(x, factors, bias, known.record, code, _threads())
-            if y is not None:
-                return y
+    if dim == -1 and not light:
+        y = shortly(x, factors, bias, activation)
+        if y is not None:
+            return y
     x = x.resolve_neg()
     if bias is not None:
         bias = bias.to(x.dtype).resolve_neg().contiguous()

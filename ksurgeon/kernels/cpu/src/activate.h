@@ -15,9 +15,9 @@ static inline float exp_of(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 0.5f;
   p = p * r * r + r + 1.0f;
-  int32_t bits;
+  uint32_t bits;
   memcpy(&bits, &shifted, 4);
-  bits = (int32_t)((uint32_t)bits + 127u) << 23;
+  bits = (bits + 127u) << 23;
   float scale;
   memcpy(&scale, &bits, 4);
   return p * scale;

@@ -169,6 +169,7 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   if (!record || PyErr_Occurred()) return NULL;
   int fine = same_factors(record, factors);
   if (fine == 1) fine = is_same(x, s_dtype, record->dtype);
+  if (fine == 1) fine = is_same(x, s_is_cpu, Py_True);
   if (fine == 1) fine = answers(x, s_is_contiguous, Py_True);
   if (fine == 1) fine = answers(x, s_is_neg, Py_False);
   if (fine == 1 && bias != Py_None) fine = fits(record, bias);
