@@ -172,6 +172,7 @@ def test_calls_from_many_threads() -> None:
 _SCRIPT = """
 import torch
 from ksurgeon.kernels.cpu import apply_chain, instruction_set
+from ksurgeon.kernels.cpu.ops import chain
 from ksurgeon.kernels import reference
 torch.manual_seed(0)
 for shapes in ([(4, 3, 5, 6)], [(1, 64, 4, 4), (16, 1, 4, 16)], [(8, 8, 8, 8), (64, 1, 3, 8)]):
@@ -183,6 +184,16 @@ for shapes in ([(4, 3, 5, 6)], [(1, 64, 4, 4), (16, 1, 4, 16)], [(8, 8, 8, 8), (
             want = reference.apply_chain(x.double(), [f.double() for f in factors], dim)
             got = apply_chain(x, factors, dim)
             assert ((got - want).abs().max() / want.abs().max()) < (1e-5 if dtype == torch.float32 else 1e-13)
+        y = apply_chain(x, factors, dim, None, "gelu")
+        assert (y - torch.nn.functional.gelu(want)).abs().max() < 1e-4
+    stored = [f.bfloat16() for f in factors]
+    x = torch.randn(2, inputs, 19).bfloat16().requires_grad_()
+    y = chain(x, stored, None, 1)
+    want = reference.apply_chain(x.double(), [f.double() for f in stored], 1)
+    assert ((y - want).abs().max() / want.abs().max()) < 1e-2
+    got, = torch.autograd.grad(y.sum(), x)
+    want, = torch.autograd.grad(want.sum(), x)
+    assert ((got - want).abs().max() / want.abs().max()) < 1e-2
 print(instruction_set())
 """
 
