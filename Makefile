@@ -15,7 +15,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-test
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.convert
 
@@ -41,6 +41,10 @@ SOURCES := pyproject.toml setup.py $(wildcard ksurgeon/kernels/cpu/src/*)
 
 $(VENV)/.installed: $(SOURCES) $(shell find ksurgeon rules recipes -type f -not -name '*.pyc') | $(BIN)/python
 	@for source in $(SOURCES); do test $(VENV)/.installed-test -nt $$source || exec $(BIN)/python -m pip install .; done
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	$(BIN)/python -m pip install -e '.[bench]'
 	touch $@
 
 $(VENV)/.installed-test: $(SOURCES) | $(BIN)/python

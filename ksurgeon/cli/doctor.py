@@ -4,12 +4,14 @@ import json as json_module
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from rich.table import Table
 
 from ksurgeon.cli.console import out
 from ksurgeon.kernels import available_backends, chosen_backend, cpu, cuda
+from ksurgeon.kernels.cache import may_tune
 
 __all__ = ["run"]
 
@@ -45,8 +47,10 @@ def run(json: bool) -> None:
         "cpu_kernels": cpu.instruction_set() if cpu.is_available() else None,
         "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
         "threads": torch.get_num_threads(),
+        "tuning": _tuning(),
         "gpus": gpus,
         "kernels_on_gpus": [chosen_backend(torch.device("cuda", i)) for i in range(len(gpus))],
+        "choices_on_gpus": [_choices(i) for i in range(len(gpus))],
     }
     if json:
         print(json_module.dumps(facts, indent=1))
@@ -66,6 +70,8 @@ def run(json: bool) -> None:
         chosen = chosen_backend(torch.device("cuda", index))
         table.add_row(f"kernels on GPU {index}", chosen, _gpu_note(index))
     table.add_row("cpu kernels", *_cpu_kernels())
+    tuning = _tuning()
+    table.add_row("tuning", "on" if tuning["on"] else "off", _tuning_note(tuning))
     asked = os.environ.get("KSURGEON_BACKEND")
     table.add_row(
         "kernels",
@@ -76,9 +82,24 @@ def run(json: bool) -> None:
 
 
 def _gpu_note(index: int) -> str:
-    return cuda.why_not(index) or (
-        "Triton kernels are there, new and not yet measured on a card: KSURGEON_BACKEND=cuda uses them"
+    reason = cuda.why_not(index)
+    if reason is not None:
+        return reason
+    choices = _choices(index)
+    return (
+        f"each kind of product is checked and measured at its first use; {len(choices['measured'])} "
+        f"measured so far, kept in {choices['cache']}"
     )
+
+
+def _choices(index: int) -> dict[str, Any]:
+    """What was chosen on a GPU, by kind of product, and where that is kept."""
+    if cuda.why_not(index) is not None:
+        return {"cache": None, "measured": {}}
+    from ksurgeon.kernels.cuda.trial import cache_of
+
+    cache = cache_of(index)
+    return {"cache": str(cache.path), "measured": cache.all()}
 
 
 def _cpu_kernels() -> tuple[str, str]:
@@ -88,6 +109,25 @@ def _cpu_kernels() -> tuple[str, str]:
         f"{cpu.why_missing()}; the reference runs instead, with the same results and several times slower on "
         "CPU: install a C++ compiler, then `pip install --force-reinstall --no-deps ksurgeon`"
     )
+
+
+def _tuning() -> dict[str, Any]:
+    """Whether ways to merge are measured, which classes of products were, and where that is kept."""
+    if not cpu.is_available():
+        return {"on": False, "cache": None, "measured": {}}
+    from ksurgeon.kernels.cpu.tune import tuner
+
+    return {"on": may_tune(), "cache": str(tuner.cache.path), "measured": tuner.cache.all()}
+
+
+def _tuning_note(tuning: dict[str, Any]) -> str:
+    if tuning["cache"] is None:
+        return "there is nothing to tune without compiled kernels"
+    count = len(tuning["measured"])
+    kept = (
+        f"{count} class{'es' * (count != 1)} of products measured on this machine, kept in {tuning['cache']}"
+    )
+    return kept if tuning["on"] else f"KSURGEON_TUNE=0: fixed choices; {kept}"
 
 
 def _version(name: str) -> str | None:

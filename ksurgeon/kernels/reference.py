@@ -6,6 +6,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ksurgeon.kernels.activation import activate
+
 __all__ = ["apply_chain", "apply_factor"]
 
 
@@ -30,15 +32,21 @@ def apply_factor(columns: Tensor, factor: Tensor) -> Tensor:
     return outputs.view(a * b * d, vectors)
 
 
-def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
-    """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``, then add the bias."""
+def apply_chain(
+    x: Tensor,
+    factors: Sequence[Tensor],
+    dim: int,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``, add the bias, activate."""
     moved = x.movedim(dim, 0)
     columns = moved.reshape(moved.shape[0], prod(moved.shape[1:]))
     for factor in factors:
         columns = apply_factor(columns, factor)
     if bias is not None:
         columns = columns + bias.to(columns.dtype)[:, None]
-    return columns.view(columns.shape[0], *moved.shape[1:]).movedim(0, dim)
+    return activate(columns, activation).view(columns.shape[0], *moved.shape[1:]).movedim(0, dim)
 
 
 def _swapped(blocks: Tensor) -> Tensor:

@@ -30,11 +30,15 @@ class KPointwiseConv(nn.Module):
         transposed: whether ``weight`` has the layout of a transposed convolution's (stride 1).
         width, expansion, radix, structure, start, device, dtype: as in ``KLinear``.
 
+    Attributes:
+        activation: as in ``KLinear``.
+
     Raises:
         StructureError: sizes that the structure cannot have, or groups that do not divide them.
     """
 
     padding_mode = "zeros"
+    activation: str | None = None
 
     def __init__(
         self,
@@ -101,10 +105,11 @@ class KPointwiseConv(nn.Module):
         if any(step > 1 for step in self.stride):
             steps = [slice(None, None, step) for step in self.stride]
             kept = x[(..., *steps)]  # type: ignore[index]
-        return like_input(self.matrix.affine(kept, -dims - 1, self.bias), x)
+        return like_input(self.matrix.affine(kept, -dims - 1, self.bias, self.activation), x)
 
     def extra_repr(self) -> str:
         return (
             f"in_channels={self.in_channels}, out_channels={self.out_channels}, stride={self.stride}, "
             f"groups={self.groups}, bias={self.bias is not None}"
+            + (f", activation={self.activation}" if self.activation else "")
         )

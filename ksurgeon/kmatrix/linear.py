@@ -30,9 +30,15 @@ class KLinear(nn.Module):
         start: "random" (keeps the variance), "orthogonal", "identity" or "empty".
         device, dtype: of the parameters.
 
+    Attributes:
+        activation: None, or the name of one (``kernels.apply_chain`` has the list) that ``forward`` applies
+            to what it gives; surgery sets it where nothing else sees the output.
+
     Raises:
         StructureError: sizes that the structure cannot have.
     """
+
+    activation: str | None = None
 
     def __init__(
         self,
@@ -85,11 +91,12 @@ class KLinear(nn.Module):
         matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
         if self.parts > 1:
             x = torch.cat([x] * self.parts, -1)
-        return matrix.affine(x, -1, bias).contiguous()
+        return matrix.affine(x, -1, bias, self.activation).contiguous()
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+            + (f", activation={self.activation}" if self.activation else "")
         )
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kernels import apply_chain
+from ksurgeon.kernels.activation import activate
 from ksurgeon.kmatrix import initialise
 from ksurgeon.kmatrix.merge import merge_chain
 from ksurgeon.kmatrix.patterns import Pattern
@@ -130,13 +131,16 @@ class KMatrix(nn.Module):
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix."""
         return self.affine(x, dim)
 
-    def affine(self, x: Tensor, dim: int = -1, bias: Tensor | None = None) -> Tensor:
-        """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix, and add ``bias`` to them."""
+    def affine(
+        self, x: Tensor, dim: int = -1, bias: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
+        """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix, add ``bias``, and activate
+        them as ``kernels.apply_chain`` does."""
         # The list's own iterator is slow; parametrised factors are had through it all the same.
         held = self._modules["factors"]._parameters  # type: ignore[union-attr]
         factors = tuple(held.values()) if len(held) == len(self.patterns) else tuple(self.factors)
         sizes = self.groups, self.in_features, self.out_features
-        return multiply(x, factors, dim, *sizes, self._padded, bias)  # type: ignore[arg-type]
+        return multiply(x, factors, dim, *sizes, self._padded, bias, activation)  # type: ignore[arg-type]
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the transposed matrix."""
@@ -190,8 +194,9 @@ def multiply(
     out_features: int,
     padded: bool = True,
     bias: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
-    """Pad, apply the chain, crop, add the bias; ``groups`` blocks are padded and cropped each on its own.
+    """Pad, apply the chain, crop, add the bias, activate; each of ``groups`` blocks is padded and cropped.
 
     ``padded`` is False only where the chain is known to have the sizes of the map.
     """
@@ -202,14 +207,15 @@ def multiply(
     if not x.is_complex() and factors[0].is_complex():
         x = x.to(factors[0].dtype)
     if not padded:
-        return apply_chain(x, factors, dim, bias)
+        return apply_chain(x, factors, dim, bias, activation)
     dim = dim % x.dim()
     chain_in, chain_out = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
     x = _resize(x, dim, groups, chain_in)
     if chain_out == out_features:
-        return apply_chain(x, factors, dim, bias)
+        return apply_chain(x, factors, dim, bias, activation)
     y = _resize(apply_chain(x, factors, dim), dim, groups, out_features)
-    return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim - 1))
+    y = y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim - 1))
+    return activate(y, activation)
 
 
 @torch.fx.wrap

@@ -60,7 +60,8 @@ def _radices(n: int, radix: Literal["auto"] | int) -> tuple[int, ...]:
     """Radices whose product is n.
 
     "auto" is the prime factors with twos taken in pairs: a factor of radix 4 has exactly as many
-    parameters as two of radix 2, holds their product and more, and is one step instead of two.
+    parameters as two of radix 2, holds their product and more, and is one step instead of two. Odd primes
+    come last, so that the small strides are powers of two, which fill the registers of a processor.
     """
     if n == 1:
         return (1,)
@@ -79,7 +80,7 @@ def _radices(n: int, radix: Literal["auto"] | int) -> tuple[int, ...]:
         group = p
     if group > 1:
         chosen.append(group)
-    return tuple(sorted(chosen))
+    return tuple(sorted(chosen, key=lambda r: (radix == "auto" and r % 2 == 1, r)))
 
 
 def _too_large(n: int, radix: Literal["auto"] | int) -> bool:

@@ -36,6 +36,9 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
             console.print(Text("  " + part))
         console.print(_found(record.outcome))
     console.print(_operations(record.operations, everything))
+    fused = sum(o.activation is not None and o.form != "dense" for o in record.operations)
+    if fused:
+        console.print(f"[dim]{fused} activation{'s' * (fused != 1)} fused into the layers before them[/]")
     if record.outcome is not None:
         console.print(_totals(record.outcome))
         if record.outcome.output_change == 0 and any(o.output_error for o in record.operations):

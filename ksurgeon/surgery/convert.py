@@ -17,6 +17,7 @@ from ksurgeon.models.source import Source
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
+from ksurgeon.surgery.activation import find_fusions
 from ksurgeon.surgery.build import site_weight
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
@@ -97,6 +98,7 @@ def convert(
     plan: Plan | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    fuse_activations: bool = True,
 ) -> Conversion:
     """Replace linear maps of a model by K-matrices, in place, as a rule says.
 
@@ -109,6 +111,8 @@ def convert(
         plan: decisions to carry out in place of those the rule would give.
         seed: of random starting values.
         progress: called before each site and once at the end.
+        fuse_activations: whether K-layers apply the activation module behind them, where the example run
+            and the traced forward prove that nothing else sees the layer's output.
 
     Raises:
         MatchError: the rule matches nothing.
@@ -129,6 +133,8 @@ def convert(
     built = _build_all(model, pairs, seed, progress)
     replacements = [(site, new) for (_, site), (new, _, _) in zip(pairs, built, strict=True)]
     swaps, paths = prepare(model, finder, replacements)
+    fusions = find_fusions(model, finder, replacements) if fuse_activations else {}
+    swaps += fusions.values()
     before, output_errors = outputs_and_errors(model, example_inputs, replacements)
     record = _extended_record(model, source, example_inputs)
     record.rules.append(plan.rule)
@@ -137,7 +143,7 @@ def convert(
     results = []
     for (decision, site), (_, error, seconds) in zip(pairs, built, strict=True):
         assert decision.structure is not None and decision.start is not None
-        output_error = output_errors.get(site.path)
+        output_error, fusion = output_errors.get(site.path), fusions.get(site.path)
         results.append(
             Result(
                 path=paths[site.path],
@@ -169,6 +175,8 @@ def convert(
                 parameters_after=decision.parameters_after,
                 weight_error=error,
                 output_error=output_error,
+                activation=fusion.name if fusion else None,
+                activation_path=fusion.path if fusion else "",
             )
         )
     parameters = _count_parameters(model)

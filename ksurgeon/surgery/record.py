@@ -39,7 +39,10 @@ class _Base(BaseModel):
 
 
 class Operation(_Base):
-    """One replaced site; ``form`` tells what stands there: a K-module, or after a revert a dense layer."""
+    """One replaced site; ``form`` tells what stands there: a K-module, or after a revert a dense layer.
+
+    ``activation`` is what the K-module applies in place of the module at ``activation_path``.
+    """
 
     path: str
     kind: str
@@ -58,6 +61,8 @@ class Operation(_Base):
     parameters_after: int = 0
     weight_error: float | None = None
     output_error: float | None = None
+    activation: str | None = None
+    activation_path: str = ""
 
 
 class Found(_Base):

@@ -7,6 +7,7 @@ from torch import nn
 
 from ksurgeon.errors import RecordError
 from ksurgeon.find import Finder, Site
+from ksurgeon.surgery.activation import replay_fusions
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import prepare, swap_all
 from ksurgeon.surgery.record import Operation, Record, inputs_from
@@ -43,6 +44,7 @@ def replay(model: nn.Module, record: Record) -> None:
             replacements.append((site, _rebuild(model, site, operation)))
         swaps, _ = prepare(model, finder, replacements)
         swap_all(swaps)
+        swap_all(replay_fusions(model, operations))
 
 
 def _parameter(model: nn.Module, operation: Operation) -> Site | None:

@@ -5,6 +5,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from ksurgeon.surgery.activation import restorations
 from ksurgeon.surgery.computed import child_of, class_below, computed_names
 from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.operate import ModuleSwap, ParameterSwap, RewriteSwap, Swap, swap_all
@@ -19,7 +20,7 @@ def revert(model: nn.Module) -> nn.Module:
 
     A K-matrix that is still the map without parameters that it started as, such as a shuffle, gives way to
     the original modules and the original ``forward``. Every other K-module becomes the dense layer that
-    computes the same.
+    computes the same, and the activations that such modules applied are put back.
 
     Raises:
         SurgeryError: a trained shuffle that no dense layer can stand for; the model is as it was.
@@ -54,7 +55,7 @@ def revert(model: nn.Module) -> nn.Module:
         else:
             dense = kind.dense(module, shapes.get(str(getattr(module, "site", "")), 0))
             swaps.append(ModuleSwap(places, [module] * len(places), [dense] * len(places)))
-    swap_all(swaps)
+    swap_all([*swaps, *restorations(model)])
     if record is not None:
         record = record.model_copy(deep=True)
         record.operations = [

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import ksurgeon
+from ksurgeon.kernels import cpu
+from ksurgeon.kernels.cache import Cache
 from tests.cli.conftest import MODEL, SIZE
 
 
@@ -82,6 +84,20 @@ def test_doctor(run):
     done = run("doctor")
     assert done.status == 0 and torch.__version__ in done.out and "reference" in done.out
     assert json.loads(run("doctor", "--json").out)["packages"]["torch"]
+
+
+@pytest.mark.skipif(not cpu.is_available(), reason="no compiled kernels")
+def test_doctor_shows_what_is_tuned(run, monkeypatch):
+    from ksurgeon.kernels.cpu.tune import tuner
+
+    assert json.loads(run("doctor", "--json").out)["tuning"]["on"] is False
+    monkeypatch.setattr(tuner, "_cache", Cache("cpu", "a test"))
+    monkeypatch.setattr(Cache, "_write", lambda self, choices: None)
+    tuner.cache.put("float32 rows", [1, 2])
+    monkeypatch.delenv("KSURGEON_TUNE")
+    tuning = json.loads(run("doctor", "--json").out)["tuning"]
+    assert tuning == {"on": True, "cache": str(tuner.cache.path), "measured": {"float32 rows": [1, 2]}}
+    assert "1 class of products" in " ".join(run("doctor").out.split())
 
 
 def test_a_converted_folder_is_a_model_too(run):

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "chain.h"
@@ -17,9 +18,9 @@ int64_t ks_size(const KsStep*, int);
 void ks_pack(const KsStep*, const void*, void*, int);
 void ks_unpack(const KsStep*, const void*, void*, int);
 void ks_guard(KsGuard*);
-int ks_rows(const KsChain*, const void*, int64_t, void*, int64_t, const void*, int, int);
-int ks_columns(const KsChain*, const void*, void*, int64_t, int64_t, const void*, int, int);
-void ks_backward(const KsChain*, const KsChain*, const void*, const void*, void*, void* const*, int64_t, int, int);
+int ks_rows(const KsChain*, const void*, int64_t, void*, int64_t, const void*, int, int, int);
+int ks_columns(const KsChain*, const void*, void*, int64_t, int64_t, const void*, int, int, int);
+void ks_backward(const KsChain*, const KsChain*, const void*, const void*, void*, void* const*, int64_t, int64_t, int, int);
 }
 
 static std::mt19937 rng(1);
@@ -30,7 +31,7 @@ template <class T> struct Exact {  // no byte more than asked for
   int64_t size;
   explicit Exact(int64_t n) : data(new T[n > 0 ? n : 1]), size(n) {
     std::uniform_real_distribution<double> draw(-1, 1);
-    for (int64_t i = 0; i < n; ++i) data[i] = (T)draw(rng);
+    for (int64_t i = 0; i < n; ++i) data[i] = std::is_integral<T>::value ? (T)rng() : (T)draw(rng);
   }
   T* get() { return data.get(); }
 };
@@ -117,7 +118,7 @@ template <class T> static bool one_case(int threads) {
                                                        kept.back()[r * from + (a * s.c + i) * s.d + d];
     kept.push_back(std::move(next));
   }
-  bool fine = ks_rows(&forward, x.get(), in, y.get(), rows, bias.get(), threads, is_double) == 1;
+  bool fine = ks_rows(&forward, x.get(), in, y.get(), rows, bias.get(), 0, threads, is_double) == 1;
   for (int64_t k = 0; k < rows * out; ++k)
     fine = fine && close(y.get()[k], kept.back()[k] + bias.get()[k % out], tolerance, "rows");
 
@@ -125,7 +126,7 @@ template <class T> static bool one_case(int threads) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < in; ++k) xc.get()[k * rows + r] = x.get()[r * in + k];
   if (rows) {
-    fine = fine && ks_columns(&columns, xc.get(), yc.get(), 1, rows, nullptr, threads, is_double) == 1;
+    fine = fine && ks_columns(&columns, xc.get(), yc.get(), 1, rows, nullptr, 0, threads, is_double) == 1;
     for (int64_t k = 0; k < rows * out; ++k)
       fine = fine && close(yc.get()[k % out * rows + k / out], kept.back()[k], tolerance, "columns");
   }
@@ -137,7 +138,7 @@ template <class T> static bool one_case(int threads) {
     memset(gradients.back().get(), 0, gradients.back().size * sizeof(T));
     pointers.push_back(gradients.back().get());
   }
-  ks_backward(&forward, &backward, x.get(), g.get(), gx.get(), pointers.data(), rows, threads, is_double);
+  ks_backward(&forward, &backward, x.get(), g.get(), gx.get(), pointers.data(), rows, 0, threads, is_double);
   std::vector<double> back(g.get(), g.get() + rows * out);
   for (int64_t j = count - 1; j >= 0; --j) {
     const KsStep& s = plain[j];
@@ -160,10 +161,34 @@ template <class T> static bool one_case(int threads) {
   }
   for (int64_t k = 0; k < rows * in; ++k) fine = fine && close(gx.get()[k], back[k], tolerance * 10, "of input");
 
+  // The same gradient of the input with channels first, in one or two images.
+  const int64_t images = among({1, 2}), each = rows / images;
+  if (each) {
+    const int64_t all = images * each;
+    Exact<T> xi(all * in), gi(all * out), gxi(all * in);
+    for (int64_t r = 0; r < all; ++r)
+      for (int64_t k = 0; k < out; ++k) gi.get()[(r / each * out + k) * each + r % each] = g.get()[r * out + k];
+    ks_backward(&forward, &backward, xi.get(), gi.get(), gxi.get(), nullptr, all, each, threads, is_double);
+    for (int64_t r = 0; r < all; ++r)
+      for (int64_t k = 0; k < in; ++k)
+        fine = fine && close(gxi.get()[(r / each * in + k) * each + r % each], gx.get()[r * in + k], tolerance, "images");
+    ks_backward(&forward, &backward, xi.get(), gi.get(), nullptr, pointers.data(), all, each, threads, is_double);
+  }
+
+  if (!is_double && rows)  // half precision, whatever the bits are: that nothing is read or written beside it
+    for (int kind : {2, 3}) {
+      Exact<uint16_t> xh(rows * in), yh(rows * out), bh(out), gh(rows * out), gxh(rows * in);
+      const int activation = rng() % 7;
+      ks_rows(&forward, xh.get(), in, yh.get(), rows, bh.get(), activation, threads, kind);
+      ks_columns(&columns, xh.get(), yh.get(), 1, rows, bh.get(), activation, threads, kind);
+      ks_backward(&forward, &backward, xh.get(), gh.get(), gxh.get(), pointers.data(), rows, 0, threads, kind);
+      ks_backward(&forward, &backward, xh.get(), gh.get(), gxh.get(), pointers.data(), rows, rows, threads, kind);
+    }
+
   const int64_t last = weights[0].size - 1;  // a write that nobody was told of
   weights[0].get()[last] += 1;
   Exact<T> many(40 * in), result(40 * out);
-  fine = fine && ks_rows(&forward, many.get(), in, result.get(), 40, nullptr, 1, is_double) == 0;
+  fine = fine && ks_rows(&forward, many.get(), in, result.get(), 40, nullptr, 0, 1, is_double) == 0;
   return fine;
 }
 

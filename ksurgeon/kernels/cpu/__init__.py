@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ksurgeon.kernels import reference
+from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import ops
-from ksurgeon.kernels.cpu.library import instruction_set, is_available, why_missing
+from ksurgeon.kernels.cpu.native import instruction_set, is_available, why_missing
 from ksurgeon.kernels.cpu.pack import forget
-from ksurgeon.kernels.cpu.run import DTYPES, forward
+from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
 
 __all__ = ["apply_chain", "forget", "instruction_set", "is_available", "why_missing"]
 
@@ -21,7 +22,13 @@ transforms = torch._C._functorch.peek_interpreter_stack
 modes = torch._C._len_torch_dispatch_stack
 
 
-def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
+def apply_chain(
+    x: Tensor,
+    factors: Sequence[Tensor],
+    dim: int,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
     """Apply a chain by the compiled kernels where they can, by the reference elsewhere.
 
     Eager inference on plain CPU tensors calls the library at once. Where gradients are wanted, or the call
@@ -29,27 +36,42 @@ def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | N
     numbers, other devices, autocast, ``torch.func`` transforms and forward-mode derivatives are left to
     the reference.
     """
+    if (
+        dim == -1
+        and not is_compiling()
+        and not is_grad_enabled()
+        and type(x) is Tensor
+        and not any_autocast()
+        and transforms() is None
+        and forward_ad._current_level < 0
+        and not modes()
+    ):
+        y = shortly(x, factors, bias, activation)
+        if y is not None:
+            return y
     first, dtype = factors[0], x.dtype
     if dtype not in DTYPES or first.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
-        return reference.apply_chain(x, factors, dim, bias)
+        return reference.apply_chain(x, factors, dim, bias, activation)
     if is_compiling():
-        return _by_operator(x, factors, dim, bias)
+        return _by_operator(x, factors, dim, bias, activation)
     if any_autocast() or transforms() is not None or forward_ad._current_level >= 0:
-        return reference.apply_chain(x, factors, dim, bias)
+        return reference.apply_chain(x, factors, dim, bias, activation)
     if modes():
-        return _by_operator(x, factors, dim, bias)
+        return _by_operator(x, factors, dim, bias, activation)
     if type(x) not in _PLAIN or type(first) not in _PLAIN:
-        return reference.apply_chain(x, factors, dim, bias)
+        return reference.apply_chain(x, factors, dim, bias, activation)
     if is_grad_enabled() and (
         x.requires_grad
         or any([factor.requires_grad for factor in factors])
         or (bias is not None and bias.requires_grad)
     ):
-        return _by_operator(x, factors, dim, bias)
-    return forward(x, factors, bias, dim)
+        return _by_operator(x, factors, dim, bias, activation)
+    return forward(x, factors, bias, dim, activation)
 
 
-def _by_operator(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None) -> Tensor:
+def _by_operator(
+    x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None, activation: str | None
+) -> Tensor:
     if any_autocast():
-        return reference.apply_chain(x, factors, dim, bias)
-    return ops.chain(x, list(factors), bias, dim)
+        return reference.apply_chain(x, factors, dim, bias, activation)
+    return activate(ops.chain(x, list(factors), bias, dim), activation)

@@ -42,7 +42,7 @@ def _(
     g: Tensor, x: Tensor, factors: Sequence[Tensor], dim: int, need_x: bool, need_factors: bool
 ) -> list[Tensor]:
     axis = dim % x.dim()
-    rows = x.device.type == "cpu" or in_rows(x, axis)
+    rows = in_rows(x, axis)
     return [
         new_result(x, axis, x.shape[axis], rows) if need_x else x.new_empty(0),
         *(f.new_empty(f.shape if need_factors else (0,)) for f in factors),

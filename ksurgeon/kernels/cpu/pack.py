@@ -7,8 +7,9 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.library import Chain, Guard, fast, library
-from ksurgeon.kernels.cpu.plan import merge_for_columns, merge_for_rows, merge_for_training
+from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, fast
+from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for_training
+from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
@@ -28,12 +29,18 @@ class Pack:
     contents. The storages are held, so that an address cannot come to mean other memory; ``find_pack`` drops
     the pack when a factor dies, so that an id cannot come to mean another tensor.
 
+    Contents are compared because writes through ``.data`` or NumPy move no version. With 32 vectors or more
+    every byte of the factors is; with fewer that would double the time of the product, so only 12 entries of
+    every factor are: a write of a few others, or ``p.data = p.data.mT`` on square blocks that agree in those,
+    goes unseen until ``forget`` is called. What optimisers, ``copy_``, ``load_state_dict`` or new
+    tensors change is always seen.
+
     A light pack serves training, where weights change with every step: it merges only what costs nothing.
 
     Attributes:
         light: whether it is one.
-        ready: the chain for rows, once it has been made and if calls may go to it without further ado.
-        record: the same for ``_fast.rows``, where that was compiled.
+        record: what ``_fast.rows`` compares a call with and hands it on to, where that was compiled and calls
+            may go there without further ado.
     """
 
     __slots__ = (
@@ -45,7 +52,6 @@ class Pack:
         "_storages",
         "_versions",
         "light",
-        "ready",
         "record",
     )
 
@@ -60,9 +66,8 @@ class Pack:
         self._pointers = list(map(_address_of, factors))
         self._storages = [factor.untyped_storage() for factor in factors]
         self._guard = Guard(factors) if all([factor.is_contiguous() for factor in factors]) else None
-        self._chains: dict[str, Chain] = {}
+        self._chains: dict[object, Chain] = {}
         self._index: Tensor | bool | None = None
-        self.ready: Chain | None = None
         self.record: object = None
 
     @property
@@ -83,24 +88,43 @@ class Pack:
         )
 
     @torch.no_grad()
-    def rows(self, factors: Sequence[Tensor]) -> Chain:
-        """For vectors in rows."""
-        chain = self._chains.get("rows")
+    def rows(self, factors: Sequence[Tensor], count: int) -> Chain:
+        """For ``count`` vectors in rows."""
+        kind: Kind = "few" if count < FEW_ROWS and not self.light else "rows"
+        chain = self._chains.get(kind)
         if chain is None:
-            merged = merge_counts(_plain(factors), self.counts(factors))
-            chain = self._chains["rows"] = Chain.packed(merged, self._guard)
-            if self.light:
-                self._chains["transposed"] = Chain.packed([factor.mT for factor in reversed(merged)])
-            elif factors[0].dtype not in _EXACT and self.index(factors) is None:
-                self.ready = chain
-                if fast is not None and self.lasting:
-                    sizes = chain.in_features, chain.out_features, chain.is_double
-                    self.record = fast.record(tuple(factors), chain.address, *sizes, factors[0].dtype)
+            counts = self.counts(factors, kind)
+            chain = self._chains.get(("packed", counts))
+            if chain is None:
+                merged = merge_counts(_plain(factors), counts)
+                # Records hold addresses of chains, so that none may be replaced: the first thread wins.
+                chain = self._chains.setdefault(("packed", counts), Chain.packed(merged, self._guard))
+                if self.light:
+                    transposed = Chain.packed([factor.mT for factor in reversed(merged)])
+                    self._chains.setdefault("transposed", transposed)
+            chain = self._chains.setdefault(kind, chain)
+            if fast is not None and not self.light and self.lasting:
+                self._make_record(factors)
         return chain
+
+    def _make_record(self, factors: Sequence[Tensor]) -> None:
+        if self.index(factors) is not None:
+            return
+        known = [self._chains.get(kind) for kind in ("few", "rows")]
+        chain = next(chain for chain in known if chain is not None)
+        self.record = fast.record(
+            tuple(factors),
+            *(0 if chain is None else chain.address for chain in known),
+            FEW_ROWS,
+            chain.in_features,
+            chain.out_features,
+            KINDS[factors[0].dtype],
+            factors[0].dtype,
+        )
 
     def transposed(self, factors: Sequence[Tensor]) -> Chain:
         """The transposed chain of ``rows`` in a light pack, for gradients."""
-        self.rows(factors)
+        self.rows(factors, FEW_ROWS)
         return self._chains["transposed"]
 
     @torch.no_grad()
@@ -108,17 +132,16 @@ class Pack:
         """For vectors in columns."""
         chain = self._chains.get("columns")
         if chain is None:
-            plain = _plain(factors)
-            counts = (
-                self.counts(factors) if self.light else merge_for_columns(_patterns(plain), _lanes(plain))
-            )
-            chain = self._chains["columns"] = Chain.plain(merge_counts(plain, counts), self._guard)
+            merged = merge_counts(_plain(factors), self.counts(factors, "columns"))
+            chain = self._chains["columns"] = Chain.plain(merged, self._guard)
         return chain
 
-    def counts(self, factors: Sequence[Tensor]) -> tuple[int, ...]:
-        """How many neighbouring factors are merged into each step of ``rows``."""
-        patterns = _patterns(factors)
-        return merge_for_training(patterns) if self.light else merge_for_rows(patterns, _lanes(factors))
+    def counts(self, factors: Sequence[Tensor], kind: Kind) -> tuple[int, ...]:
+        """How many neighbouring factors are merged into each step."""
+        patterns = tuple(Pattern.of(factor.shape) for factor in factors)
+        if self.light:
+            return merge_for_training(patterns)
+        return choose(patterns, _EXACT.get(factors[0].dtype, factors[0].dtype), kind)
 
     def index(self, factors: Sequence[Tensor]) -> Tensor | None:
         """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""
@@ -131,14 +154,6 @@ class Pack:
 def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
     """The factors in the dtype of the computation, with no graph behind them."""
     return [factor.detach().resolve_neg().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
-
-
-def _patterns(factors: Sequence[Tensor]) -> tuple[Pattern, ...]:
-    return tuple(Pattern.of(factor.shape) for factor in factors)
-
-
-def _lanes(factors: Sequence[Tensor]) -> int:
-    return int(library().ks_lanes(factors[0].dtype == torch.float64))
 
 
 @torch.no_grad()

@@ -1,20 +1,31 @@
 """Which neighbouring factors to multiply out beforehand, for the least time in the CPU's kernels."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from itertools import pairwise
+from typing import Literal
 
-from ksurgeon.kmatrix.patterns import Pattern, hull
+import torch
 
-__all__ = ["merge_for_columns", "merge_for_rows", "merge_for_training"]
+from ksurgeon.kernels.cpu.native import library
+from ksurgeon.kmatrix.merge import merge_plan
+from ksurgeon.kmatrix.patterns import Pattern
+
+__all__ = ["FEW_ROWS", "Kind", "candidates", "merge_for_training"]
+
+Kind = Literal["few", "rows", "columns"]
+"""What is multiplied: less than ``FEW_ROWS`` vectors in rows, more of them, or vectors in columns."""
+
+FEW_ROWS = 8
 
 # Measured on one core with AVX-512: what moving a vector costs, in fused multiply-adds of one.
 _MOVE = 3.0
+_OTHER_MOVES = (1.0, 6.0, 12.0)
 _LARGEST_RADIX = 64
 
 
-def _vectors(pattern: Pattern, lanes: int) -> tuple[int, int]:
-    """Vectors multiplied and vectors read or written by one step on one row; see layout.h."""
+def _cost_of_rows(pattern: Pattern, lanes: int, move: float) -> float:
+    """Vectors multiplied, and vectors read or written by one step on one row; see layout.h."""
     a, b, c, d = pattern
     if d >= lanes:
         groups, outputs = a * -(-d // lanes), b
@@ -23,47 +34,32 @@ def _vectors(pattern: Pattern, lanes: int) -> tuple[int, int]:
         if c <= b:
             fold = next((p for p in range(lanes // (b * d), 1, -1) if a % p == 0), 1)
             groups //= fold
-    return groups * outputs * c, groups * (outputs + c)
+    return groups * outputs * c + move * groups * (outputs + c)
 
 
-def _cost_of_rows(pattern: Pattern, lanes: int) -> float:
-    multiplied, moved = _vectors(pattern, lanes)
-    return multiplied + _MOVE * moved
+def _cost_of_columns(pattern: Pattern, lanes: int, move: float) -> float:
+    return pattern.numel + move * (pattern.in_features + pattern.out_features)
 
 
-def _cost_of_columns(pattern: Pattern, lanes: int) -> float:
-    return pattern.numel + _MOVE * (pattern.in_features + pattern.out_features)
-
-
-def _plan(patterns: Sequence[Pattern], lanes: int, by_rows: bool) -> tuple[int, ...]:
-    cost_of = _cost_of_rows if by_rows else _cost_of_columns
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    for end in range(1, len(patterns) + 1):
-        options = []
-        merged = patterns[end - 1]
-        for start in range(end - 1, -1, -1):
-            if start < end - 1:
-                merged = hull(patterns[start], merged)
-                if max(merged.b, merged.c) > _LARGEST_RADIX and merged.numel > sum(
-                    pattern.numel for pattern in patterns[start:end]
-                ):
-                    break
-            cost, counts = best[start]
-            options.append((cost + cost_of(merged, lanes), (*counts, end - start)))
-        best.append(min(options))
-    return best[-1][1]
+_COSTS: dict[Kind, Callable[..., float]] = {
+    "few": _cost_of_rows,
+    "rows": _cost_of_rows,
+    "columns": _cost_of_columns,
+}
 
 
 @lru_cache(maxsize=4096)
-def merge_for_rows(patterns: tuple[Pattern, ...], lanes: int) -> tuple[int, ...]:
-    """How many neighbouring factors to merge into each step, for vectors that lie in rows."""
-    return _plan(patterns, lanes, True)
+def candidates(patterns: tuple[Pattern, ...], dtype: torch.dtype, kind: Kind) -> tuple[tuple[int, ...], ...]:
+    """The few sensible ways to merge a chain for products of that kind, the one to take unmeasured first.
 
-
-@lru_cache(maxsize=4096)
-def merge_for_columns(patterns: tuple[Pattern, ...], lanes: int) -> tuple[int, ...]:
-    """The same for vectors that lie in columns."""
-    return _plan(patterns, lanes, False)
+    Each says how many neighbouring factors make up each step, as ``merge_counts`` takes it.
+    """
+    lanes = int(library().ks_lanes(dtype == torch.float64))
+    plans = [
+        merge_plan(patterns, _LARGEST_RADIX, partial(_COSTS[kind], lanes=lanes, move=move))
+        for move in (_MOVE, *_OTHER_MOVES)
+    ]
+    return tuple(dict.fromkeys(plans))
 
 
 @lru_cache(maxsize=4096)

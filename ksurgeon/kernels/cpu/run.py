@@ -2,149 +2,114 @@
 
 import ctypes
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
+from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
-from ksurgeon.kernels.cpu.library import Chain, Step, fast, is_available, library
 from ksurgeon.kernels.cpu.merging import pull_back
+from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, Step, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, kept
+from ksurgeon.kernels.cpu.plan import FEW_ROWS
 
-__all__ = ["DTYPES", "backward", "forward"]
+__all__ = ["DTYPES", "backward", "forward", "shortly"]
 
-DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_EXACT = frozenset({torch.float32, torch.float64})
+DTYPES = frozenset(KINDS)
 
+_NAMES = tuple(ACTIVATIONS)
 _threads = torch.get_num_threads
 if is_available():
     _rows, _columns, _backward = library().ks_rows, library().ks_columns, library().ks_backward
 
 
+def shortly(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, activation: str | None
+) -> Tensor | None:
+    """The product of plain CPU tensors along the last dimension if it can be had at once, else None.
+
+    All checks of a product whose factors have been packed are made in one call of ``_fast``, where that was
+    compiled.
+    """
+    known = kept(factors[0])
+    if known is None or known.record is None or activation not in ACTIVATIONS:
+        return None
+    y: Tensor | None = fast.rows(x, factors, bias, known.record, ACTIVATIONS[activation], _threads())
+    return y
+
+
 def forward(
-    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, light: bool = False
+    x: Tensor,
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    dim: int,
+    activation: str | None = None,
+    light: bool = False,
 ) -> Tensor:
     """Apply a chain to a CPU tensor; no gradients, no modes. ``light`` is that of ``find_pack``.
 
     Raises:
-        ValueError: the size along ``dim``, or that of the bias, is not the chain's.
+        ValueError: the size along ``dim``, or that of the bias, is not the chain's, or there is no such
+            activation.
     """
-    if dim == -1 and fast is not None and not light:
-        known = kept(factors[0])
-        if known is not None and known.record is not None:
-            y: Tensor | None = fast.rows(x, factors, bias, known.record, _threads())
-            if y is not None:
-                return y
-    pack = find_pack(factors, light)
-    y = _forward(x, factors, pack, bias, dim)
+    code = ACTIVATIONS.get(activation, -1)
+    if code < 0:
+        check_activation(activation)
+    if dim == -1 and not light:
+        y = shortly(x, factors, bias, activation)
+        if y is not None:
+            return y
+    x = x.resolve_neg()
+    if bias is not None:
+        bias = bias.to(x.dtype).resolve_neg().contiguous()
+    y = _forward(x, factors, find_pack(factors, light), bias, dim, code)
     if y is None:  # the contents of the factors have changed behind the back of their version counters
         forget(factors)
-        y = _forward(x, factors, find_pack(factors, light), bias, dim)
+        y = _forward(x, factors, find_pack(factors, light), bias, dim, code)
         assert y is not None
     return y
 
 
 def _forward(
-    x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int
+    x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int, code: int
 ) -> Tensor | None:
     """The product, or None where the factors are no longer what was packed."""
-    chain = pack.ready
-    if (
-        chain is not None
-        and x.shape[-1] == chain.in_features
-        and (dim == -1 or dim == x.dim() - 1)
-        and x.is_contiguous()
-        and not x.is_neg()
-        and (bias is None or _fits(bias, x, chain))
-    ):
-        wide = chain.in_features == chain.out_features
-        y = torch.empty_like(x) if wide else x.new_empty((*x.shape[:-1], chain.out_features))
-        done = _rows(
-            chain.address,
-            x.data_ptr(),
-            chain.in_features,
-            y.data_ptr(),
-            x.numel() // chain.in_features,
-            None if bias is None else bias.data_ptr(),
-            _threads(),
-            chain.is_double,
-        )
-        return y if done else None
-    x = x.resolve_neg()
-    if bias is not None:
-        bias = bias.to(x.dtype).resolve_neg()
-    if x.dtype in _EXACT:
-        return _general(x, factors, pack, bias, dim)
-    # Half precision is storage only: products are summed in float32.
-    result = _general(x.float(), factors, pack, None if bias is None else bias.float(), dim)
-    return None if result is None else result.to(x.dtype)
-
-
-def _fits(bias: Tensor, x: Tensor, chain: Chain) -> bool:
-    return (
-        bias.dtype is x.dtype
-        and bias.is_cpu
-        and bias.is_contiguous()
-        and not bias.is_neg()
-        and bias.dim() == 1
-        and bias.numel() == chain.out_features
-    )
-
-
-def _general(
-    x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int
-) -> Tensor | None:
     axis = x.dim() + dim if dim < 0 else dim
     if pack.index(factors) is not None:
         if not pack.same_contents():
             return None
-        return _permuted(x, pack, factors, bias, axis)
+        return activate(_permuted(x, pack, factors, bias, axis), _NAMES[code])
+    return _general(x, factors, pack, bias, axis, code)
+
+
+def _general(
+    x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, axis: int, code: int
+) -> Tensor | None:
     if axis == x.dim() - 1:
-        chain = pack.rows(factors)
-        x = x if x.is_contiguous() else x.contiguous()
+        rows = x.numel() // max(x.shape[axis], 1)
+        chain = pack.rows(factors, rows)
+        x = x.contiguous()
         _check(x.shape[-1], chain, bias)
         y = x.new_empty((*x.shape[:-1], chain.out_features))
-        return y if _call_rows(chain, x, y, bias) else None
+        source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
+        inputs, kind = chain.in_features, KINDS[x.dtype]
+        return y if _rows(chain.address, source, inputs, to, rows, start, code, _threads(), kind) else None
     if in_rows(x, axis):
-        moved = _general(x.movedim(axis, -1), factors, pack, bias, -1)
+        moved = _general(x.movedim(axis, -1), factors, pack, bias, x.dim() - 1, code)
         return None if moved is None else moved.movedim(-1, axis)
     chain = pack.columns(factors)
     x = x.contiguous()
     _check(x.shape[axis], chain, bias)
     y = new_result(x, axis, chain.out_features, False)
     if x.numel():
-        images = 1
-        for size in x.shape[:axis]:
-            images *= size
+        images = prod(x.shape[:axis])
         columns = x.numel() // (images * chain.in_features)
-        bias = bias if bias is None else bias.contiguous()
-        done = _columns(
-            chain.address,
-            x.data_ptr(),
-            y.data_ptr(),
-            images,
-            columns,
-            bias if bias is None else bias.data_ptr(),
-            _threads(),
-            chain.is_double,
-        )
-        return y if done else None
+        source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
+        threads, kind = _threads(), KINDS[x.dtype]
+        if not _columns(chain.address, source, to, images, columns, start, code, threads, kind):
+            return None
     return y
-
-
-def _call_rows(chain: Chain, x: Tensor, y: Tensor, bias: Tensor | None) -> int:
-    if bias is not None and not bias.is_contiguous():
-        bias = bias.contiguous()
-    return _rows(
-        chain.address,
-        x.data_ptr(),
-        chain.in_features,
-        y.data_ptr(),
-        x.numel() // chain.in_features,
-        None if bias is None else bias.data_ptr(),
-        _threads(),
-        chain.is_double,
-    )
 
 
 def _permuted(x: Tensor, pack: Pack, factors: Sequence[Tensor], bias: Tensor | None, axis: int) -> Tensor:
@@ -170,35 +135,38 @@ def backward(
 ) -> tuple[Tensor | None, list[Tensor] | None]:
     """Gradients of the input and of the factors; the intermediate vectors are computed once more.
 
-    ``g`` and ``x`` have the dtype of the factors; half precision is computed in float32.
+    ``g`` and ``x`` have the dtype of the factors; sums of half precision are made in float32.
     """
     pack, axis = find_pack(factors, light=True), dim % x.dim()
-    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows_x = x.movedim(axis, -1).to(kind).resolve_neg().contiguous()
-    rows_g = g.movedim(axis, -1).to(kind).resolve_neg().contiguous()
-    chain, transposed = pack.rows(factors), pack.transposed(factors)
-    _check(rows_x.shape[-1], chain, None)
-    gx = torch.empty_like(rows_x) if need_x else None
+    by_rows = in_rows(x, axis)
+    if by_rows:
+        x, g = x.movedim(axis, -1), g.movedim(axis, -1)
+    x, g = x.resolve_neg().contiguous(), g.resolve_neg().contiguous()
+    chain, transposed = pack.rows(factors, FEW_ROWS), pack.transposed(factors)
+    _check(x.shape[-1 if by_rows else axis], chain, None)
+    gx = torch.empty_like(x) if need_x else None
+    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
     gradients, steps = [], []
     if need_factors:
         for shape in chain.shapes:
             step = Step(*shape, None)
             steps.append(step)
-            gradients.append(rows_x.new_zeros(library().ks_size(step, chain.is_double)))
+            gradients.append(x.new_zeros(library().ks_size(step, chain.is_double), dtype=sums))
     pointers = (ctypes.c_void_p * len(gradients))(*(packed.data_ptr() for packed in gradients))
-    if rows_x.numel():
+    if x.numel():
         _backward(
             chain.address,
             transposed.address,
-            rows_x.data_ptr(),
-            rows_g.data_ptr(),
+            x.data_ptr(),
+            g.data_ptr(),
             None if gx is None else gx.data_ptr(),
             ctypes.addressof(pointers) if need_factors else None,
-            rows_x.numel() // chain.in_features,
+            x.numel() // chain.in_features,
+            0 if by_rows else prod(x.shape[axis + 1 :]),
             _threads(),
-            chain.is_double,
+            KINDS[x.dtype],
         )
-    result_x = None if gx is None else gx.to(x.dtype).movedim(-1, axis)
+    result_x = gx.movedim(-1, axis) if gx is not None and by_rows else gx
     if not need_factors:
         return result_x, None
     plain = []
@@ -206,5 +174,5 @@ def backward(
         weight = packed.new_empty(shape)
         library().ks_unpack(step, packed.data_ptr(), weight.data_ptr(), chain.is_double)
         plain.append(weight)
-    of_factors = pull_back([f.detach().to(kind) for f in factors], pack.counts(factors), plain)
+    of_factors = pull_back([f.detach().to(sums) for f in factors], pack.counts(factors, "rows"), plain)
     return result_x, [gradient.to(factors[0].dtype) for gradient in of_factors]

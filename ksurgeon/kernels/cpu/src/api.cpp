@@ -5,7 +5,24 @@
 
 #include "table.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace {
+
+// A large result is new memory, and the page faults of its first writing take longer than the product:
+// ask for huge pages, where the system gives them to those who ask.
+void expect_writes(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t PAGE = 1 << 21;
+  if (bytes < 2 * PAGE) return;
+  const uintptr_t from = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE, to = ((uintptr_t)data + bytes) / PAGE * PAGE;
+  if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
 
 const KsTable* best() {
 #if defined(__x86_64__)
@@ -48,6 +65,8 @@ uint64_t fingerprint(const KsGuard& guard, bool whole) {
   }
   return sum;
 }
+
+int64_t entry_bytes(int kind) { return kind == KS_FLOAT64 ? 8 : kind == KS_FLOAT32 ? 4 : 2; }
 
 bool changed(const KsGuard* guard, int64_t rows) {
   if (!guard) return false;
@@ -107,22 +126,27 @@ KS_EXPORT void ks_guard(KsGuard* guard) {
 
 KS_EXPORT int ks_changed(const KsGuard* guard) { return changed(guard, ROWS_TO_COMPARE); }
 
-// ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed.
+// ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed. `kind`
+// is a KsKind, `activation` a KsActivation.
 KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
-                       int threads, int is_double) {
+                      int activation, int threads, int kind) {
   if (changed(chain->guard, count)) return 0;
-  table->rows[is_double](*chain, x, x_row, y, chain->out_features, count, bias, threads);
+  expect_writes(y, count * chain->out_features * entry_bytes(kind));
+  table->rows[kind == KS_FLOAT64](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind);
   return 1;
 }
 
 KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,
-                          const void* bias, int threads, int is_double) {
+                         const void* bias, int activation, int threads, int kind) {
   if (changed(chain->guard, images * columns)) return 0;
-  table->columns[is_double](*chain, x, y, images, columns, bias, threads);
+  expect_writes(y, images * columns * chain->out_features * entry_bytes(kind));
+  table->columns[kind == KS_FLOAT64](*chain, x, y, images, columns, bias, activation, threads, kind);
   return 1;
 }
 
+// `count` vectors in rows (columns = 0), or in images of `columns` columns each. Gradients of weights are packed,
+// and zero at first.
 KS_EXPORT void ks_backward(const KsChain* forward, const KsChain* transposed, const void* x, const void* g, void* gx,
-                           void* const* gradients, int64_t count, int threads, int is_double) {
-  table->backward[is_double](*forward, *transposed, x, g, gx, gradients, count, threads);
+                           void* const* gradients, int64_t count, int64_t columns, int threads, int kind) {
+  table->backward[kind == KS_FLOAT64](*forward, *transposed, x, g, gx, gradients, count, columns, threads, kind);
 }

@@ -1,4 +1,4 @@
-// What Python hands over: a chain of packed factors. Mirrored by ksurgeon/kernels/cpu/library.py.
+// What Python hands over: a chain of packed factors. Mirrored by ksurgeon/kernels/cpu/native.py.
 #pragma once
 #include <cstdint>
 
@@ -16,6 +16,12 @@ struct KsGuard {
   const int64_t* bytes;
   uint64_t whole, sampled;  // fingerprints
 };
+
+// What is applied to the outputs of a chain; the numbers are those of native.py.
+enum KsActivation { KS_NONE, KS_RELU, KS_RELU6, KS_GELU, KS_GELU_TANH, KS_SILU, KS_HARDSWISH };
+
+// What vectors are stored in; half precision is computed in float32, from weights in float32.
+enum KsKind { KS_FLOAT32, KS_FLOAT64, KS_BFLOAT16, KS_FLOAT16 };
 
 struct KsChain {
   int64_t in_features, out_features;

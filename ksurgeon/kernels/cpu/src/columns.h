@@ -39,6 +39,7 @@ KS_INLINE void tile(const Outputs<T>& s, int64_t at, int64_t last_in, int64_t la
     KS_UNROLL for (int k = 0; k < K; ++k) V::keep(in[k]);
     KS_UNROLL for (int o = 0; o < B; ++o) {
       typename V::Reg one = V::rep1(weight + o * c);
+      if (K > 1) V::keep(one);
       KS_UNROLL for (int k = 0; k < K; ++k) sum[o][k] = V::fma(one, in[k], sum[o][k]);
     }
   }
@@ -98,7 +99,7 @@ template <class T> int64_t tile_registers(const KsChain& chain) {
 // A chain applied to `count` columns; scratch holds 2 * widest rows of `row` entries.
 template <class T>
 void chain_columns(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
-                   T* scratch, int64_t row) {
+                   int activation, T* scratch, int64_t row) {
   constexpr int N = Vec<T>::N;
   const int64_t registers = (count + N - 1) / N, last = count - (registers - 1) * N;
   T *here = scratch, *other = scratch + chain.widest * row;
@@ -119,4 +120,5 @@ void chain_columns(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_
     m.x_row = m.y_row;
     m.last_in = N;
   }
+  activate_rows(activation, y, y_row, chain.out_features, count);
 }

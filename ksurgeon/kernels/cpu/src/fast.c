@@ -1,13 +1,13 @@
 /* The eager path of one product with its checks in one call: for few rows Python takes longer than the kernel.
  *
- * rows(x, factors, bias, record, threads) gives the product, or None where anything is not as `record` has it;
+ * rows(x, factors, bias, record, activation, threads) gives the product, or None where anything is not as `record` has it;
  * the general path then finds out what it is. A record is made once for each packed chain.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
 
-typedef int (*rows_function)(const void*, const void*, int64_t, void*, int64_t, const void*, int, int);
+typedef int (*rows_function)(const void*, const void*, int64_t, void*, int64_t, const void*, int, int, int);
 
 typedef struct {
   PyObject* factor; /* borrowed, and only ever compared */
@@ -15,8 +15,9 @@ typedef struct {
 } Known;
 
 typedef struct {
-  long long chain, in_features, out_features;
-  int is_double;
+  long long few, many, limit; /* chains for fewer than `limit` rows, and for more; 0 where not made yet */
+  long long in_features, out_features;
+  int kind;
   PyObject* dtype;
   Py_ssize_t count;
   Known known[1];
@@ -56,14 +57,14 @@ static void forget(PyObject* capsule) {
   PyMem_Free(record);
 }
 
-/* record(factors, chain, in_features, out_features, is_double, dtype) */
+/* record(factors, few, many, limit, in_features, out_features, kind, dtype) */
 static PyObject* make_record(PyObject* self, PyObject* arguments) {
   PyObject *factors, *dtype;
-  long long chain, in_features, out_features;
-  int is_double;
+  long long few, many, limit, in_features, out_features;
+  int kind;
   (void)self;
-  if (!PyArg_ParseTuple(arguments, "O!LLLpO", &PyTuple_Type, &factors, &chain, &in_features, &out_features, &is_double,
-                        &dtype))
+  if (!PyArg_ParseTuple(arguments, "O!LLLLLiO", &PyTuple_Type, &factors, &few, &many, &limit, &in_features,
+                        &out_features, &kind, &dtype))
     return NULL;
   const Py_ssize_t count = PyTuple_GET_SIZE(factors);
   Record* record = PyMem_Malloc(sizeof(Record) + (size_t)count * sizeof(Known));
@@ -77,10 +78,12 @@ static PyObject* make_record(PyObject* self, PyObject* arguments) {
       return NULL;
     }
   }
-  record->chain = chain;
+  record->few = few;
+  record->many = many;
+  record->limit = limit;
   record->in_features = in_features;
   record->out_features = out_features;
-  record->is_double = is_double;
+  record->kind = kind;
   record->count = count;
   record->dtype = dtype;
   Py_INCREF(dtype);
@@ -156,16 +159,17 @@ static PyObject* new_output(const Record* record, PyObject* x, PyObject* shape) 
 
 static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   (void)self;
-  if (count != 5) {
-    PyErr_SetString(PyExc_TypeError, "rows takes x, factors, bias, record and threads");
+  if (count != 6) {
+    PyErr_SetString(PyExc_TypeError, "rows takes x, factors, bias, record, activation and threads");
     return NULL;
   }
   PyObject *x = arguments[0], *factors = arguments[1], *bias = arguments[2], *shape = NULL, *y = NULL;
   const Record* record = PyCapsule_GetPointer(arguments[3], NAME);
-  const long threads = PyLong_AsLong(arguments[4]);
+  const long activation = PyLong_AsLong(arguments[4]), threads = PyLong_AsLong(arguments[5]);
   if (!record || PyErr_Occurred()) return NULL;
   int fine = same_factors(record, factors);
   if (fine == 1) fine = is_same(x, s_dtype, record->dtype);
+  if (fine == 1) fine = is_same(x, s_is_cpu, Py_True);
   if (fine == 1) fine = answers(x, s_is_contiguous, Py_True);
   if (fine == 1) fine = answers(x, s_is_neg, Py_False);
   if (fine == 1 && bias != Py_None) fine = fits(record, bias);
@@ -174,16 +178,18 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   const long long vectors = rows_of(x, record->in_features, &shape);
   long long from, to, start = 0;
   int done = 0;
-  if (vectors >= 0 && (y = new_output(record, x, shape)) &&
+  const long long address = vectors < record->limit ? record->few : record->many;
+  if (vectors >= 0 && address && (y = new_output(record, x, shape)) &&
       number_of(PyObject_CallMethodNoArgs(x, s_data_ptr), &from) &&
       number_of(PyObject_CallMethodNoArgs(y, s_data_ptr), &to) &&
       (bias == Py_None || number_of(PyObject_CallMethodNoArgs(bias, s_data_ptr), &start))) {
-    const void *chain = (const void*)(intptr_t)record->chain, *source = (const void*)(intptr_t)from;
+    const void *chain = (const void*)(intptr_t)address, *source = (const void*)(intptr_t)from;
     const void* added = (const void*)(intptr_t)start;
     const int64_t features = record->in_features;
-    const int is_double = record->is_double;
+    const int kind = record->kind;
     Py_BEGIN_ALLOW_THREADS;
-    done = ks_rows(chain, source, features, (void*)(intptr_t)to, vectors, added, (int)threads, is_double);
+    done = ks_rows(chain, source, features, (void*)(intptr_t)to, vectors, added, (int)activation, (int)threads,
+                   kind);
     Py_END_ALLOW_THREADS;
   }
   Py_XDECREF(shape);

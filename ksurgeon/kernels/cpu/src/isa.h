@@ -1,6 +1,7 @@
 // What the files isa_*.cpp share. Every system header comes before the target is changed, and the kernels lie
 // in an unnamed namespace: no function compiled for one instruction set may stand in for another's.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>

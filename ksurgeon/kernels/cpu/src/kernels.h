@@ -1,12 +1,15 @@
 // Everything that is compiled once for each instruction set.
 #include "fingerprint.h"
 #include "layout.h"
+#include "activate.h"
+#include "storage.h"
 #include "rows.h"
 #include "columns.h"
 #include "gradient.h"
 #include "measure.h"
 
-static constexpr int64_t TILE_ROWS = 64;
+static constexpr int64_t TILE_ROWS = 48;
+static constexpr int64_t ROWS_STEP = 12;  // what blocks take at once divides it
 static constexpr int64_t TILE_BYTES = 1 << 20;    // of scratch for a tile of rows
 static constexpr int64_t SHARED_WEIGHTS = 1 << 16;  // weights for which few rows are shared out over threads
 
@@ -20,10 +23,12 @@ template <class T> int64_t scratch_row(int64_t features) {
 }
 
 template <class T> int64_t tile_rows(int64_t row, int64_t buffers, int64_t count, int64_t threads) {
+  const int64_t step = threads > 1 ? 4 : ROWS_STEP;  // evenly shared, or blocks of full size
   const int64_t fit = larger(8, TILE_BYTES / (int64_t)sizeof(T) / (buffers * row));
   const int64_t tile = smaller(TILE_ROWS, fit), share = (count + threads - 1) / threads;
   const int64_t tiles = larger(1, (share + tile - 1) / tile);
-  return larger(1, (share + tiles - 1) / tiles);
+  const int64_t even = larger(1, (share + tiles - 1) / tiles);
+  return even < step ? even : smaller(tile, (even + step - 1) / step * step);
 }
 
 // Whether every group of a factor writes exactly what it has read, in one block: then it may work in place,
@@ -34,7 +39,7 @@ template <class T> bool in_place(const KsStep& step) {
 
 template <class T>
 void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
-                T* scratch, int64_t row) {
+                int activation, T* scratch, int64_t row) {
   Rows<T> rows{x, x_row, nullptr, row, count};
   T *here = scratch, *other = scratch + count * row;
   for (int64_t j = 0; j < chain.steps; ++j) {
@@ -51,15 +56,18 @@ void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y
     rows.x = rows.y;
     rows.x_row = rows.y_row;
   }
+  activate_rows(activation, y, y_row, count, chain.out_features);
 }
 
 template <class T> struct RowsCall {
   const KsChain& chain;
-  const T* x;
+  int kind;
+  const void* x;
   int64_t x_row;
-  T* y;
+  void* y;
   int64_t y_row, count;
   const T* bias;
+  int activation;
   int64_t row, tile, next;
   T* shared;
   KsBarrier barrier;
@@ -68,164 +76,120 @@ template <class T> struct RowsCall {
 // Few rows: the groups of every factor are shared out, with a barrier after each factor.
 template <class T> void rows_together(void* context, int thread, int threads) {
   RowsCall<T>& call = *(RowsCall<T>*)context;
-  Rows<T> rows{call.x, call.x_row, nullptr, call.row, call.count};
+  Rows<T> rows{(const T*)call.x, call.x_row, nullptr, call.row, call.count};
   for (int64_t j = 0; j < call.chain.steps; ++j) {
     const KsStep& step = call.chain.step[j];
     const bool end = j == call.chain.steps - 1;
-    rows.y = end ? call.y : call.shared + (j % 2) * call.count * call.row;
+    rows.y = end ? (T*)call.y : call.shared + (j % 2) * call.count * call.row;
     rows.y_row = end ? call.y_row : call.row;
     const int64_t groups = Layout(step, Vec<T>::N).groups();
     factor_rows<T>(step, rows, end ? call.bias : nullptr, groups * thread / threads, groups * (thread + 1) / threads);
-    if (threads > 1 && !end) call.barrier.wait();
+    if (threads > 1 && (!end || call.activation)) call.barrier.wait();
     rows.x = rows.y;
     rows.x_row = rows.y_row;
   }
+  const int64_t n = call.chain.out_features, from = n * thread / threads, to = n * (thread + 1) / threads;
+  activate_rows(call.activation, (T*)call.y + from, call.y_row, call.count, to - from);
 }
 
 // Many rows: tiles are handed out.
 template <class T> void rows_tiled(void* context, int, int) {
   RowsCall<T>& call = *(RowsCall<T>*)context;
-  T* scratch = (T*)ks_scratch(2 * call.tile * call.row * sizeof(T));
-  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;)
-    chain_rows(call.chain, call.x + at * call.x_row, call.x_row, call.y + at * call.y_row, call.y_row,
-               smaller(call.tile, call.count - at), call.bias, scratch, call.row);
+  const bool converted = is_stored_short(call.kind);
+  const int64_t row = call.row, buffer = call.tile * row;
+  T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
+  T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
+  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;) {
+    const int64_t count = smaller(call.tile, call.count - at);
+    if (!converted) {
+      chain_rows(call.chain, (const T*)call.x + at * call.x_row, call.x_row, (T*)call.y + at * call.y_row, call.y_row,
+                 count, call.bias, call.activation, scratch, row);
+      continue;
+    }
+    for (int64_t r = 0; r < count; ++r)
+      Storage<T>::load(call.kind, call.x, (at + r) * call.x_row, taken + r * row, call.chain.in_features);
+    chain_rows(call.chain, (const T*)taken, row, given, row, count, call.bias, call.activation, scratch, row);
+    for (int64_t r = 0; r < count; ++r)
+      Storage<T>::store(call.kind, given + r * row, call.y, (at + r) * call.y_row, call.chain.out_features);
+  }
 }
 
 template <class T>
 void run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
-              const void* bias, int threads) {
+              const void* bias, int activation, int threads, int kind) {
   const int64_t row = scratch_row<T>(chain.widest);
-  RowsCall<T> call{chain, (const T*)x, x_row, (T*)y, y_row, count, (const T*)bias, row, 0, 0, nullptr, {threads}};
+  const Bias<T> added(kind, bias, chain.out_features);
+  RowsCall<T> call{chain, kind, x, x_row, y, y_row, count, added.data, activation, row, 0, 0, nullptr, {threads}};
+  const bool converted = is_stored_short(kind);
   if (count < 8 * (int64_t)threads && chain.weights >= SHARED_WEIGHTS) {
-    call.shared = (T*)ks_scratch(2 * count * row * sizeof(T));
-    return ks_parallel(threads, rows_together<T>, &call);
+    call.shared = (T*)ks_scratch((converted ? 4 : 2) * count * row * sizeof(T));
+    if (!converted) return ks_parallel(threads, rows_together<T>, &call);
+    T *taken = call.shared + 2 * count * row, *given = taken + count * row;
+    for (int64_t r = 0; r < count; ++r) Storage<T>::load(kind, x, r * x_row, taken + r * row, chain.in_features);
+    call.x = taken, call.x_row = row, call.y = given, call.y_row = row;
+    ks_parallel(threads, rows_together<T>, &call);
+    for (int64_t r = 0; r < count; ++r) Storage<T>::store(kind, given + r * row, y, r * y_row, chain.out_features);
+    return;
   }
   if (count * chain.weights < SHARED_WEIGHTS) threads = 1;
-  call.tile = tile_rows<T>(row, 2, count, threads);
+  call.tile = tile_rows<T>(row, converted ? 4 : 2, count, threads);
   ks_parallel((int)smaller(threads, count), rows_tiled<T>, &call);
 }
 
 template <class T> struct ColumnsCall {
   const KsChain& chain;
-  const T* x;
-  T* y;
+  int kind;
+  const void* x;
+  void* y;
   int64_t columns;
   const T* bias;
+  int activation;
   int64_t row, tiles, count, next;
 };
 
 template <class T> void columns_tiled(void* context, int, int) {
   ColumnsCall<T>& call = *(ColumnsCall<T>*)context;
   constexpr int64_t N = Vec<T>::N;
-  T* scratch = (T*)ks_scratch(2 * call.chain.widest * call.row * sizeof(T));
+  const KsChain& chain = call.chain;
+  const bool converted = is_stored_short(call.kind);
+  const int64_t row = call.row, buffer = chain.widest * row;
+  T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
+  T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
   const int64_t registers = (call.columns + N - 1) / N;
   for (int64_t at; (at = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.count;) {
     const int64_t image = at / call.tiles, tile = at % call.tiles;
     const int64_t from = registers * tile / call.tiles * N;
     const int64_t to = smaller(call.columns, registers * (tile + 1) / call.tiles * N);
-    chain_columns<T>(call.chain, call.x + image * call.chain.in_features * call.columns + from, call.columns,
-                     call.y + image * call.chain.out_features * call.columns + from, call.columns, to - from,
-                     call.bias, scratch, call.row);
+    const int64_t x_at = image * chain.in_features * call.columns + from, count = to - from;
+    const int64_t y_at = image * chain.out_features * call.columns + from;
+    if (!converted) {
+      chain_columns<T>(chain, (const T*)call.x + x_at, call.columns, (T*)call.y + y_at, call.columns, count, call.bias,
+                       call.activation, scratch, row);
+      continue;
+    }
+    for (int64_t k = 0; k < chain.in_features; ++k)
+      Storage<T>::load(call.kind, call.x, x_at + k * call.columns, taken + k * row, count);
+    chain_columns<T>(chain, taken, row, given, row, count, call.bias, call.activation, scratch, row);
+    for (int64_t k = 0; k < chain.out_features; ++k)
+      Storage<T>::store(call.kind, given + k * row, call.y, y_at + k * call.columns, count);
   }
 }
 
 template <class T>
 void run_columns(const KsChain& chain, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
-                 int threads) {
+                 int activation, int threads, int kind) {
   constexpr int64_t N = Vec<T>::N;
   const int64_t registers = (columns + N - 1) / N, most = tile_registers<T>(chain);
   int64_t tiles = (registers + most - 1) / most;
   if (images < threads) tiles = larger(tiles, smaller(registers, threads));
   const int64_t row = scratch_row<T>((registers + tiles - 1) / tiles * N);
-  ColumnsCall<T> call{chain, (const T*)x, (T*)y, columns, (const T*)bias, row, tiles, images * tiles, 0};
+  const Bias<T> added(kind, bias, chain.out_features);
+  ColumnsCall<T> call{chain, kind, x, y, columns, added.data, activation, row, tiles, images * tiles, 0};
   if (images * columns * chain.weights < SHARED_WEIGHTS) threads = 1;
   ks_parallel((int)smaller(threads, call.count), columns_tiled<T>, &call);
 }
 
-template <class T> struct BackwardCall {
-  const KsChain &forward, &transposed;
-  const T *x, *g;
-  T* gx;
-  void* const* gradients;  // packed, zero at first; null where they are not wanted
-  int64_t count, row, tile, next;
-  int64_t weights;  // packed weights of all factors
-  T** sums;         // of every thread but the first
-};
-
-// Forward through a tile once more, keeping what every factor took; then backward.
-template <class T> void backward_tiled(void* context, int thread, int) {
-  BackwardCall<T>& call = *(BackwardCall<T>*)context;
-  const KsChain &chain = call.forward, &transposed = call.transposed;
-  const int64_t steps = chain.steps, row = call.row, buffer = call.tile * row;
-  T* scratch = (T*)ks_scratch((steps + 1) * buffer * sizeof(T));
-  T* kept = scratch + 2 * buffer;
-  T* sums = thread && call.gradients ? call.sums[thread - 1] : nullptr;
-  if (sums) memset(sums, 0, call.weights * sizeof(T));
-  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;) {
-    const int64_t count = smaller(call.tile, call.count - at);
-    const T* x = call.x + at * chain.in_features;
-    if (call.gradients) {
-      Rows<T> rows{x, chain.in_features, kept, row, count};
-      for (int64_t j = 0; j < steps - 1; ++j) {
-        rows.y = kept + j * buffer;
-        factor_rows<T>(chain.step[j], rows, nullptr, 0, Layout(chain.step[j], Vec<T>::N).groups());
-        rows.x = rows.y;
-        rows.x_row = row;
-      }
-    }
-    const T* g = call.g + at * chain.out_features;
-    int64_t g_row = chain.out_features, offset = call.weights;
-    for (int64_t j = steps - 1; j >= 0; --j) {
-      if (call.gradients) {
-        offset -= ks_packed_size(chain.step[j], Vec<T>::N);
-        Gradient<T> m{j ? kept + (j - 1) * buffer : x, j ? row : chain.in_features, g, g_row, count};
-        factor_gradient<T>(chain.step[j], m, sums ? sums + offset : (T*)call.gradients[j]);
-      }
-      if (j == 0 && !call.gx) break;
-      T* out = j ? scratch + (j % 2) * buffer : call.gx + at * chain.in_features;
-      const int64_t out_row = j ? row : chain.in_features;
-      const KsStep& step = transposed.step[steps - 1 - j];
-      factor_rows<T>(step, Rows<T>{g, g_row, out, out_row, count}, nullptr, 0, Layout(step, Vec<T>::N).groups());
-      g = out;
-      g_row = out_row;
-    }
-  }
-}
-
-template <class T>
-void run_backward(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
-                  void* const* gradients, int64_t count, int threads) {
-  const int64_t row = scratch_row<T>(forward.widest);
-  int64_t weights = 0;
-  for (int64_t j = 0; j < forward.steps; ++j) weights += ks_packed_size(forward.step[j], Vec<T>::N);
-  if (count * forward.weights < SHARED_WEIGHTS) threads = 1;
-  const int64_t tile = tile_rows<T>(row, forward.steps + 1, count, threads);
-  threads = (int)smaller(threads, (count + tile - 1) / tile);
-  BackwardCall<T> call{forward, transposed, (const T*)x, (const T*)g, (T*)gx, gradients, count, row, tile, 0, weights,
-                       nullptr};
-  T* memory = nullptr;
-  T** sums = nullptr;
-  if (threads > 1 && gradients) {
-    // Zeros: a busy pool may leave some threads out.
-    memory = (T*)calloc((threads - 1) * weights, sizeof(T));
-    sums = (T**)malloc((threads - 1) * sizeof(T*));
-    if (!memory || !sums) threads = 1;
-    for (int t = 1; t < threads; ++t) sums[t - 1] = memory + (t - 1) * weights;
-    call.sums = sums;
-  }
-  ks_parallel(threads, backward_tiled<T>, &call);
-  for (int t = 1; memory && t < threads; ++t) {
-    const T* from = sums[t - 1];
-    for (int64_t j = 0; j < forward.steps; ++j) {
-      T* to = (T*)gradients[j];
-      const int64_t size = ks_packed_size(forward.step[j], Vec<T>::N);
-      for (int64_t k = 0; k < size; ++k) to[k] += from[k];
-      from += size;
-    }
-  }
-  free(sums);
-  free(memory);
-}
+#include "backward.h"
 
 template <class T> void pack_any(const KsStep& step, const void* weight, void* packed) {
   pack<T>(step, (const T*)weight, (T*)packed);

@@ -66,6 +66,7 @@ KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t
     }
     KS_UNROLL for (int k = 0; k < K; ++k) {
       typename V::Reg row = V::load(w + k * V::N);
+      if (R > 1) V::keep(row);
       KS_UNROLL for (int r = 0; r < R; ++r) sum[r][k] = V::fma(row, in[r], sum[r][k]);
     }
     x += x_step;
@@ -89,7 +90,7 @@ KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t
 
 // Rows at once such that sums and inputs fit the registers.
 template <int K> constexpr int rows_at_once() {
-  return KS_REGISTERS >= 32 ? (K == 1 ? 12 : K == 2 ? 8 : K == 3 ? 7 : K == 4 ? 5 : K == 5 ? 4 : K <= 8 ? 3 : 2)
+  return KS_REGISTERS >= 32 ? (K == 1 ? 12 : K == 2 ? 8 : K == 3 ? 6 : K <= 5 ? 4 : K <= 8 ? 3 : 2)
                             : (K == 1 ? 6 : K == 2 ? 4 : K == 3 ? 3 : K <= 5 ? 2 : 1);
 }
 

@@ -11,11 +11,11 @@ struct KsTable {
   void (*pack[2])(const KsStep&, const void* weight, void* packed);
   void (*unpack[2])(const KsStep&, const void* packed, void* weight);
   void (*rows[2])(const KsChain&, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
-                  const void* bias, int threads);
+                  const void* bias, int activation, int threads, int kind);
   void (*columns[2])(const KsChain&, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
-                     int threads);
+                     int activation, int threads, int kind);
   void (*backward[2])(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
-                      void* const* gradients, int64_t count, int threads);
+                      void* const* gradients, int64_t count, int64_t columns, int threads, int kind);
 };
 
 const KsTable* ks_portable();

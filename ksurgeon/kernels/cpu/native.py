@@ -1,4 +1,4 @@
-"""Loads the shared library and describes its structures to ctypes."""
+"""Loads the shared library and describes its structures and numbers to ctypes."""
 
 import ctypes
 import importlib
@@ -11,9 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Guard", "Step", "fast", "instruction_set", "is_available", "library", "why_missing"]
+__all__ = [
+    "ACTIVATIONS",
+    "KINDS",
+    "Chain",
+    "Guard",
+    "Step",
+    "fast",
+    "instruction_set",
+    "is_available",
+    "library",
+    "why_missing",
+]
 
 Shape = tuple[int, int, int, int]
+
+ACTIVATIONS: dict[str | None, int] = {
+    None: 0,
+    "relu": 1,
+    "relu6": 2,
+    "gelu": 3,
+    "gelu_tanh": 4,
+    "silu": 5,
+    "hardswish": 6,
+}
+"""``KsActivation`` of chain.h."""
+
+KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+"""``KsKind`` of chain.h."""
 
 
 class Step(ctypes.Structure):
@@ -65,11 +90,11 @@ _SIGNATURES = {
     "ks_unpack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
     "ks_guard": (None, (c_void_p,)),
     "ks_changed": (c_int, (c_void_p,)),
-    "ks_rows": (c_int, (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int, c_int)),
-    "ks_columns": (c_int, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int)),
+    "ks_rows": (c_int, (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int, c_int, c_int)),
+    "ks_columns": (c_int, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int, c_int)),
     "ks_backward": (
         None,
-        (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int),
+        (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
     ),
 }
 

@@ -1,0 +1,154 @@
+"""Single layers through the public modules under ``torch.inference_mode()``, Python's share included."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers import peers
+from benchmarks.results import PEAK, READ
+from benchmarks.turns import Call, compared, measure
+from ksurgeon.kernels import chosen_backend
+from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.linear import KLinear
+
+__all__ = ["CONVOLUTIONS", "ROWS", "SIZES", "convolution", "fused", "linear", "threads"]
+
+SIZES = (
+    (256, 256),
+    (512, 512),
+    (768, 768),
+    (1024, 1024),
+    (2048, 2048),
+    (4096, 4096),
+    (768, 3072),
+    (3072, 768),
+)
+ROWS = (1, 16, 197, 256, 4096)
+CONVOLUTIONS = ((256, 256, 56, 1), (256, 256, 56, 32), (512, 2048, 14, 1), (512, 2048, 14, 32))
+# How many times faster than nn.Linear, for in, out and rows.
+_WANTED = {
+    (512, 512, 1): 4,
+    (512, 512, 256): 9,
+    (768, 3072, 1): 15,
+    (768, 3072, 197): 8,
+    (3072, 768, 1): 15,
+    (3072, 768, 197): 8,
+    (1024, 1024, 1): 8,
+    (1024, 1024, 256): 15,
+    (4096, 4096, 1): 150,
+    (4096, 4096, 256): 50,
+}
+_PEERS = {
+    "batched Monarch": 3,
+    "lazylinop ksm": 3,
+    "lazylinop ksm, merged": 3,
+    "torch-structured": 10,
+    "torch-structured, padded": 10,
+}
+
+
+def merged_weights(layer: KLinear, rows: int) -> int:
+    """Weights of the merged chain, which is also its number of multiplications per vector."""
+    from ksurgeon.kernels.cpu.pack import find_pack
+
+    factors = list(layer.matrix.factors)
+    return sum(a * d * b * c for a, d, b, c in find_pack(factors).rows(factors, rows).shapes)
+
+
+def _spin() -> tuple[Call, int]:
+    """A candidate that only multiplies and adds in registers, and how many of both it does."""
+    from ksurgeon.kernels.cpu.native import library
+
+    native = library()
+    return (lambda: native.ks_spin(20_000)), int(native.ks_spin(20_000))
+
+
+def _reading(weights: int) -> Call:
+    """A candidate that reads as many float32 as there are weights."""
+    from ksurgeon.kernels.cpu.native import library
+
+    native, data = library(), torch.ones(weights)
+    return lambda: native.ks_read(data.data_ptr(), weights)
+
+
+def linear(inputs: int, outputs: int, rows: int, seconds: float) -> dict[str, Any]:
+    """A dense layer's K-matrix (width 1, expansion 1) against the dense layer and the peers.
+
+    Two candidates are limits: the time that the merged chain's multiplications would take at the float32
+    peak of one core, and for one row the time to read its weights once from where they lie.
+    """
+    layer, dense, x = KLinear(inputs, outputs), nn.Linear(inputs, outputs), torch.randn(rows, inputs)
+    ours, wanted = chosen_backend() == "cpu", dict[str, float]()
+    with torch.inference_mode():
+        calls: dict[str, Call] = {"KLinear": lambda: layer(x), "nn.Linear": lambda: dense(x)}
+        calls |= peers(layer, x)
+        for _ in range(5):  # beyond the calls that tuning waits for
+            layer(x)
+        weights = merged_weights(layer, rows) if ours else layer.matrix.multiplications
+        if ours:
+            calls[PEAK], done = _spin()
+        if ours and rows == 1:
+            calls[READ] = _reading(weights)
+        times = measure(calls, seconds)
+    if ours:
+        times[PEAK] = {name: time * 2 * weights * rows / done for name, time in times[PEAK].items()}
+    if min(inputs, outputs) >= 512:
+        wanted |= _PEERS
+        if rows >= 256:
+            wanted[PEAK] = 0.6
+    if rows == 1 and min(inputs, outputs) >= 2048:
+        wanted[READ] = 0.6
+    if (inputs, outputs, rows) in _WANTED:
+        wanted["nn.Linear"] = _WANTED[inputs, outputs, rows]
+    row = compared("linear", f"{inputs}→{outputs}", rows, times, wanted)
+    return row | {"flop": 2 * weights * rows, "bytes": 4 * (weights + rows * (inputs + outputs))}
+
+
+def fused(inputs: int, outputs: int, rows: int, seconds: float) -> dict[str, Any]:
+    """A layer that applies GELU itself, against it and a dense one with ``nn.GELU`` behind them."""
+    layer, dense, x = KLinear(inputs, outputs), nn.Linear(inputs, outputs), torch.randn(rows, inputs)
+    whole, gelu = copy.deepcopy(layer), nn.GELU()
+    whole.activation = "gelu"
+    calls: dict[str, Call] = {
+        "KLinear with GELU": lambda: whole(x),
+        "KLinear, nn.GELU": lambda: gelu(layer(x)),
+        "nn.Linear, nn.GELU": lambda: gelu(dense(x)),
+    }
+    with torch.inference_mode():
+        torch.testing.assert_close(whole(x), gelu(layer(x)), rtol=1e-4, atol=1e-5)
+        times = measure(calls, seconds)
+    return compared("fused activation", f"{inputs}→{outputs}", rows, times, {"KLinear, nn.GELU": 1})
+
+
+def threads(inputs: int, outputs: int, rows: int, seconds: float) -> dict[str, Any]:
+    """One layer with two threads against one."""
+    layer, x, now = KLinear(inputs, outputs), torch.randn(rows, inputs), torch.get_num_threads()
+    names = {"two threads": 2, "one thread": 1}
+    with torch.inference_mode():
+        try:
+            times = measure(
+                dict.fromkeys(names, lambda: layer(x)),
+                seconds,
+                {name: lambda n=n: torch.set_num_threads(n) for name, n in names.items()},  # type: ignore[misc]
+            )
+        finally:
+            torch.set_num_threads(now)
+    wanted = {"one thread": 1.7} if rows >= 256 else {}
+    return compared("threads", f"{inputs}→{outputs}", rows, times, wanted)
+
+
+def convolution(
+    inputs: int, outputs: int, size: int, batch: int, last: bool, seconds: float
+) -> dict[str, Any]:
+    """A pointwise convolution on images of ``size`` × ``size``."""
+    layer, dense = KPointwiseConv(inputs, outputs), nn.Conv2d(inputs, outputs, 1)
+    x: Tensor = torch.randn(batch, inputs, size, size)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+        dense = dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        times = measure({"KPointwiseConv": lambda: layer(x), "nn.Conv2d": lambda: dense(x)}, seconds)
+    case = f"{inputs}→{outputs}, {size}×{size}" + (", channels last" if last else "")
+    return compared("convolution", case, batch, times, {"nn.Conv2d": 3 if inputs == outputs else 6})

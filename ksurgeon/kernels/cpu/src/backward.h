@@ -1,0 +1,137 @@
+// Gradients of a chain: of its input and of its factors, tile by tile of vectors.
+
+template <class T> struct BackwardCall {
+  const KsChain &forward, &transposed;
+  int kind;
+  const void *x, *g;
+  void* gx;
+  int64_t columns;  // neighbouring vectors lie in so many columns, or (0) in rows
+  void* const* gradients;  // packed, zero at first; null where they are not wanted
+  int64_t count, row, tile, next;
+  int64_t weights;  // packed weights of all factors
+  T** sums;         // of every thread but the first
+};
+
+// Vectors at .. at + count into rows of scratch, or back from there. They lie in rows, or channels first.
+template <class T>
+void gather(const BackwardCall<T>& call, const void* from, int64_t features, int64_t at, int64_t count, T* to) {
+  const bool converted = is_stored_short(call.kind);
+  if (!call.columns) {
+    for (int64_t r = 0; r < count; ++r) Storage<T>::load(call.kind, from, (at + r) * features, to + r * call.row, features);
+    return;
+  }
+  T line[TILE_ROWS];
+  for (int64_t r = 0, part; r < count; r += part) {
+    const int64_t image = (at + r) / call.columns, column = (at + r) % call.columns;
+    part = smaller(count - r, call.columns - column);
+    for (int64_t k = 0; k < features; ++k) {
+      const int64_t start = (image * features + k) * call.columns + column;
+      const T* source = converted ? line : (const T*)from + start;
+      if (converted) Storage<T>::load(call.kind, from, start, line, part);
+      for (int64_t c = 0; c < part; ++c) to[(r + c) * call.row + k] = source[c];
+    }
+  }
+}
+
+template <class T>
+void scatter(const BackwardCall<T>& call, const T* from, int64_t features, int64_t at, int64_t count, void* to) {
+  const bool converted = is_stored_short(call.kind);
+  if (!call.columns) {
+    for (int64_t r = 0; r < count; ++r) Storage<T>::store(call.kind, from + r * call.row, to, (at + r) * features, features);
+    return;
+  }
+  T line[TILE_ROWS];
+  for (int64_t r = 0, part; r < count; r += part) {
+    const int64_t image = (at + r) / call.columns, column = (at + r) % call.columns;
+    part = smaller(count - r, call.columns - column);
+    for (int64_t k = 0; k < features; ++k) {
+      const int64_t start = (image * features + k) * call.columns + column;
+      T* target = converted ? line : (T*)to + start;
+      for (int64_t c = 0; c < part; ++c) target[c] = from[(r + c) * call.row + k];
+      if (converted) Storage<T>::store(call.kind, line, to, start, part);
+    }
+  }
+}
+
+// Forward through a tile once more, keeping what every factor took; then backward.
+template <class T> void backward_tiled(void* context, int thread, int) {
+  BackwardCall<T>& call = *(BackwardCall<T>*)context;
+  const KsChain &chain = call.forward, &transposed = call.transposed;
+  const int64_t steps = chain.steps, row = call.row, buffer = call.tile * row;
+  const bool moved = call.columns || is_stored_short(call.kind);
+  T* scratch = (T*)ks_scratch((steps + (moved ? 4 : 1)) * buffer * sizeof(T));
+  T* kept = scratch + 2 * buffer;
+  T *taken = scratch + (steps + 1) * buffer, *given = taken + buffer, *result = given + buffer;
+  T* sums = thread && call.gradients ? call.sums[thread - 1] : nullptr;
+  if (sums) memset(sums, 0, call.weights * sizeof(T));
+  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;) {
+    const int64_t count = smaller(call.tile, call.count - at);
+    const T* x = moved ? taken : (const T*)call.x + at * chain.in_features;
+    const T* g = moved ? given : (const T*)call.g + at * chain.out_features;
+    T* gx = moved ? result : call.gx ? (T*)call.gx + at * chain.in_features : nullptr;
+    const int64_t x_row = moved ? row : chain.in_features;
+    if (moved) {
+      gather(call, call.g, chain.out_features, at, count, given);
+      if (call.gradients) gather(call, call.x, chain.in_features, at, count, taken);
+    }
+    if (call.gradients) {
+      Rows<T> rows{x, x_row, kept, row, count};
+      for (int64_t j = 0; j < steps - 1; ++j) {
+        rows.y = kept + j * buffer;
+        factor_rows<T>(chain.step[j], rows, nullptr, 0, Layout(chain.step[j], Vec<T>::N).groups());
+        rows.x = rows.y;
+        rows.x_row = row;
+      }
+    }
+    int64_t g_row = moved ? row : chain.out_features, offset = call.weights;
+    for (int64_t j = steps - 1; j >= 0; --j) {
+      if (call.gradients) {
+        offset -= ks_packed_size(chain.step[j], Vec<T>::N);
+        Gradient<T> m{j ? kept + (j - 1) * buffer : x, j ? row : x_row, g, g_row, count};
+        factor_gradient<T>(chain.step[j], m, sums ? sums + offset : (T*)call.gradients[j]);
+      }
+      if (j == 0 && !call.gx) break;
+      T* out = j ? scratch + (j % 2) * buffer : gx;
+      const int64_t out_row = j ? row : x_row;
+      const KsStep& step = transposed.step[steps - 1 - j];
+      factor_rows<T>(step, Rows<T>{g, g_row, out, out_row, count}, nullptr, 0, Layout(step, Vec<T>::N).groups());
+      g = out;
+      g_row = out_row;
+    }
+    if (moved && call.gx) scatter(call, gx, chain.in_features, at, count, call.gx);
+  }
+}
+
+template <class T>
+void run_backward(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
+                  void* const* gradients, int64_t count, int64_t columns, int threads, int kind) {
+  const int64_t row = scratch_row<T>(forward.widest);
+  int64_t weights = 0;
+  for (int64_t j = 0; j < forward.steps; ++j) weights += ks_packed_size(forward.step[j], Vec<T>::N);
+  if (count * forward.weights < SHARED_WEIGHTS) threads = 1;
+  const int64_t tile = tile_rows<T>(row, forward.steps + 4, count, threads);
+  threads = (int)smaller(threads, (count + tile - 1) / tile);
+  BackwardCall<T> call{forward, transposed, kind, x, g, gx, columns, gradients, count, row, tile, 0, weights, nullptr};
+  T* memory = nullptr;
+  T** sums = nullptr;
+  if (threads > 1 && gradients) {
+    // Zeros: a busy pool may leave some threads out.
+    memory = (T*)calloc((threads - 1) * weights, sizeof(T));
+    sums = (T**)malloc((threads - 1) * sizeof(T*));
+    if (!memory || !sums) threads = 1;
+    for (int t = 1; t < threads; ++t) sums[t - 1] = memory + (t - 1) * weights;
+    call.sums = sums;
+  }
+  ks_parallel(threads, backward_tiled<T>, &call);
+  for (int t = 1; memory && t < threads; ++t) {
+    const T* from = sums[t - 1];
+    for (int64_t j = 0; j < forward.steps; ++j) {
+      T* to = (T*)gradients[j];
+      const int64_t size = ks_packed_size(forward.step[j], Vec<T>::N);
+      for (int64_t k = 0; k < size; ++k) to[k] += from[k];
+      from += size;
+    }
+  }
+  free(sums);
+  free(memory);
+}

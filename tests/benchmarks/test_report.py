@@ -1,0 +1,58 @@
+"""Figures from files of results land in a page where it asks for them, with what was missed."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report, results
+from benchmarks.turns import compared, measure
+
+SETTING = {"machine": "m", "threads": 1}
+
+
+def row(case: str = "4→4", rows: int = 1, **ratios: float) -> dict[str, Any]:
+    times = {"ours": 2.0} | {name: 2.0 * ratio for name, ratio in ratios.items()}
+    us = {name: {"median": t, "low": t, "high": t, "best": t} for name, t in times.items()}
+    return compared("linear", case, rows, us, {"dense": 3.0, "absent": 9.0})
+
+
+def test_what_is_met_and_what_is_not() -> None:
+    good, bad = row(dense=3.0), row(dense=2.9)
+    assert good["wanted"] == {"dense": 3.0}
+    assert results.met(good, "dense") and not results.met(bad, "dense")
+    assert results.described(bad, "dense") == "2.9× (missed: ≥ 3×)"
+    assert results.described(row(other=2.0), "other") == "2×"
+
+
+def test_rows_are_added_in_the_place_of_their_likes(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "a.json"
+    results.add(file, "title", SETTING, [row(dense=1.0), row(rows=2, dense=1.0)])
+    results.add(file, "title", SETTING, [row(dense=5.0)])
+    page = f"before\n<!-- results {file.name} -->\nold\n<!-- end -->\nafter\n"
+    text = report.render(page, file.parent, tmp_path)
+    assert "old" not in text and text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n")
+    assert "| 4→4 | 1 | 2 µs | 2–2 | 5× (≥ 3×) |" in text
+    assert "Of 2 figures wanted, 1 are reached" in text
+    assert report.render(text, file.parent, tmp_path) == text
+    with pytest.raises(SystemExit, match="name another file"):
+        results.add(file, "title", SETTING | {"threads": 2}, [row(dense=5.0)])
+
+
+def test_a_roofline_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    limited = row(**{results.PEAK: 0.5, results.READ: 0.7}) | {"flop": 4000, "bytes": 8000}
+    limited["us"] |= {results.PEAK: {"median": 0.02}, results.READ: {"median": 0.05}}
+    picture = tmp_path / "a.svg"
+    assert report.roofline({"title": "t", "rows": [limited]}, picture)
+    assert picture.read_text().lstrip().startswith("<?xml")
+    assert not report.roofline({"title": "t", "rows": [row(dense=1.0)]}, picture)
+
+
+def test_candidates_take_turns() -> None:
+    order: list[str] = []
+    times = measure({name: lambda n=name: order.append(n) for name in "ab"}, 0.0)  # type: ignore[misc]
+    assert set(times) == {"a", "b"} and all(t["low"] <= t["median"] <= t["high"] for t in times.values())
+    changes = sum(one != two for one, two in pairwise(order))
+    assert changes >= 9

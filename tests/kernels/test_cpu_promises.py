@@ -1,0 +1,221 @@
+"""The promises around the compiled kernels: no stale weights, no leaks, threads, errors, backends."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.errors import StructureError
+from ksurgeon.kernels import apply_chain, available_backends, cpu, dispatch
+from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
+from tests.chains import assert_near, dense
+
+pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
+
+
+def outputs_of(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the layer gives by the kernels, and by its dense matrix in float64."""
+    with torch.inference_mode():
+        got = layer(x)
+    factors = [factor.detach().clone() for factor in layer.matrix.factors]
+    return got, x.double() @ dense(factors).T + layer.bias.detach().double()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_no_change_of_the_factors_goes_unseen(rows: int) -> None:
+    torch.manual_seed(0)
+    layer, x = KLinear(64, 64), torch.randn(rows, 64)
+
+    def check() -> None:
+        assert_near(*outputs_of(layer, x), torch.float32)
+
+    check()
+    with torch.no_grad():
+        layer.matrix.factors[2][0, 0, 0, 0] += 3
+    check()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    layer(x).square().sum().backward()
+    torch.optim.Adam(layer.parameters(), lr=0.1).step()
+    check()
+    layer.matrix.factors[1].data = torch.randn_like(layer.matrix.factors[1])
+    check()
+    layer.matrix.factors[0].data.mul_(-2)
+    check()
+    layer.matrix.factors[0] = nn.Parameter(torch.randn_like(layer.matrix.factors[0]))
+    check()
+    layer.load_state_dict({name: torch.randn_like(value) for name, value in layer.state_dict().items()})
+    check()
+    layer.double().float()
+    check()
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.matrix.factors[3].neg_()
+    assert_near(*outputs_of(other, x), torch.float32)
+    check()
+    restored = pickle.loads(pickle.dumps(layer))
+    assert_near(*outputs_of(restored, x), torch.float32)
+
+
+def test_writes_past_the_version_counter_are_seen_where_all_is_compared() -> None:
+    layer, x = KLinear(64, 64), torch.randn(40, 64)
+    outputs_of(layer, x)
+    for factor in layer.matrix.factors:
+        for k in (0, 7, factor.numel() - 1):
+            factor.detach().numpy().reshape(-1)[k] += 1
+            assert_near(*outputs_of(layer, x), torch.float32)
+
+
+def test_factors_made_in_inference_mode_are_never_stale() -> None:
+    with torch.inference_mode():
+        layer, x = KLinear(32, 32), torch.randn(1, 32)
+        for _ in range(3):
+            layer.matrix.factors[0][0, 0, 0, 0] += 1
+            got = layer(x)
+            want = x.double() @ dense(list(layer.matrix.factors)).T + layer.bias.double()
+            assert_near(got, want, torch.float32)
+
+
+def test_packs_die_with_their_factors() -> None:
+    from ksurgeon.kernels.cpu import pack
+
+    layer = KLinear(32, 32)
+    before = len(pack._PACKS)
+    with torch.inference_mode():
+        layer(torch.randn(2, 32))
+    assert len(pack._PACKS) == before + 1
+    del layer
+    assert len(pack._PACKS) == before
+
+
+def test_wrong_arguments_raise_before_native_code() -> None:
+    factors = list(KMatrix(16, 16).factors)
+    with pytest.raises(ValueError, match="takes vectors of 16"):
+        cpu.apply_chain(torch.randn(3, 15), [f.detach() for f in factors], -1)
+    with pytest.raises(ValueError, match="bias must have shape"):
+        cpu.apply_chain(torch.randn(3, 16), [f.detach() for f in factors], -1, torch.randn(15))
+    first = factors[0].detach()
+    with pytest.raises(ValueError, match="one dtype"):
+        cpu.apply_chain(torch.randn(3, 16), [factors[0].detach(), factors[1].detach().double()], -1)
+    with pytest.raises(ValueError, match="activation 'tanh': expected None or one of relu"):
+        apply_chain(torch.randn(3, 16), [f.detach() for f in factors], -1, None, "tanh")
+    with pytest.raises(StructureError, match="do not compose"):
+        cpu.apply_chain(torch.randn(3, 16), [first, torch.randn(1, 1, 4, 5)], -1)
+
+
+def test_the_short_way_for_few_rows_holds_no_references() -> None:
+    layer, x = KLinear(64, 32), torch.randn(2, 64)
+    with torch.inference_mode():
+        want = layer(x).clone()
+        held = [x, layer.bias, layer.matrix.factors[0], x.dtype, torch.empty_like]
+        before = [sys.getrefcount(thing) for thing in held]
+        for _ in range(200):
+            assert torch.equal(layer(x), want)
+        assert [sys.getrefcount(thing) for thing in held] == before
+        assert layer(x[:, ::2].repeat(1, 2)).shape == (2, 32)
+        with pytest.raises(ValueError, match="expected 64 entries"):
+            layer(x[:, :63])
+
+
+def test_threads_change_nothing() -> None:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    layer, conv = KLinear(512, 512), KPointwiseConv(128, 128)
+    images = torch.randn(2, 128, 14, 14)
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            x = torch.randn(300, 512, generator=torch.Generator().manual_seed(1), requires_grad=True)
+            y = layer(x)
+            layer.zero_grad()
+            y.square().mean().backward()
+            with torch.inference_mode():
+                results.append(
+                    [y, layer(x[:1]), layer(x), conv(images), x.grad, layer.matrix.factors[0].grad.clone()]
+                )
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_calls_from_many_threads() -> None:
+    layer = KLinear(256, 256)
+    inputs = [torch.randn(64, 256) for _ in range(4)]
+    with torch.inference_mode():
+        wanted = [layer(x) for x in inputs]
+    failures = []
+
+    def work(k: int) -> None:
+        with torch.inference_mode():
+            for _ in range(50):
+                if not torch.equal(layer(inputs[k]), wanted[k]):
+                    failures.append(k)
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+
+
+_SCRIPT = """
+import torch
+from ksurgeon.kernels.cpu import apply_chain, instruction_set
+from ksurgeon.kernels.cpu.ops import chain
+from ksurgeon.kernels import reference
+torch.manual_seed(0)
+for shapes in ([(4, 3, 5, 6)], [(1, 64, 4, 4), (16, 1, 4, 16)], [(8, 8, 8, 8), (64, 1, 3, 8)]):
+    for dtype in (torch.float32, torch.float64):
+        factors = [torch.randn(s, dtype=dtype) for s in shapes]
+        inputs = shapes[0][0] * shapes[0][1] * shapes[0][3]
+        for size in ((7, inputs), (2, inputs, 19)):
+            x, dim = torch.randn(size, dtype=dtype), 1
+            want = reference.apply_chain(x.double(), [f.double() for f in factors], dim)
+            got = apply_chain(x, factors, dim)
+            assert ((got - want).abs().max() / want.abs().max()) < (1e-5 if dtype == torch.float32 else 1e-13)
+        y = apply_chain(x, factors, dim, None, "gelu")
+        assert (y - torch.nn.functional.gelu(want)).abs().max() < 1e-4
+    stored = [f.bfloat16() for f in factors]
+    x = torch.randn(2, inputs, 19).bfloat16().requires_grad_()
+    y = chain(x, stored, None, 1)
+    want = reference.apply_chain(x.double(), [f.double() for f in stored], 1)
+    assert ((y - want).abs().max() / want.abs().max()) < 1e-2
+    got, = torch.autograd.grad(y.sum(), x)
+    want, = torch.autograd.grad(want.sum(), x)
+    assert ((got - want).abs().max() / want.abs().max()) < 1e-2
+print(instruction_set())
+"""
+
+
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
+def test_every_instruction_set(name: str) -> None:
+    levels = ["portable", "avx2", "avx512"]
+    if levels.index(name) > levels.index(cpu.instruction_set()):
+        pytest.skip(f"this machine has no {name}")
+    environment = os.environ | {"KSURGEON_CPU_ISA": name}
+    done = subprocess.run([sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == name, done.stderr
+
+
+def test_the_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available_backends()[-1] == "cpu"
+    factors = [torch.randn(2, 3, 4, 5)]
+    x = torch.randn(2, 30)
+    for name in ("cpu", "reference"):
+        monkeypatch.setenv("KSURGEON_BACKEND", name)
+        monkeypatch.setattr(dispatch, "_chosen", None)
+        want = apply_chain(x, factors)
+        assert dispatch._chosen is dispatch._BACKENDS[name]
+    monkeypatch.setattr(dispatch, "_chosen", dispatch._BACKENDS["cpu"])
+    torch.testing.assert_close(apply_chain(x, factors), want)
