@@ -73,7 +73,7 @@ def roofline(results: dict[str, Any], file: Path) -> bool:
     )
     # Reading the weights of one row's product: two operations for each four bytes.
     read = [row["flop"] / row["us"][READ]["median"] / 1e3 for row in rows if READ in row["us"]]
-    for speed in {min(read), max(read)} if read else ():
+    for speed in [max(read)] if read else []:
         ends = (0.2, max(peak / (2 * speed), 0.4))
         axes.plot(ends, [2 * speed * end for end in ends], color="grey", linewidth=1, linestyle="--")
         axes.annotate(f"{2 * speed:.0f} GB/s", (ends[0], 2 * speed * ends[0]), va="bottom")
