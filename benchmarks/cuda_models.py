@@ -1,20 +1,27 @@
-"""Transformers of K-matrices on a GPU and dense ones: ``python -m benchmarks.cuda_models --json FILE``."""
+"""Transformers of K-matrices on a GPU and dense ones: ``python -m benchmarks.cuda_models --json FILE``.
+
+Random weights; every projection of attention and MLP is a K-matrix, or dense. Rows count images or tokens of
+a batch.
+"""
 
 import argparse
-import json
-import os
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import results
+from benchmarks.cuda import TITLE, setting
 from benchmarks.timing import eager
+from benchmarks.turns import compared
 from ksurgeon.kmatrix.linear import KLinear
 
+DEVICE = "cuda"
 Make = Callable[[int, int], nn.Module]
 
 
@@ -68,41 +75,39 @@ def train_step(model: nn.Module, x: Tensor) -> None:
     model(x).square().mean().backward()
 
 
-def rates(shape: Shape, kind: type[nn.Module], compiled: bool, device: str) -> dict[str, float]:
-    """Units a second, for inference and for training."""
-    model = transformer(shape, kind).to(device, torch.bfloat16)
-    x = torch.randn(shape.batch, shape.tokens, shape.width, device=device, dtype=torch.bfloat16)
+def rates(name: str, shape: Shape, compiled: bool) -> list[dict[str, Any]]:
+    """Times of one batch through the network of K-matrices and the dense one, forward and for training."""
+    forward: dict[str, dict[str, float]] = {}
+    training: dict[str, dict[str, float]] = {}
+    x = torch.randn(shape.batch, shape.tokens, shape.width, device=DEVICE, dtype=torch.bfloat16)
+    for kind_name, kind in (("KLinear", KLinear), ("nn.Linear", nn.Linear)):
+        model = transformer(shape, kind).to(DEVICE, torch.bfloat16)
+        run = torch.compile(model) if compiled else model
+        training[kind_name] = eager(partial(train_step, run), [x])
+        model.requires_grad_(False)
+        forward[kind_name] = eager(run, [x])
     units = shape.batch * (1 if shape.unit == "images" else shape.tokens)
-    run = torch.compile(model) if compiled else model
-    training = units / eager(partial(train_step, run), [x]) * 1e6
-    model.requires_grad_(False)
-    return {"forward": units / eager(run, [x]) * 1e6, "training": training}
+    case = f"{name}, {shape.unit}, {'compiled' if compiled else 'eager'}"
+    return [
+        compared("whole model, forward", case, units, forward, {}),
+        compared("whole model, training", case, units, training, {}),
+    ]
 
 
 def main() -> None:
-    os.environ.setdefault("KSURGEON_BACKEND", "cuda")
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also add the figures to this file")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device to measure on")
-    results: list[dict[str, object]] = []
-    for name, shape in SHAPES.items():
-        for compiled in (False, True):
-            for kind in (nn.Linear, KLinear):
-                found = rates(shape, kind, compiled, "cuda")
-                row = {
-                    "model": name,
-                    "layers": kind.__name__,
-                    "compiled": compiled,
-                    "unit": shape.unit,
-                    **found,
-                }
-                results.append(row)
-                print(json.dumps(row), flush=True)
-                if arguments.json:
-                    setting = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-                    arguments.json.write_text(json.dumps(setting | {"rates": results}, indent=1) + "\n")
+    done: list[dict[str, Any]] = []
+    for (name, shape), compiled in product(SHAPES.items(), (False, True)):
+        found = rates(name, shape, compiled)
+        done += found
+        print("·", found[-1]["case"], flush=True)
+        if arguments.json:
+            results.add(arguments.json, TITLE, setting(), found)
+    results.show(TITLE, done)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.merge import merge_counts
 
-__all__ = ["butterfly_start", "monarch", "peers"]
+__all__ = ["butterfly_start", "monarch", "peers", "structured"]
 
 
 @lru_cache
@@ -71,12 +71,15 @@ def _lazylinop(factors: list[Tensor]) -> Any:
     return package.ksm([factor.detach().permute(0, 2, 3, 1).contiguous() for factor in reversed(factors)])
 
 
-def _torch_structured(layer: KLinear, small: list[Tensor] | None) -> tuple[str, Any] | None:
+def structured(layer: KLinear) -> tuple[str, Callable[[Tensor], Tensor]] | None:
+    """The layer of torch-structured for the same matrix, changed to one it can hold, or of the same sizes."""
+    small = butterfly_start(layer)
     package = _package("torch_structured")
     if package is None:
         return None
     sizes = layer.in_features, layer.out_features
     made = package.Butterfly(*sizes, bias=False, increasing_stride=False, nblocks=2)
+    made = made.to(layer.matrix.factors[0])
     if small is None:
         return "torch-structured, padded", made
     half = len(small) // 2
@@ -92,9 +95,8 @@ def peers(layer: KLinear, x: Tensor) -> dict[str, Call]:
     All compute the layer's map without its bias, on the same matrix, except "torch-structured, padded": that
     package has no matrix of these sizes, and it is what it puts there.
     """
-    small = butterfly_start(layer)
+    other = structured(layer)  # first: it changes the matrix
     found: dict[str, Any] = {"batched Monarch": monarch(layer.matrix)}
-    other = _torch_structured(layer, small)
     if other is not None:
         found[other[0]] = other[1]
     few, columns = x[:8], x.T.contiguous()

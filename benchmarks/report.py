@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.results import PEAK, READ, described, met, spread
+from benchmarks.results import COPY, PEAK, READ, described, met, spread
 
 __all__ = ["render", "roofline", "tables"]
 
@@ -66,17 +66,23 @@ def roofline(results: dict[str, Any], file: Path) -> bool:
 
     matplotlib.rcParams["svg.hashsalt"] = "ksurgeon"
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    peak = median(row["flop"] / row["us"][PEAK]["median"] / 1e3 for row in rows)
-    axes.axhline(peak, color="black", linewidth=1)
-    axes.annotate(
-        f"peak {peak:.0f} GFLOP/s", (1, peak), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-    )
+    peak = 0.0
+    for kind in dict.fromkeys(row.get("kind", "") for row in rows):
+        same = [row for row in rows if row.get("kind", "") == kind]
+        height = median(row["flop"] / row["us"][PEAK]["median"] / 1e3 for row in same)
+        axes.axhline(height, color="black", linewidth=1)
+        text = f"peak {height:.0f} GFLOP/s{', ' if kind else ''}{kind}"
+        axes.annotate(text, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        peak = max(peak, height)
     # Reading the weights of one row's product: two operations for each four bytes.
     read = [row["flop"] / row["us"][READ]["median"] / 1e3 for row in rows if READ in row["us"]]
-    for speed in [max(read)] if read else []:
-        ends = (0.2, max(peak / (2 * speed), 0.4))
-        axes.plot(ends, [2 * speed * end for end in ends], color="grey", linewidth=1, linestyle="--")
-        axes.annotate(f"{2 * speed:.0f} GB/s", (ends[0], 2 * speed * ends[0]), va="bottom")
+    lines = {2 * max(read)} if read else set[float]()
+    moved = [row["moved"] / row["us"][COPY]["median"] / 1e3 for row in rows if COPY in row["us"]]
+    lines |= {max(moved)} if moved else set()
+    for speed in lines:
+        ends = (0.2, max(peak / speed, 0.4))
+        axes.plot(ends, [speed * end for end in ends], color="grey", linewidth=1, linestyle="--")
+        axes.annotate(f"{speed:.0f} GB/s", (ends[0], speed * ends[0]), va="bottom")
     for colour, case in zip(_COLOURS, dict.fromkeys(row["case"] for row in rows), strict=False):
         mine = sorted((row for row in rows if row["case"] == case), key=lambda row: row["rows"])
         across = [row["flop"] / row["bytes"] for row in mine]

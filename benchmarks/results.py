@@ -6,8 +6,9 @@ and ``bytes`` can be drawn as a roofline.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -17,10 +18,24 @@ from rich.table import Table
 from ksurgeon.kernels import chosen_backend, cpu
 from ksurgeon.kernels.cache import cpu_model
 
-__all__ = ["PEAK", "READ", "add", "cpu_setting", "described", "met", "show", "spread", "unit_of"]
+__all__ = [
+    "COPY",
+    "PEAK",
+    "READ",
+    "add",
+    "cpu_setting",
+    "described",
+    "met",
+    "show",
+    "spread",
+    "summary",
+    "unit_of",
+]
 
 # Candidates that are limits: the ratio to them is the share of the limit that is reached.
 PEAK, READ = "its multiplications at the peak", "reading its weights"
+COPY = "moving its vectors once"
+LIMITS = (PEAK, READ, COPY)
 _UNITS = ("us", "MiB")
 
 
@@ -65,6 +80,12 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Median, first and ninth decile, and the best of some times."""
+    low, *_, high = quantiles(times, n=10, method="inclusive")
+    return {"median": median(times), "low": low, "high": high, "best": min(times)}
+
+
 def unit_of(row: dict[str, Any]) -> str:
     """The unit of a row's figures, which is the name that they are kept under."""
     return next(unit for unit in _UNITS if unit in row)
@@ -75,8 +96,8 @@ def spread(row: dict[str, Any]) -> tuple[str, str]:
     unit = unit_of(row)
     ours = next(iter(row[unit].values()))
     scale, name = (1000, "ms") if unit == "us" and ours["median"] >= 1000 else (1, unit.replace("us", "µs"))
-    median, low, high = (_short(ours[part] / scale) for part in ("median", "low", "high"))
-    return f"{median} {name}", f"{low}–{high}"
+    middle, low, high = (_short(ours[part] / scale) for part in ("median", "low", "high"))
+    return f"{middle} {name}", f"{low}–{high}"
 
 
 def _short(value: float) -> str:
@@ -91,7 +112,7 @@ def met(row: dict[str, Any], name: str) -> bool:
 def described(row: dict[str, Any], name: str) -> str:
     """The ratio to ``name``, with what was wanted."""
     ratio, wanted = row["ratios"][name], row["wanted"].get(name)
-    share = name in (PEAK, READ)
+    share = name in LIMITS
     text = f"{ratio:.0%}" if share else f"{_short(ratio)}×"
     if wanted is None:
         return text

@@ -1,11 +1,12 @@
-"""Times on a GPU: medians between CUDA events, on inputs that the cache does not hold."""
+"""Times on a GPU: between CUDA events, on inputs that the cache does not hold."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import median
 
 import torch
 from torch import Tensor
+
+from benchmarks.results import summary
 
 __all__ = ["captured", "eager", "rotated"]
 
@@ -29,17 +30,17 @@ def _microseconds(call: Callable[[], object]) -> float:
     return start.elapsed_time(end) * 1e3
 
 
-def eager(call: Callable[[Tensor], object], inputs: Sequence[Tensor]) -> float:
-    """Median time of a call as a program makes it, starts of kernels included."""
+def eager(call: Callable[[Tensor], object], inputs: Sequence[Tensor]) -> dict[str, float]:
+    """Microseconds of a call as a program makes it, starts of kernels included."""
     for position in range(_WARM_UP):
         call(inputs[position % len(inputs)])
     torch.cuda.synchronize()
     chosen = [inputs[position % len(inputs)] for position in range(_TIMES)]
-    return median(_microseconds(partial(call, x)) for x in chosen)
+    return summary([_microseconds(partial(call, x)) for x in chosen])
 
 
-def captured(call: Callable[[Tensor], object], inputs: Sequence[Tensor]) -> float:
-    """Median time of a call inside a CUDA graph: that of the device alone."""
+def captured(call: Callable[[Tensor], object], inputs: Sequence[Tensor]) -> dict[str, float]:
+    """Microseconds of a call inside a CUDA graph: those of the device alone."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -52,4 +53,4 @@ def captured(call: Callable[[Tensor], object], inputs: Sequence[Tensor]) -> floa
             call(x)
     graph.replay()
     torch.cuda.synchronize()
-    return median(_microseconds(graph.replay) for _ in range(_TIMES)) / len(inputs)
+    return summary([_microseconds(graph.replay) / len(inputs) for _ in range(_TIMES)])

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
+
+from benchmarks.results import summary
 
 __all__ = ["Call", "compared", "measure"]
 
@@ -67,13 +68,7 @@ def measure(
     while waiting := [runner for runner in runners.values() if not runner.done(seconds)]:
         for runner in waiting:
             runner.turn()
-    return {name: _summary(runner.times) for name, runner in runners.items()}
-
-
-def _summary(times: list[float]) -> dict[str, float]:
-    """Median, first and ninth decile, and the best."""
-    low, *_, high = quantiles(times, n=10, method="inclusive")
-    return {"median": median(times), "low": low, "high": high, "best": min(times)}
+    return {name: summary(runner.times) for name, runner in runners.items()}
 
 
 def compared(

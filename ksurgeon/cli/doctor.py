@@ -50,6 +50,7 @@ def run(json: bool) -> None:
         "tuning": _tuning(),
         "gpus": gpus,
         "kernels_on_gpus": [chosen_backend(torch.device("cuda", i)) for i in range(len(gpus))],
+        "choices_on_gpus": [_choices(i) for i in range(len(gpus))],
     }
     if json:
         print(json_module.dumps(facts, indent=1))
@@ -81,9 +82,24 @@ def run(json: bool) -> None:
 
 
 def _gpu_note(index: int) -> str:
-    return cuda.why_not(index) or (
-        "Triton kernels are there, new and not yet measured on a card: KSURGEON_BACKEND=cuda uses them"
+    reason = cuda.why_not(index)
+    if reason is not None:
+        return reason
+    choices = _choices(index)
+    return (
+        f"each kind of product is checked and measured at its first use; {len(choices['measured'])} "
+        f"measured so far, kept in {choices['cache']}"
     )
+
+
+def _choices(index: int) -> dict[str, Any]:
+    """What was chosen on a GPU, by kind of product, and where that is kept."""
+    if cuda.why_not(index) is not None:
+        return {"cache": None, "measured": {}}
+    from ksurgeon.kernels.cuda.trial import cache_of
+
+    cache = cache_of(index)
+    return {"cache": str(cache.path), "measured": cache.all()}
 
 
 def _cpu_kernels() -> tuple[str, str]:

@@ -8,17 +8,10 @@ from torch import Tensor
 
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.kernels import cpu, cuda, reference
-from ksurgeon.kernels.activation import activate
 
 __all__ = ["apply_chain", "available_backends", "chosen_backend"]
 
 Backend = Callable[[Tensor, Sequence[Tensor], int, Tensor | None, str | None], Tensor]
-
-
-def _on_gpu(
-    x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None, activation: str | None
-) -> Tensor:
-    return activate(cuda.apply_chain(x, factors, dim, bias), activation)
 
 
 _BACKENDS: dict[str, Backend] = {"reference": reference.apply_chain}
@@ -36,7 +29,7 @@ _chosen_on_gpu: Backend | None = None
 
 
 def chosen_backend(device: torch.device | None = None) -> str:
-    """Name of the backend for tensors on ``device``: ``KSURGEON_BACKEND``, or the best that is proven.
+    """Name of the backend for tensors on ``device``: ``KSURGEON_BACKEND``, or the best.
 
     The variable counts as it is at the first product. What a backend cannot do is left to the reference.
 
@@ -45,9 +38,9 @@ def chosen_backend(device: torch.device | None = None) -> str:
     """
     asked = os.environ.get("KSURGEON_BACKEND", "auto")
     if asked == "auto":
-        # The Triton kernels are checked in Triton's interpreter and compiled for sm_80 and sm_90, and have
-        # not been measured on a card: whoever wants them asks for them.
-        return "reference" if device is not None and device.type == "cuda" else next(reversed(_BACKENDS))
+        if device is not None and device.type == "cuda":
+            return "reference" if cuda.why_not(cuda.index_of(device)) else "cuda"
+        return next(reversed(_BACKENDS))
     if asked not in _BACKENDS and asked not in available_backends():
         raise KsurgeonError(
             f"KSURGEON_BACKEND={asked!r}: this installation has {', '.join(available_backends())}; "
@@ -82,10 +75,12 @@ def apply_chain(
     global _chosen, _chosen_on_gpu
     if x.is_cuda:
         if _chosen_on_gpu is None:
-            name = chosen_backend(x.device)
-            _chosen_on_gpu = _on_gpu if name == "cuda" else _BACKENDS[name]
+            asked = os.environ.get("KSURGEON_BACKEND", "auto")
+            chosen_backend(x.device)  # whether the variable makes sense
+            # The kernels' own entry says why, where they do not run on a device.
+            _chosen_on_gpu = cuda.apply_chain if asked in ("auto", "cuda") else _BACKENDS[asked]
         return _chosen_on_gpu(x, factors, dim, bias, activation)
     if _chosen is None:  # once: reading the environment takes as long as a small product
         name = chosen_backend()
-        _chosen = _on_gpu if name == "cuda" else _BACKENDS[name]
+        _chosen = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
     return _chosen(x, factors, dim, bias, activation)

@@ -8,19 +8,26 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ksurgeon.kernels.cuda.plan import outer_tiles, step_tiles
+from ksurgeon.kernels.cuda.digits import whole_plan
+from ksurgeon.kernels.cuda.plan import outer_tiles, step_tiles, whole_tiles
 from ksurgeon.kernels.cuda.step import apply_step, outer_step
+from ksurgeon.kernels.cuda.whole import apply_whole
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.structures import Kaleidoscope
 
-KINDS = {"bf16": triton.language.bfloat16, "fp16": triton.language.float16, "fp32": triton.language.float32}
+KINDS = {"bf16": triton.language.bfloat16, "fp16": triton.language.float16}
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "complex": 8}
+PROGRAMS = 264
 # (pattern (a, b, c, d), rows, dtype, vectors in rows, whether the gradient of the factor)
-WORK = [
+STEPS = [
     ((1, 64, 64, 64), 4096, "bf16", True, False),
     ((64, 64, 64, 1), 4096, "bf16", True, False),
     ((1, 64, 64, 64), 1, "bf16", True, False),
@@ -32,28 +39,74 @@ WORK = [
     ((1, 64, 64, 64), 4096, "bf16", True, True),
     ((64, 64, 64, 1), 4096, "bf16", True, True),
     ((1, 64, 64, 64), 4096, "fp32", True, True),
+    ((1, 32, 32, 32), 4096, "complex", True, False),
+    ((32, 32, 32, 1), 4096, "complex", True, False),
+    ((1, 8, 8, 512), 4096, "complex", True, False),
+    ((1, 32, 32, 32), 4096, "complex", True, True),
+]
+# (inputs, outputs, rows, dtype, vectors in rows)
+WHOLE = [
+    (256, 256, 25088, "bf16", True),
+    (768, 768, 25088, "bf16", True),
+    (1024, 1024, 4096, "bf16", True),
+    (1024, 1024, 1, "bf16", True),
+    (512, 1024, 4096, "fp16", True),
+    (256, 256, 100352, "fp16", False),
+    (512, 512, 4096, "fp32", True),
+    (116, 116, 3136, "bf16", False),
+    (256, 256, 3136, "fp32", False),
 ]
 
 
-def build(work: tuple, capability: int) -> "triton.compiler.CompiledKernel":
-    (a, b, c, d), rows, dtype, in_rows, gradient = work
-    pattern, half = Pattern(a, b, c, d), dtype != "fp32"
-    constants = {"A": a, "D": d, "B": b, "C": c, "X_SPLIT": not in_rows, "WIDE": False}
-    constants |= {"PRECISION": "ieee" if half else "tf32x3", "KIND": KINDS[dtype]}
-    stride = "stride" if in_rows else "inner_stride"
-    ones = [f"{name}_{stride}" for name in "gxy"]
+def work_of_step(
+    shape: tuple[int, ...], rows: int, dtype: str, in_rows: bool, gradient: bool
+) -> tuple[Any, Any, dict[str, Any]]:
+    """A kernel of one factor, how its work is cut, and what it is compiled for."""
+    a, b, c, d = shape
+    pattern = Pattern(a, b, c, d)
+    constants = {"A": a, "D": d, "B": b, "C": c, "X_SPLIT": not in_rows, "COMPLEX": dtype == "complex"}
     if gradient:
         kernel = outer_step
-        tiles, each = outer_tiles(pattern, rows, in_rows, 2 if half else 4, 264)
-        kinds = {"g": f"*{dtype}", "x": f"*{dtype}", "sums": "*fp32"}
+        tiles, each = outer_tiles(pattern, rows, in_rows, BYTES[dtype], PROGRAMS)
         constants |= {"G_SPLIT": not in_rows, "EACH": each}
     else:
         kernel = apply_step
-        tiles = step_tiles(pattern, rows, in_rows, 2 if half else 4, 264)
-        kinds = {"x": f"*{dtype}", "weight": f"*{dtype}", "y": f"*{dtype}", "bias": f"*{dtype}"}
-        constants |= {"Y_SPLIT": not in_rows, "TRANSPOSED": False, "BACKWARDS": False}
-    constants |= {"ROWS": tiles.rows, "GROUP": tiles.group, "OUT": tiles.out, "IN": tiles.inner}
-    constants |= {name: 1 for name in ones if name in kernel.arg_names}
+        tiles = step_tiles(pattern, rows, in_rows, BYTES[dtype], PROGRAMS)
+        constants |= {"Y_SPLIT": not in_rows, "TRANSPOSED": False, "BACKWARDS": False, "ACTIVATION": None}
+    return kernel, tiles, constants | {"GROUP": tiles.group, "OUT": tiles.out, "IN": tiles.inner}
+
+
+def work_of_whole(
+    inputs: int, outputs: int, rows: int, dtype: str, in_rows: bool
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The same of a whole chain."""
+    plan = whole_plan(tuple(Kaleidoscope().patterns(inputs, outputs)), BYTES[dtype])
+    assert plan is not None
+    first, last = plan.steps[0], plan.steps[-1]
+    constants = {
+        "STEPS": plan.steps,
+        "X_PLACES": tuple(tuple(digit) for digit in plan.places[0]),
+        "Y_PLACES": tuple(tuple(digit) for digit in plan.places[1]),
+        "X_ENTRIES": first[0] * first[2] * first[3],
+        "Y_ENTRIES": last[0] * last[1] * last[3],
+        "X_SPLIT": not in_rows,
+        "Y_SPLIT": not in_rows,
+        "TRANSPOSED": False,
+        "ACTIVATION": "gelu",
+    }
+    return apply_whole, whole_tiles(plan.widest, rows, in_rows, BYTES[dtype], PROGRAMS), constants
+
+
+def build(work: tuple[Any, ...], capability: int) -> "triton.compiler.CompiledKernel":
+    kernel, tiles, constants = (work_of_whole if work in WHOLE else work_of_step)(*work)
+    dtype, in_rows = (work[3], work[4]) if work in WHOLE else (work[2], work[3])
+    constants |= {"WIDE": False, "ROWS": tiles.rows, "KIND": KINDS.get(dtype, triton.language.float32)}
+    constants |= {"PRECISION": "ieee" if dtype in KINDS else "tf32x3"}
+    stored = "fp32" if dtype == "complex" else dtype
+    kinds = {name: f"*{stored}" for name in ("x", "g", "weight", "weights", "y", "bias")} | {"sums": "*fp32"}
+    one = 2 if dtype == "complex" else 1
+    strides = {f"{name}_{'stride' if in_rows else 'inner_stride'}": one for name in "gxy"}
+    constants |= {name: 1 for name in strides if one == 1 and name in kernel.arg_names}
     signature = {
         name: "constexpr" if name in constants else kinds.get(name, "i32") for name in kernel.arg_names
     }
@@ -88,11 +141,19 @@ def resources(cubin: bytes) -> tuple[int, int]:
 
 def main() -> None:
     capability = int(sys.argv[1])
-    for work in WORK:
+    for work in (*STEPS, *WHOLE):
+        begun = time.perf_counter()
         kernel = build(work, capability)
+        seconds = round(time.perf_counter() - begun, 2)
         registers, stack = resources(kernel.asm["cubin"])
         products = len(re.findall(r"\b(?:wgmma\.mma_async|mma)\.sync", kernel.asm["ptx"]))
-        facts = {"work": work, "registers": registers, "stack": stack, "shared": kernel.metadata.shared}
+        facts = {
+            "work": work,
+            "registers": registers,
+            "stack": stack,
+            "shared": kernel.metadata.shared,
+            "seconds": seconds,
+        }
         print(json.dumps(facts | {"matrix_instructions": products}), flush=True)
 
 

@@ -28,7 +28,12 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 needs_gpu = pytest.mark.skipif(not GPU, reason="no GPU")
 # Triton's interpreter cuts off where a GPU rounds: one bit less.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2 if GPU else 2e-2, torch.float16: 1e-3 if GPU else 2e-3}
+TOLERANCE = {
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
+    torch.bfloat16: 1e-2 if GPU else 2e-2,
+    torch.float16: 1e-3 if GPU else 2e-3,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,22 +55,23 @@ def run() -> Iterator[ModuleType]:
 def factors_of(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str = DEVICE) -> list[Tensor]:
     """Shapes are those of patterns (a, b, c, d)."""
     return [
-        (torch.randn(Pattern(*shape).shape) / shape[2] ** 0.5).to(device, dtype).requires_grad_()
+        (torch.randn(Pattern(*shape).shape, dtype=dtype) / shape[2] ** 0.5).to(device).requires_grad_()
         for shape in shapes
     ]
 
 
 def error(got: Tensor, exact: Tensor) -> float:
-    return float((got.detach().cpu().double() - exact).norm() / exact.norm())
+    return float((got.detach().cpu().to(exact.dtype) - exact).norm() / exact.norm())
 
 
 def exact_of(
     x: Tensor, factors: list[Tensor], dim: int, bias: Tensor | None, g: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Result and gradients in float64 on the CPU."""
-    doubles = [t.detach().cpu().double().requires_grad_() for t in (x, *factors)]
-    y = reference.apply_chain(doubles[0], doubles[1:], dim, None if bias is None else bias.cpu().double())
-    return y.detach(), list(torch.autograd.grad(y, doubles, g.cpu().double()))
+    """Result and gradients in float64 or complex128 on the CPU."""
+    wide = torch.promote_types(x.dtype, torch.float64)
+    doubles = [t.detach().cpu().to(wide).requires_grad_() for t in (x, *factors)]
+    y = reference.apply_chain(doubles[0], doubles[1:], dim, None if bias is None else bias.cpu().to(wide))
+    return y.detach(), list(torch.autograd.grad(y, doubles, g.cpu().to(wide)))
 
 
 @pytest.fixture
@@ -80,7 +86,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def poisoned(*args: object, **options: object) -> Tensor:
         made = empty(*args, **options)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
+        return made.fill_(float("nan")) if made.is_floating_point() or made.is_complex() else made
 
     monkeypatch.setattr(torch, "empty", poisoned)
     yield
@@ -112,13 +118,17 @@ def test_chain_and_gradients(
 ) -> None:
     torch.manual_seed(0)
     factors = factors_of(shapes, dtype)
-    x = torch.randn(size).to(DEVICE, dtype)
-    bias = torch.randn(Pattern(*shapes[-1]).out_features).to(DEVICE, dtype)
-    y = run.forward(x, factors, bias, dim)
-    g = torch.randn(y.shape).to(DEVICE, dtype)
+    x = torch.randn(size, dtype=dtype).to(DEVICE)
+    bias = torch.randn(Pattern(*shapes[-1]).out_features, dtype=dtype).to(DEVICE)
+    y = run.forward(x, factors, bias, dim, way="steps")
+    g = torch.randn(y.shape, dtype=dtype).to(DEVICE)
     exact, gradients = exact_of(x, factors, dim, bias, g)
     assert y.dtype == dtype and y.shape == exact.shape
     assert error(y, exact) < TOLERANCE[dtype]
+    if run.best(factors) == "whole":
+        assert error(run.forward(x, factors, bias, dim, way="whole"), exact) < TOLERANCE[dtype]
+        of_x, none = run.backward(g, x, factors, dim, True, False)
+        assert none is None and error(of_x, gradients[0]) < TOLERANCE[dtype]
     of_x, of_factors = run.backward(g, x, factors, dim, True, True)
     for got, wanted in zip([of_x, *of_factors], gradients, strict=True):
         assert got.dtype == dtype and got.shape == wanted.shape
@@ -134,7 +144,7 @@ def test_many_rows_are_cut_into_slices_and_shares(run: ModuleType, dtype: torch.
     x = torch.randn(300 if not GPU else 30000, 256).to(DEVICE, dtype)
     g = torch.randn_like(x)
     exact, gradients = exact_of(x, factors, -1, None, g)
-    assert error(run.forward(x, factors, None, -1), exact) < TOLERANCE[dtype]
+    assert error(run.forward(x, factors, None, -1, way="steps"), exact) < TOLERANCE[dtype]
     of_x, of_factors = run.backward(g, x, factors, -1, True, True)
     for got, wanted in zip([of_x, *of_factors], gradients, strict=True):
         assert error(got, wanted) < TOLERANCE[dtype]
@@ -200,30 +210,33 @@ def test_only_tensors_with_many_strides_are_copied() -> None:
 def test_no_rows_and_wrong_sizes(run: ModuleType) -> None:
     factors = factors_of([(1, 4, 4, 6)], torch.float32)
     empty = torch.empty(0, 24, device=DEVICE)
-    assert run.forward(empty, factors, None, -1).shape == (0, 24)
+    assert run.forward(empty, factors, None, -1, way="steps").shape == (0, 24)
     of_x, of_factors = run.backward(empty, empty, factors, -1, True, True)
     assert of_x.shape == (0, 24) and not of_factors[0].any()
     with pytest.raises(ValueError, match="takes vectors of 24 entries, got 23"):
-        run.forward(torch.empty(2, 23, device=DEVICE), factors, None, -1)
+        run.forward(torch.empty(2, 23, device=DEVICE), factors, None, -1, way="steps")
     with pytest.raises(ValueError, match="bias must have shape"):
-        run.forward(torch.empty(2, 24, device=DEVICE), factors, torch.empty(23, device=DEVICE), -1)
+        run.forward(
+            torch.empty(2, 24, device=DEVICE), factors, torch.empty(23, device=DEVICE), -1, way="steps"
+        )
 
 
-def test_changed_factors_are_merged_again(run: ModuleType) -> None:
+@pytest.mark.parametrize("way", ["whole", "steps", "reference"])
+def test_changed_factors_are_merged_again(run: ModuleType, way: str) -> None:
     from ksurgeon.kernels.cuda import pack
 
     torch.manual_seed(0)
-    factors = factors_of([(1, 4, 4, 4), (4, 4, 4, 1)], torch.float32)
-    x = torch.randn(3, 16, device=DEVICE)
-    first = run.forward(x, factors, None, -1)
-    assert pack.merged_once(factors)[0] is pack.merged_once(factors)[0]
+    factors = factors_of([(1, 16, 16, 4), (4, 16, 16, 1)], torch.float32)
+    x = torch.randn(3, 64, device=DEVICE)
+    first = run.forward(x, factors, None, -1, way=way)
+    assert pack.merged_once(factors, way)[0] is pack.merged_once(factors, way)[0]
     with torch.no_grad():
         factors[1].mul_(2)
-    assert torch.allclose(run.forward(x, factors, None, -1), 2 * first)
+    assert torch.allclose(run.forward(x, factors, None, -1, way=way), 2 * first, atol=1e-5)
     with torch.no_grad():
         factors[0].data.mul_(2)
     pack.forget(factors)
-    assert torch.allclose(run.forward(x, factors, None, -1), 4 * first)
+    assert torch.allclose(run.forward(x, factors, None, -1, way=way), 4 * first, atol=1e-5)
     held = len(pack._PACKS)
     del factors
     assert len(pack._PACKS) == held - 1
@@ -252,12 +265,13 @@ def test_cuts_cover_the_work() -> None:
 
 
 def test_what_the_kernels_cannot_do_is_left_to_the_reference() -> None:
-    factors = [torch.randn(1, 4, 4, 4, dtype=torch.complex64, device=DEVICE)]
-    x = torch.randn(3, 16, dtype=torch.complex64, device=DEVICE)
+    factors = [torch.randn(1, 4, 4, 4, dtype=torch.complex128, device=DEVICE)]
+    x = torch.randn(3, 16, dtype=torch.complex128, device=DEVICE)
     assert torch.equal(cuda.apply_chain(x, factors, -1), reference.apply_chain(x, factors, -1))
     real = [torch.randn(1, 4, 4, 4, device=DEVICE)]
-    mapped = torch.func.vmap(lambda v: cuda.apply_chain(v, real, -1))(x.real)
-    assert torch.allclose(mapped, reference.apply_chain(x.real, real, -1), atol=1e-5)
+    single = x.real.float()
+    mapped = torch.func.vmap(lambda v: cuda.apply_chain(v, real, -1))(single)
+    assert torch.allclose(mapped, reference.apply_chain(single, real, -1), atol=1e-5)
 
 
 def test_devices_that_cannot_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

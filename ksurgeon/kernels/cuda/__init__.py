@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: Triton kernels for NVIDIA GPUs, used where ``KSURGEON_BACKEND=cuda`` asks for them.
+"""The ``cuda`` backend: Triton kernels for NVIDIA GPUs, taken where a trial finds them right and fastest.
 
 Triton is imported for the first tensor on a GPU.
 """
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ksurgeon.kernels import reference
+from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.cuda import ops
 
-__all__ = ["apply_chain", "is_available", "why_not"]
+__all__ = ["apply_chain", "index_of", "is_available", "why_not"]
 
 _PLAIN = (Tensor, nn.Parameter)
 _OLDEST = (8, 0)
@@ -40,6 +41,11 @@ def why_not(index: int) -> str | None:
     return None
 
 
+def index_of(device: torch.device) -> int:
+    """Number of a GPU; that of the current one where the device does not say which."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 @lru_cache
 def _runs_on(kind: str, index: int | None) -> bool:
     """Whether the kernels run on a device; says once why they do not run on a GPU."""
@@ -52,12 +58,18 @@ def _runs_on(kind: str, index: int | None) -> bool:
     return reason is None
 
 
-def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None = None) -> Tensor:
+def apply_chain(
+    x: Tensor,
+    factors: Sequence[Tensor],
+    dim: int,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
     """Apply a chain by the Triton kernels where they can, by the reference elsewhere.
 
     Eager inference on plain tensors starts the kernels at once. Where gradients are wanted, or the call is
     compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Under autocast the
-    operands are cast as those of ``nn.Linear`` are. Complex numbers, float64, ``torch.func`` transforms and
+    operands are cast as those of ``nn.Linear`` are. float64, complex128, ``torch.func`` transforms and
     forward-mode derivatives are left to the reference.
     """
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
@@ -67,27 +79,29 @@ def apply_chain(x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | N
         dtype in ops.DTYPES
         and x.layout is torch.strided
         and all([factor.dtype is dtype and factor.device == device for factor in factors])
-        and (bias is None or bias.device == device)
+        and (bias is None or (bias.device == device and bias.is_complex() == dtype.is_complex))
+        and not (dtype.is_complex and activation)
         and _runs_on(device.type, device.index)
     ):
-        return reference.apply_chain(x, factors, dim, bias)
+        return reference.apply_chain(x, factors, dim, bias, activation)
     if torch.compiler.is_compiling():
-        return ops.chain(x, list(factors), bias, dim)
+        return activate(ops.chain(x, list(factors), bias, dim), activation)
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return reference.apply_chain(x, factors, dim, bias)
+        return reference.apply_chain(x, factors, dim, bias, activation)
     if torch._C._len_torch_dispatch_stack():
-        return ops.chain(x, list(factors), bias, dim)
+        return activate(ops.chain(x, list(factors), bias, dim), activation)
     if type(x) not in _PLAIN or type(factors[0]) not in _PLAIN:
-        return reference.apply_chain(x, factors, dim, bias)
+        return reference.apply_chain(x, factors, dim, bias, activation)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or any([factor.requires_grad for factor in factors])
         or (bias is not None and bias.requires_grad)
     ):
-        return ops.chain(x, list(factors), bias, dim)
-    from ksurgeon.kernels.cuda import run
+        return activate(ops.chain(x, list(factors), bias, dim), activation)
+    check_activation(activation)
+    from ksurgeon.kernels.cuda import choice, run
 
-    return run.forward(x, factors, bias, dim)
+    return run.forward(x, factors, bias, dim, activation, way=choice.way_of("forward", x, factors, dim))
 
 
 def _cast(

@@ -39,12 +39,19 @@ class Vectors:
 
     @property
     def arguments(self) -> tuple[int, int, int, int, int]:
-        """What the kernels take after the pointer."""
-        return self.first, self.inner, self.outer_stride, self.inner_stride, self.stride
+        """What the kernels take after the pointer; strides count the parts of complex numbers."""
+        parts = 2 if self.tensor.is_complex() else 1
+        return (
+            self.first,
+            self.inner,
+            self.outer_stride * parts,
+            self.inner_stride * parts,
+            self.stride * parts,
+        )
 
     def is_wide(self, entries: int) -> bool:
         """Whether places inside a vector do not fit 32 bits."""
-        return self.stride * entries >= 2**31
+        return self.arguments[-1] * entries >= 2**31
 
 
 def _collapsed(sizes: list[int], strides: list[int]) -> tuple[int, int] | None:

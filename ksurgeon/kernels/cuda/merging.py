@@ -21,10 +21,14 @@ def _pattern_of(group: Sequence[Tensor]) -> Pattern:
     return reduce(hull, [Pattern.of(factor.shape) for factor in group])
 
 
-def _basis(pattern: Pattern, device: torch.device) -> Vectors:
+def _basis(pattern: Pattern, like: Tensor) -> Vectors:
     a, _, c, d = pattern
-    ones = torch.eye(c, device=device)[:, None, :, None].expand(c, a, c, d)
+    ones = torch.eye(c, dtype=_wide(like), device=like.device)[:, None, :, None].expand(c, a, c, d)
     return _rows(ones)
+
+
+def _wide(factor: Tensor) -> torch.dtype:
+    return torch.promote_types(factor.dtype, torch.float32)
 
 
 def _rows(x: Tensor) -> Vectors:
@@ -42,7 +46,7 @@ def _groups(factors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tenso
 
 
 def merge(factors: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """``merge_counts`` of contiguous factors, without a graph; products are made in float32."""
+    """``merge_counts`` of contiguous factors, without a graph; products are made in float32 at least."""
     merged = []
     for group in _groups(factors, counts):
         if len(group) == 1:
@@ -50,15 +54,15 @@ def merge(factors: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
             continue
         pattern = _pattern_of(group)
         a, b, c, d = pattern
-        result = torch.empty(c, pattern.out_features, device=group[0].device)
-        forward_steps(_basis(pattern, group[0].device), group, _rows(result), c)
+        result = torch.empty(c, pattern.out_features, dtype=_wide(group[0]), device=group[0].device)
+        forward_steps(_basis(pattern, group[0]), group, _rows(result), c)
         place = result.view(c, a, b, d).permute(1, 3, 2, 0)
         merged.append(torch.empty(place.shape, dtype=group[0].dtype, device=place.device).copy_(place))
     return merged
 
 
 def pull_back(factors: Sequence[Tensor], counts: Sequence[int], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of contiguous ``factors`` from those, in float32, of ``merge(factors, counts)``."""
+    """Gradients of contiguous ``factors`` from those, not rounded, of ``merge(factors, counts)``."""
     results: list[Tensor] = []
     for group, gradient in zip(_groups(factors, counts), gradients, strict=True):
         if len(group) == 1:
@@ -66,5 +70,5 @@ def pull_back(factors: Sequence[Tensor], counts: Sequence[int], gradients: Seque
             continue
         pattern = _pattern_of(group)
         g = _rows(gradient.permute(3, 0, 2, 1))
-        results += backward_steps(g, _basis(pattern, gradient.device), group, None, pattern.c, True)
+        results += backward_steps(g, _basis(pattern, gradient), group, None, pattern.c, True)
     return results

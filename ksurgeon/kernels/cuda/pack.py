@@ -2,18 +2,38 @@
 
 import weakref
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ksurgeon.kernels.cuda.digits import Whole, packed, whole_plan
 from ksurgeon.kernels.cuda.merging import merge
 from ksurgeon.kernels.cuda.plan import merge_for
+from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
 
-__all__ = ["contiguous", "counts_of", "forget", "merged", "merged_once"]
+__all__ = ["Way", "contiguous", "counts_of", "forget", "merged", "merged_once", "plan_of"]
+
+Way = Literal["whole", "steps", "reference"]
+"""A chain in one launch, in one for each merged factor, or by PyTorch's own operations."""
 
 _Key = tuple[tuple[int, int, int], ...]
-_PACKS: dict[int, tuple[_Key, list[Tensor], list[weakref.ref[Tensor]]]] = {}
+
+
+class _Made(NamedTuple):
+    weights: list[Tensor]
+    ready: torch.cuda.Event | None
+    streams: set[int]
+
+
+class _Pack(NamedTuple):
+    key: _Key
+    factors: list[weakref.ref[Tensor]]
+    made: dict[str, _Made]
+
+
+_PACKS: dict[int, _Pack] = {}
 
 
 def counts_of(factors: Sequence[Tensor]) -> tuple[int, ...]:
@@ -21,39 +41,78 @@ def counts_of(factors: Sequence[Tensor]) -> tuple[int, ...]:
     return merge_for(tuple(Pattern.of(factor.shape) for factor in factors), factors[0].element_size())
 
 
+def plan_of(factors: Sequence[Tensor]) -> Whole | None:
+    """How a chain is applied in one launch, or None if its vectors are too long for that."""
+    if factors[0].is_complex():
+        return None
+    return whole_plan(tuple(Pattern.of(factor.shape) for factor in factors), factors[0].element_size())
+
+
 def contiguous(factors: Sequence[Tensor]) -> list[Tensor]:
     """The factors as the kernels take them, without a graph."""
-    return [factor.detach().resolve_neg().contiguous() for factor in factors]
+    return [factor.detach().resolve_conj().resolve_neg().contiguous() for factor in factors]
 
 
-def merged(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The merged factors, made anew."""
-    return merge(contiguous(factors), counts_of(factors))
+def merged(factors: Sequence[Tensor], way: Way) -> list[Tensor]:
+    """The merged factors as a way to compute takes them, made anew: for "whole" they are one tensor."""
+    plain = contiguous(factors)
+    if way == "steps":
+        return merge(plain, counts_of(factors))
+    with torch.no_grad():
+        dtype = factors[0].dtype
+        wide = [factor.to(torch.promote_types(dtype, torch.float32)) for factor in plain]
+        if way == "reference":
+            return [step.to(dtype) for step in merge_counts(wide, counts_of(factors))]
+        plan = plan_of(factors)
+        assert plan is not None
+        return [packed(wide, plan).to(dtype)]
 
 
-def merged_once(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The merged factors, kept while every factor is the same tensor at the same address and version.
+def merged_once(factors: Sequence[Tensor], way: Way) -> list[Tensor]:
+    """``merged``, kept while every factor is the same tensor at the same address and version.
 
     What evades the version counter (writes through ``.data``) is not seen; ``forget`` is for that. Tensors of
     inference mode have no version: theirs are made anew for every call.
     """
     if any(factor.is_inference() for factor in factors):
-        return merged(factors)
+        return merged(factors, way)
     key = tuple((id(factor), factor._version, factor.data_ptr()) for factor in factors)
-    known = _PACKS.get(key[0][0])
-    if known is not None and known[0] == key:
-        return known[1]
-    weights = merged(factors)
-    if factors[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return weights  # their memory is the graph's, and holds nothing until it is replayed
+    first = key[0][0]
+    known = _PACKS.get(first)
+    if known is not None and known.key == key:
+        found = known.made.get(way)
+        if found is not None:
+            _wait(found)
+            return found.weights
+    weights, ready, streams = merged(factors, way), None, set()
+    if factors[0].is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return weights  # their memory is the graph's, and holds nothing until it is replayed
+        stream = torch.cuda.current_stream()
+        ready, streams = stream.record_event(), {stream.cuda_stream}
+    if known is None or known.key != key:
 
-    def drop(dead: weakref.ref[Tensor], first: int = key[0][0]) -> None:
-        entry = _PACKS.get(first)
-        if entry is not None and any(reference is dead for reference in entry[2]):
-            del _PACKS[first]
+        def drop(dead: weakref.ref[Tensor]) -> None:
+            entry = _PACKS.get(first)
+            if entry is not None and any(reference is dead for reference in entry.factors):
+                del _PACKS[first]
 
-    _PACKS[key[0][0]] = (key, weights, [weakref.ref(factor, drop) for factor in factors])
+        known = _PACKS[first] = _Pack(key, [weakref.ref(factor, drop) for factor in factors], {})
+    known.made[way] = _Made(weights, ready, streams)
     return weights
+
+
+def _wait(made: _Made) -> None:
+    """Let a stream that sees weights for the first time wait for the one that made them."""
+    if made.ready is None:
+        return
+    stream = torch.cuda.current_stream()
+    if stream.cuda_stream in made.streams or torch.cuda.is_current_stream_capturing():
+        return
+    stream.wait_event(made.ready)
+    for weight in made.weights:
+        weight.record_stream(stream)
+    made.streams.add(stream.cuda_stream)
 
 
 def forget(factors: Sequence[Tensor]) -> None:

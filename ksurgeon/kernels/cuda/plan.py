@@ -6,17 +6,17 @@ from typing import NamedTuple
 from ksurgeon.kmatrix.merge import merge_plan
 from ksurgeon.kmatrix.patterns import Pattern
 
-__all__ = ["Tiles", "merge_for", "outer_tiles", "step_tiles"]
+__all__ = ["Tiles", "merge_for", "outer_tiles", "step_tiles", "whole_tiles"]
 
 _LARGEST_RADIX = 128
 # Seconds on an H100, from its data sheet. Their ratio decides, which differs little between GPUs.
 _SECONDS_PER_BYTE = 1 / 2.5e12
-_SECONDS_PER_MULTIPLICATION = {2: 1 / 200e12, 4: 1 / 30e12}
+_SECONDS_PER_MULTIPLICATION = {2: 1 / 200e12, 4: 1 / 30e12, 8: 1 / 8e12}
 
 _SMALLEST, _LARGEST = 16, 64  # sides of a product on the tensor cores
 # Of a program of 8 warps that takes several blocks, by bytes of an entry: sums in float32 that it holds,
 # outputs and inputs of each block at a time, depth of the pipeline. As many as registers hold.
-_GROUPED = {2: (16384, 64, 32, 3), 4: (8192, 32, 16, 2)}
+_GROUPED = {2: (16384, 64, 32, 3), 4: (8192, 32, 16, 2), 8: (4096, 16, 16, 1)}
 
 
 class Tiles(NamedTuple):
@@ -37,6 +37,11 @@ class Tiles(NamedTuple):
 
 def _side(size: int, largest: int = _LARGEST) -> int:
     return min(max(1 << (size - 1).bit_length(), _SMALLEST), largest)
+
+
+def _largest(itemsize: int) -> int:
+    """Largest side of a product; those of complex numbers are four."""
+    return _LARGEST // 2 if itemsize == 8 else _LARGEST
 
 
 _FEWEST = 128  # rows that a program sums over, if there are so many
@@ -68,7 +73,8 @@ def step_tiles(pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, w
         wanted: a number of programs that keeps the device busy.
     """
     _, b, c, d = pattern
-    out, most = _side(b), _side(rows, 128)
+    largest = _largest(itemsize)
+    out, most = _side(b, largest), _side(rows, 2 * largest)
     if most == _SMALLEST:
         tiles = Tiles(most, 1, _SMALLEST, _side(c), 2, 2)
     elif side_by_side and d > 1:
@@ -78,7 +84,8 @@ def step_tiles(pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, w
         rows_each = min(most, max(sums // (group * out), _SMALLEST), _LARGEST)
         tiles = Tiles(rows_each, group, out, _side(c, inner), 8, stages)
     else:
-        tiles = Tiles(most, 1, out, _side(c), 8 if most * out >= 8192 else 4, 2)
+        inner = _side(c, largest if itemsize < 8 else _SMALLEST)
+        tiles = Tiles(most, 1, out, inner, 8 if most * out >= 8192 else 4, 2)
     while tiles.programs(pattern, rows) < wanted and tiles.rows > 2 * _SMALLEST:
         tiles = tiles._replace(rows=tiles.rows // 2)
     while tiles.programs(pattern, rows) < wanted and tiles.out > _SMALLEST:
@@ -92,10 +99,27 @@ def outer_tiles(
 ) -> tuple[Tiles, int]:
     """The cut of the gradient of a step, and the rows that each program sums over."""
     a, b, c, d = pattern
-    group = min(1 << (d - 1).bit_length(), 8) if side_by_side else 1
-    out, inner = _side(b, 32 if group > 2 and itemsize == 4 else 64), _side(c, 32 if group > 2 else 64)
+    largest = _largest(itemsize)
+    group = min(1 << (d - 1).bit_length(), largest // 8) if side_by_side else 1
+    out = _side(b, largest // 2 if group > 2 and itemsize > 2 else largest)
+    inner = _side(c, largest // 2 if group > 2 else largest)
     programs = a * -(-d // group) * -(-b // out) * -(-c // inner)
     shares = max(wanted // programs, 1)
     # A power of two: the kernel is compiled for it.
     each = max(1 << (max(rows // shares, 1).bit_length() - 1), min(_side(rows, _FEWEST), _FEWEST))
     return Tiles(_side(each, 32), group, out, inner, 8 if group * out * inner >= 8192 else 4, 2), each
+
+
+# Entries of a padded vector that a thread holds where a chain is applied at once, by bytes of an entry.
+_HELD = {2: 64, 4: 16}
+
+
+@lru_cache(maxsize=4096)
+def whole_tiles(widest: int, rows: int, side_by_side: bool, itemsize: int, wanted: int) -> Tiles:
+    """The cut of a chain that is applied at once; ``widest`` is the number of entries of a padded vector."""
+    held = _HELD[itemsize] if side_by_side else _HELD[itemsize] // 2
+    each = min(max(8 * 32 * held // widest, _SMALLEST), _side(rows))
+    while -(-rows // each) < wanted and each > _SMALLEST:
+        each //= 2
+    warps = min(max(each * widest // (32 * held), 4), 16)
+    return Tiles(each, 1, widest, widest, warps, 1)

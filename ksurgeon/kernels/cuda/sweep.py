@@ -22,7 +22,12 @@ def _slices(rows: int, steps: int, bytes_each: int, cache: int) -> list[tuple[in
 
 
 def forward_steps(
-    x: Vectors, weights: Sequence[Tensor], y: Vectors, rows: int, bias: Tensor | None = None
+    x: Vectors,
+    weights: Sequence[Tensor],
+    y: Vectors,
+    rows: int,
+    bias: Tensor | None = None,
+    activation: str | None = None,
 ) -> None:
     """Apply contiguous ``weights`` one after the other; what lies between stays in the device's cache."""
     between = [Pattern.of(weight.shape).out_features for weight in weights[:-1]]
@@ -37,7 +42,8 @@ def forward_steps(
                 target = y.from_row(y.first + first)
             else:
                 target = scratch(like, count, between[position], in_rows, room[position % 2])
-            step(source, weight, target, count, bias if last else None, backwards=position % 2 == 1)
+            end = (bias, activation) if last else (None, None)
+            step(source, weight, target, count, *end, backwards=position % 2 == 1)
             source = target
 
 
@@ -49,7 +55,7 @@ def backward_steps(
     rows: int,
     need_weights: bool,
 ) -> list[Tensor]:
-    """Gradients of contiguous ``weights``, in float32, if they are needed; that of ``x`` goes to ``of_x``."""
+    """Gradients of contiguous ``weights``, not rounded, if they are needed; of ``x`` in ``of_x``."""
     in_rows = x.stride == 1
     inputs = [x]
     if need_weights:
