@@ -76,7 +76,7 @@ def roofline(results: dict[str, Any], file: Path) -> bool:
         peak = max(peak, height)
     # Reading the weights of one row's product: two operations for each four bytes.
     read = [row["flop"] / row["us"][READ]["median"] / 1e3 for row in rows if READ in row["us"]]
-    lines = {2 * speed for speed in (min(read), max(read))} if read else set[float]()
+    lines = {2 * max(read)} if read else set[float]()
     moved = [row["moved"] / row["us"][COPY]["median"] / 1e3 for row in rows if COPY in row["us"]]
     lines |= {max(moved)} if moved else set()
     for speed in lines:

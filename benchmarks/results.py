@@ -96,8 +96,12 @@ def spread(row: dict[str, Any]) -> tuple[str, str]:
     unit = unit_of(row)
     ours = next(iter(row[unit].values()))
     scale, name = (1000, "ms") if unit == "us" and ours["median"] >= 1000 else (1, unit.replace("us", "µs"))
-    middle, low, high = (f"{ours[part] / scale:.3g}" for part in ("median", "low", "high"))
+    middle, low, high = (_short(ours[part] / scale) for part in ("median", "low", "high"))
     return f"{middle} {name}", f"{low}–{high}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def met(row: dict[str, Any], name: str) -> bool:
@@ -109,10 +113,10 @@ def described(row: dict[str, Any], name: str) -> str:
     """The ratio to ``name``, with what was wanted."""
     ratio, wanted = row["ratios"][name], row["wanted"].get(name)
     share = name in LIMITS
-    text = f"{ratio:.0%}" if share else f"{ratio:.3g}×"
+    text = f"{ratio:.0%}" if share else f"{_short(ratio)}×"
     if wanted is None:
         return text
-    asked = f"{wanted:.0%}" if share else f"{wanted:.3g}×"
+    asked = f"{wanted:.0%}" if share else f"{_short(wanted)}×"
     return f"{text} ({'' if met(row, name) else 'missed: '}≥ {asked})"
 
 
