@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["KFrontend", "filter_matrix", "holds_filters"]
 
 
+_COLUMNS = 1024  # frames worked on at once where nothing is recorded
+
+
 class KFrontend(nn.Module):
     """Frame, window, complex K-matrix that starts as the DFT, modulus squared, filters, logarithm.
 
@@ -147,6 +150,16 @@ class KFrontend(nn.Module):
             )
         # Vectors as columns: every step of the chain then reads and writes whole rows.
         frames = x.unfold(1, size, p.hop)[:, :count].permute(2, 0, 1)
+        at_once = max(_COLUMNS // len(x), 1)
+        whole = count <= at_once or p.power is None or x.is_cuda
+        if whole or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._of_frames(frames)
+        # What is in the cache need not be fetched again.
+        pieces = [self._of_frames(piece) for piece in frames.split(at_once, 2)]
+        return torch.cat(pieces, 2)
+
+    def _of_frames(self, frames: Tensor) -> Tensor:
+        p, (size, batch, count) = self.pipeline, frames.shape
         if p.remove_dc:
             frames = frames - frames.mean(0, keepdim=True)
         if p.frame_preemphasis:
@@ -160,7 +173,7 @@ class KFrontend(nn.Module):
         parts = self.dft.parts(columns, 0, window)
         bins = self.dft.out_features
         if p.power is None:
-            parts = parts.unflatten(2, (len(x), count))
+            parts = parts.unflatten(2, (batch, count))
             if p.parts:
                 return parts.permute(2, 3, 1, 0)
             return torch.complex(parts[0].contiguous(), parts[1].contiguous()).permute(1, 2, 0)
@@ -169,10 +182,10 @@ class KFrontend(nn.Module):
         if p.inside:
             squared = squared.clamp_min(p.inside) if p.inside_floor else squared + p.inside
         if p.power == 2:
-            return squared.view(bins, len(x), count)
+            return squared.view(bins, batch, count)
         # Not quite zero, where the square root has no derivative.
         modulus = squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
-        return (modulus if p.power == 1 else modulus**p.power).view(bins, len(x), count)
+        return (modulus if p.power == 1 else modulus**p.power).view(bins, batch, count)
 
     def _logarithm(self, spectrum: Tensor) -> Tensor:
         p = self.pipeline
