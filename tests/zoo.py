@@ -94,6 +94,86 @@ class Encoder(nn.Module):
         return self.head(self.encoder(x))
 
 
+class Attention(nn.Module):
+    """Attention of torch.nn: one weight for three projections, then three weights of other sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.cross = nn.MultiheadAttention(32, 4, kdim=24, vdim=16, batch_first=True, bias=False)
+        self.key, self.value = nn.Linear(32, 24), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.own(x, x, x, need_weights=False)[0]
+        return y + self.cross(y, self.key(y), self.value(y))[0]
+
+
+class Raw(nn.Module):
+    """Parameters that the forward multiplies by itself, however it is spelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(24, 72, bias=False)
+        self.bias = nn.Parameter(torch.randn(24) / 5)
+        self.right = nn.Parameter(torch.randn(24, 40) / 5)
+        self.turned = nn.Parameter(torch.randn(24, 40) / 5)
+        self.left = nn.Parameter(torch.randn(7, 5) / 5)
+        self.letters = nn.Parameter(torch.randn(24, 24) / 5)
+        self.frozen = nn.Parameter(torch.randn(24, 24) / 5, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = F.linear(x, self.qkv.weight, torch.cat([self.bias, self.bias, self.bias])).chunk(3, -1)
+        x = (q * k + v).tanh() @ self.right @ self.turned.T
+        x = torch.einsum("bti,io->bto", x, self.letters)
+        return torch.matmul(self.left, x) @ self.frozen
+
+
+class Convolutions(nn.Module):
+    """Pointwise convolutions in one, two and three dimensions, transposed ones, and timm's "same" padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from timm.layers import Conv2dSame
+
+        self.one = nn.Conv1d(8, 12, 1, stride=2)
+        self.one_back = nn.ConvTranspose1d(12, 8, 1, bias=False)
+        self.same = Conv2dSame(8, 16, 1, stride=2)
+        self.two_back = nn.ConvTranspose2d(16, 8, 1, groups=2)
+        self.three = nn.Conv3d(8, 8, 1, groups=4, padding="same")
+        self.three_back = nn.ConvTranspose3d(8, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one_back(self.one(x)).unflatten(2, (3, 3))
+        x = self.two_back(self.same(x)).unsqueeze(2)
+        return self.three_back(self.three(x))
+
+
+def attention() -> nn.Module:
+    torch.manual_seed(0)
+    return Attention()
+
+
+def raw() -> nn.Module:
+    torch.manual_seed(0)
+    return Raw()
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    return Convolutions()
+
+
+def gpt2() -> nn.Module:
+    """GPT-2's own dense layer, whose weight is transposed, and a head tied to the embedding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    small = GPT2Config(
+        n_layer=2, n_embd=32, n_head=2, vocab_size=40, use_cache=False, bos_token_id=0, eos_token_id=0
+    )
+    return GPT2LMHeadModel(small)
+
+
 def mlp() -> nn.Module:
     torch.manual_seed(0)
     return Mlp()
@@ -133,6 +213,9 @@ INPUTS = {
     "mlp": (3, 64),
     "convnet": (2, 3, 8, 8),
     "encoder": (2, 5, 64),
+    "attention": (2, 5, 32),
+    "raw": (2, 5, 24),
+    "convolutions": (2, 8, 17),
     "shufflenet_v1_g3": (2, 3, 32, 32),
     "shufflenet_v1_g4": (2, 3, 32, 32),
     "shufflenet_v1_g8": (2, 3, 32, 32),
@@ -141,4 +224,6 @@ INPUTS = {
 
 def example(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
     """An example for the model of that name, always the same."""
+    if name == "gpt2":
+        return torch.arange(12).view(2, 6)
     return torch.randn(INPUTS[name], generator=torch.Generator().manual_seed(1)).to(dtype)

@@ -2,14 +2,17 @@
 
 import warnings
 
-from torch import nn
+from torch import fx, nn
 
 from ksurgeon.errors import InputError
 from ksurgeon.find.inputs import ExampleInputs, evaluating
 from ksurgeon.find.layers import find_layers
-from ksurgeon.find.movement import as_function, is_movement_module
+from ksurgeon.find.match import Match
+from ksurgeon.find.movement import as_function, is_movement_module, kept_constants
+from ksurgeon.find.parameters import find_parameters
+from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call, Recording, record_run
-from ksurgeon.find.shuffles import Shuffle, find_shuffles, only_moves
+from ksurgeon.find.shuffles import only_moves
 from ksurgeon.find.site import Site
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 
@@ -21,25 +24,29 @@ class Finder:
 
     Attributes:
         example_inputs: what the model was run on; None if it was not.
-        sites: all sites, layers and shuffles, in the order of the model's modules.
+        sites: all sites, layers and maps inside a forward, in the order of the model's modules.
         traces: the trace of every module that was traced, by path.
         failures: why a module could not be traced, by path.
-        shuffles: the shuffles found inside each forward, by the path of their site.
+        matches: the maps found inside each forward, by the path of their site.
     """
 
     def __init__(self, model: nn.Module, example_inputs: ExampleInputs | None = None) -> None:
         self.model, self.example_inputs = model, example_inputs
         self.traces: dict[str, Trace] = {}
         self.failures: dict[str, str] = {}
-        self.shuffles: dict[str, Shuffle] = {}
+        self.matches: dict[str, Match] = {}
         self.recording: Recording | None = None
         self._movers: set[int] = set()
         if example_inputs is not None:
             self.recording = record_run(model, example_inputs)
-        shuffles = self._find_shuffles() if self.recording else []
+        inside = self._find_inside() if self.recording else []
         layers = find_layers(model, self.recording)
+        if self.recording:
+            owned = find_parameters(model, self.recording, layers)
+            covered = {site.owner for site in owned}
+            layers = [site for site in layers if site.path not in covered] + owned
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
-        self.sites = sorted(layers + shuffles, key=lambda site: order[site.owner])
+        self.sites = sorted(layers + inside, key=lambda site: order[site.owner])
 
     def call_of(self, module: nn.Module) -> Call:
         """The module's first call in the example run."""
@@ -50,15 +57,15 @@ class Finder:
         """Paths, from the module, of those below it that only move data."""
         return {path for path, child in module.named_modules() if path and id(child) in self._movers}
 
-    def _find_shuffles(self) -> list[Site]:
+    def _find_inside(self) -> list[Site]:
         sites: list[Site] = []
         # Children before parents, so that a parent knows which children only move data.
         with evaluating(self.model):
             for path, module in reversed(list(self.model.named_modules())):
-                sites += reversed(self._shuffles_of(path, module))
+                sites += reversed(self._inside(path, module))
         return sites[::-1]
 
-    def _shuffles_of(self, path: str, module: nn.Module) -> list[Site]:
+    def _inside(self, path: str, module: nn.Module) -> list[Site]:
         assert self.recording is not None
         call = self.recording.first.get(id(module))
         builtin = type(module).__module__.startswith(("torch.nn.modules", "einops.layers"))
@@ -75,40 +82,67 @@ class Finder:
         movers = self.movers_of(module)
         if only_moves(trace, movers):
             self._movers.add(id(module))
-        return [self._site(path, module, trace, shuffle) for shuffle in find_shuffles(module, trace, movers)]
+        matches = find_matches(module, trace, movers)
+        varied = bool(matches) and self._varies(module, trace)
+        gone = {node for match in matches for node in match.region.nodes}
+        obstacle = _cannot_rewrite(trace, gone, varied)
+        return [self._site(path, module, trace, match, obstacle) for match in matches]
 
-    def _site(self, path: str, module: nn.Module, trace: Trace, shuffle: Shuffle) -> Site:
-        region, value = shuffle.region, shuffle.region.source.meta["value"]
-        whole = bool(path) and _is_whole(trace, shuffle)
+    def _varies(self, module: nn.Module, trace: Trace) -> bool:
+        """Whether the forward does something else in another call of the example run."""
+        assert self.recording is not None
+        code = trace.graph.python_code("self").src
+        for call in self.recording.others[id(module)]:
+            try:
+                other = trace_module(as_function(module), call)
+            except TraceFailure:
+                return True
+            if other.graph.python_code("self").src != code:
+                return True
+        return False
+
+    def _site(self, path: str, module: nn.Module, trace: Trace, match: Match, obstacle: str | None) -> Site:
+        region, value = match.region, match.region.source.meta["value"]
+        whole = bool(path) and _is_whole(trace, match)
         site_path = path if whole else f"{path}:{region.sink.name}"
-        self.shuffles[site_path] = shuffle
-        reason = None
-        if trace.fixed and not whole and type(module) is not nn.Sequential:
-            reason = f"its forward fixes sizes to plain numbers ({', '.join(dict.fromkeys(trace.fixed))})"
-        elif trace.constants and not whole and type(module) is not nn.Sequential:
-            reason = "its forward makes tensors, which a rewritten one could not keep"
-        elif trace.writes and not whole and type(module) is not nn.Sequential:
-            reason = f"its forward changes attributes ({', '.join(trace.writes)})"
+        self.matches[site_path] = match
+        rewritten = not whole and type(module) is not nn.Sequential
         return Site(
-            kind="channel_shuffle",
+            kind=match.kind,
             path=site_path,
             owner=path,
-            in_features=len(shuffle.permutation),
-            out_features=len(shuffle.permutation),
-            reason=reason,
+            in_features=match.in_features,
+            out_features=match.out_features,
+            reason=match.reason or (obstacle if rewritten else None),
             class_name=type(module).__name__,
-            dim=shuffle.dim,
+            dim=match.dim,
             ndim=value.dim(),
-            permutation=shuffle.permutation,
-            groups=shuffle.groups,
-            vectors=value.numel() // len(shuffle.permutation) // value.shape[0],
+            permutation=match.permutation,
+            groups=match.groups,
+            facts=dict(match.facts),
+            vectors=value.numel() // match.in_features // value.shape[0] if value.dim() > 1 else 1,
             nodes=() if whole else tuple(node.name for node in region.nodes),
         )
 
 
-def _is_whole(trace: Trace, shuffle: Shuffle) -> bool:
-    """Whether the module takes one tensor, shuffles it, returns it, and does nothing else."""
-    region = shuffle.region
+def _cannot_rewrite(trace: Trace, gone: set[fx.Node], varied: bool) -> str | None:
+    """Why the forward cannot be rewritten once the nodes in ``gone`` have been replaced."""
+    if varied:
+        return "it is called several times, and its forward does something else with other arguments"
+    if trace.fixed:
+        return f"its forward fixes sizes to plain numbers ({', '.join(dict.fromkeys(trace.fixed))})"
+    if kept_constants(trace, gone):
+        return "its forward makes tensors, which a rewritten one could not keep"
+    if trace.contexts:
+        return f"its forward enters contexts ({', '.join(dict.fromkeys(trace.contexts))})"
+    if trace.writes:
+        return f"its forward changes attributes ({', '.join(trace.writes)})"
+    return None
+
+
+def _is_whole(trace: Trace, match: Match) -> bool:
+    """Whether the module takes one tensor, maps it, returns it, and does nothing else."""
+    region = match.region
     output = next(node for node in trace.graph.nodes if node.op == "output")
     placeholders = [node for node in trace.graph.nodes if node.op == "placeholder"]
     return placeholders == [region.source] and output.args[0] is region.sink

@@ -56,17 +56,26 @@ def _plain(example_inputs: ExampleInputs) -> ExampleInputs:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode, without gradients, and the random state is a copy."""
+    """Inside, the model is in eval mode, without gradients, and the random state is a copy.
+
+    Models of transformers keep no cache of keys and values, which each call would go on from.
+    """
     training = [module for module in model.modules() if module.training]
+    held = [vars(module).get("config") for module in model.modules()]
+    configs = {id(config): config for config in held if getattr(config, "use_cache", None) is True}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         for module in training:
             module.training = False
+        for config in configs.values():
+            config.use_cache = False  # type: ignore[union-attr]
         with torch.no_grad(), torch.random.fork_rng(devices=[d.index for d in devices]):
             yield
     finally:
         for module in training:
             module.training = True
+        for config in configs.values():
+            config.use_cache = True  # type: ignore[union-attr]
 
 
 def call_model(model: Callable[..., Any], example_inputs: ExampleInputs) -> Any:

@@ -1,88 +1,85 @@
-"""Recognise layers that are linear maps as whole modules, and tell why one cannot be replaced."""
+"""Sites that are whole modules, and why one cannot be replaced."""
 
+import re
 from collections import defaultdict
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
 
+from ksurgeon.find.layer_kinds import Layer, layer_of
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 
-__all__ = ["find_layers"]
+__all__ = ["find_layers", "held_outside", "is_plain", "names_of_parameters", "parts_of", "paths_of"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_QUANTISED = ("torch.ao.nn", "torch.nn.quantized", "torchao", "bitsandbytes", "optimum", "auto_gptq")
+_FUSED = {
+    2: re.compile(r"(^|[._])(to_|W|in_proj_|c_)?kv(_proj|_lin|_layer)?(\.weight)?$"),
+    3: re.compile(
+        r"(^|[._])((to_|W|in_proj_|c_)?qkv(_proj|_lin|_layer)?|c_attn|query_key_value|in_proj)([._]weight)?$"
+    ),
+}
 
 
 def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
-    """Sites that are layers of their own: "linear" and "pointwise_conv", in the order of the model."""
-    paths: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths[id(module)].append(path)
-    readers = _readers(model)
+    """Sites that are layers of their own, in the order of the model."""
+    paths, names, outside = paths_of(model), names_of_parameters(model), held_outside(model)
     sites = []
     for module in model.modules():
-        kind = _kind(module)
-        if kind is None:
+        layer = layer_of(module)
+        if layer is None:
             continue
         path, *aliases = paths[id(module)]
-        in_features, out_features = _features(module)
-        weight = getattr(module, "weight", None) if _plain_weight(module) else None
-        groups = getattr(module, "groups", 1)
-        size = weight.numel() if isinstance(weight, Tensor) else in_features * out_features // groups
-        vectors = recording.vectors(module, out_features) if recording else 0
+        weight = module._parameters.get("weight")
+        size = layer.size or (weight.numel() if weight is not None and is_plain(weight) else 0)
+        size = size or layer.in_features * layer.out_features // layer.groups
+        vectors = recording.vectors(module, layer.out_features) if recording else 0
+        read = recording is not None and not recording.counts.get(id(module)) and id(weight) in recording.uses
+        if recording is not None and read:
+            vectors = recording.multiplied_by(weight)
         sites.append(
             Site(
-                kind=kind,
+                kind=layer.kind,
                 path=path,
                 owner=path,
                 aliases=tuple(aliases),
-                in_features=in_features,
-                out_features=out_features,
-                groups=groups,
+                in_features=layer.in_features,
+                out_features=layer.out_features,
+                groups=layer.groups,
+                facts=dict(layer.facts),
+                read=read,
+                parts=parts_of(path, layer.in_features, layer.out_features) if layer.kind == "linear" else 1,
                 class_name=type(module).__name__,
-                reason=_reason(module, path, kind, recording, readers),
+                reason=_reason(module, path, layer, recording, names, outside),
                 has_bias=getattr(module, "bias", None) is not None,
                 parameters=sum(p.numel() for p in module.parameters() if not _is_lazy(p)) or size,
                 weight_parameters=size,
                 vectors=vectors,
-                multiplications=vectors * in_features * out_features // groups,
+                multiplications=vectors * size,
             )
         )
     return sites
 
 
-def _kind(module: nn.Module) -> str | None:
-    if isinstance(module, nn.Linear) or (_is_quantised(module) and hasattr(module, "in_features")):
-        return "linear"
-    is_conv = isinstance(module, _CONVOLUTIONS) or (_is_quantised(module) and hasattr(module, "in_channels"))
-    if is_conv and all(size == 1 for size in module.kernel_size):  # type: ignore[union-attr]
-        return "pointwise_conv"
-    return None
+def parts_of(path: str, in_features: int, out_features: int) -> int:
+    """Equal parts of a weight that projects to several things at once, as its name and sizes tell."""
+    parts, rest = divmod(out_features, max(1, in_features))
+    if rest == 0 and parts in _FUSED and _FUSED[parts].search(path):
+        return parts
+    return 1
 
 
-def _is_quantised(module: nn.Module) -> bool:
-    return type(module).__module__.startswith(_QUANTISED)
+def paths_of(model: nn.Module) -> dict[int, list[str]]:
+    """All paths of each module, by ``id``."""
+    paths: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[id(module)].append(path)
+    return paths
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
-    if hasattr(module, "in_features"):
-        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-    return int(module.in_channels), int(module.out_channels)  # type: ignore[arg-type]
-
-
-def _plain_weight(module: nn.Module) -> bool:
-    weight = module._parameters.get("weight")
-    return type(weight) is nn.Parameter and type(weight.data) is Tensor and not _is_lazy(weight)
-
-
-def _is_lazy(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, UninitializedTensorMixin)
-
-
-def _readers(model: nn.Module) -> dict[int, list[str]]:
-    """Names under which each parameter stands in the model."""
+def names_of_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """Names under which each parameter stands in the model, by ``id``."""
     names: dict[int, list[str]] = defaultdict(list)
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
@@ -91,42 +88,67 @@ def _readers(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
+def held_outside(model: nn.Module) -> dict[int, str]:
+    """Modules that stand in plain attributes or containers, where a replacement would not be seen."""
+    held: dict[int, str] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_modules", "_parameters", "_buffers"):
+                for inner in _modules_in(value):
+                    held.setdefault(id(inner), f"{type(module).__name__}.{name}")
+    return held
+
+
+def _modules_in(value: object, depth: int = 3) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, (list, tuple, dict)) and depth:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(item, depth - 1)
+
+
+def is_plain(parameter: Tensor | None) -> bool:
+    """Whether it is a parameter of torch.nn that holds a plain tensor."""
+    return type(parameter) is nn.Parameter and type(parameter.data) is Tensor and not _is_lazy(parameter)
+
+
+def _is_lazy(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, UninitializedTensorMixin)
+
+
 def _reason(
-    module: nn.Module, path: str, kind: str, recording: Recording | None, readers: dict[int, list[str]]
+    module: nn.Module,
+    path: str,
+    layer: Layer,
+    recording: Recording | None,
+    names: dict[int, list[str]],
+    outside: dict[int, str],
 ) -> str | None:
     if not path:
         return "it is the whole model; put it inside another module to replace it"
-    if _is_quantised(module):
-        return f"quantised ({type(module).__module__}.{type(module).__name__})"
     if parametrize.is_parametrized(module):
         return "parametrised; remove the parametrisation first (torch.nn.utils.parametrize)"
     if any(_is_lazy(p) for p in module.parameters()):
         return "not initialised yet; run the model once first"
-    if not _plain_weight(module):
-        weight = getattr(module, "weight", None)
-        what = type(weight).__name__ if isinstance(weight, Tensor) else "computed"
+    weight = module._parameters.get("weight")
+    if weight is not None and not (weight.dtype.is_floating_point or weight.dtype.is_complex):
+        return f"quantised ({weight.dtype})"
+    if layer.reason is not None:
+        return layer.reason
+    if not is_plain(weight):
+        present = getattr(module, "weight", None)
+        what = type(present).__name__ if isinstance(present, Tensor) else "computed"
         return f"its weight is no plain parameter ({what})"
-    if not module.weight.dtype.is_floating_point and not module.weight.dtype.is_complex:  # type: ignore[union-attr, operator]
-        return f"quantised ({module.weight.dtype})"
-    expected = (
-        nn.Linear.forward
-        if kind == "linear"
-        else next(c.forward for c in _CONVOLUTIONS if isinstance(module, c))
-    )
-    if type(module).forward is not expected or "forward" in vars(module):
-        return f"{type(module).__name__} has a forward of its own"
+    assert weight is not None
     if hasattr(module, "_hf_hook"):
         return "offloaded by accelerate's hooks"
-    if kind == "pointwise_conv":
-        if module.padding not in ("valid", "same") and any(module.padding):  # type: ignore[arg-type]
-            return f"padding {module.padding} around a kernel of size 1"
-        if module.groups in (module.in_channels, module.out_channels) and module.groups > 1:  # type: ignore[operator]
-            return "one channel a group: there is nothing to structure"
-    shared = [name for name in readers[id(module.weight)] if name != f"{path}.weight"]
+    shared = [name for name in names[id(weight)] if name != f"{path}.weight"]
     if shared:
         return f"its weight is tied to {', '.join(shared)}"
-    if recording is not None and not recording.counts.get(id(module)):
-        return (
-            "its forward was not called in the example run: its parent reads its weight, or does not use it"
-        )
-    return None
+    if id(module) in outside:
+        return f"{outside[id(module)]} holds it too, as no child of a module, and would keep the old layer"
+    if recording is None or recording.counts.get(id(module)):
+        return None
+    if recording.uses.get(id(weight)):
+        return None
+    return "nothing used it in the example run"

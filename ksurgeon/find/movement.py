@@ -2,18 +2,22 @@
 
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ksurgeon.find.tracer import Trace, packed
+
 __all__ = [
     "Region",
     "as_function",
+    "is_constant",
     "is_movement",
     "is_movement_module",
+    "kept_constants",
     "regions",
     "tensor_inputs",
     "tensor_users",
@@ -28,9 +32,15 @@ _NAMES = frozenset(
         "clone",
         "concat",
         "concatenate",
+        "column_stack",
         "contiguous",
+        "dsplit",
+        "dstack",
         "flatten",
         "flip",
+        "gather",
+        "hsplit",
+        "hstack",
         "index_select",
         "mT",
         "moveaxis",
@@ -44,6 +54,7 @@ _NAMES = frozenset(
         "reshape",
         "reshape_as",
         "roll",
+        "row_stack",
         "select",
         "split",
         "squeeze",
@@ -51,6 +62,7 @@ _NAMES = frozenset(
         "swapaxes",
         "swapdims",
         "t",
+        "take_along_dim",
         "tensor_split",
         "transpose",
         "unbind",
@@ -58,6 +70,8 @@ _NAMES = frozenset(
         "unsqueeze",
         "view",
         "view_as",
+        "vsplit",
+        "vstack",
     }
 )
 _FUNCTIONS = frozenset(
@@ -65,6 +79,11 @@ _FUNCTIONS = frozenset(
     for namespace in (torch, F)
     for name in _NAMES
     if (function := getattr(namespace, name, None)) is not None
+)
+# Functions that make a tensor from sizes, and functions of tensors that give another result every time.
+_MAKERS = frozenset({"arange", "tensor", "full", "zeros", "ones", "eye", "linspace"})
+_RANDOM = frozenset(
+    {"bernoulli", "dropout", "multinomial", "normal", "rand_like", "randint_like", "randn_like"}
 )
 _MODULES = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle)
 
@@ -88,12 +107,43 @@ def _is_tensor(value: Any) -> bool:
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """Inputs of a node that are tensors or lists of tensors, constant indices left out."""
-    return [n for n in node.all_input_nodes if n.op != "get_attr" and _is_tensor(n.meta.get("value"))]
+    return [n for n in node.all_input_nodes if not is_constant(n) and _is_tensor(n.meta.get("value"))]
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Whether the node is a tensor of the module's own, or one computed from such and from sizes alone."""
+    if "constant" not in node.meta:
+        node.meta["constant"] = _is_constant(node)
+    return bool(node.meta["constant"])
+
+
+def _is_constant(node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    if node.op not in ("call_function", "call_method") or not _is_tensor(node.meta.get("value")):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    inputs = [n for n in node.all_input_nodes if _is_tensor(n.meta.get("value"))]
+    return (bool(inputs) or name in _MAKERS) and name not in _RANDOM and all(map(is_constant, inputs))
 
 
 def tensor_users(node: fx.Node) -> list[fx.Node]:
     """Users that take the node's entries; those that only read its shape are left out."""
     return [user for user in node.users if user.op == "output" or _is_tensor(user.meta.get("value"))]
+
+
+def kept_constants(trace: Trace, gone: Collection[fx.Node] = ()) -> list[str]:
+    """Constants of the trace that are still read once the nodes in ``gone`` are not there any more."""
+
+    def is_read(node: fx.Node) -> bool:
+        return any(user not in gone and (not is_constant(user) or is_read(user)) for user in node.users)
+
+    return [
+        str(name)
+        for node in trace.graph.nodes
+        for name in (node.target, *node.args)
+        if isinstance(name, str) and name in trace.constants and is_read(node)
+    ]
 
 
 def is_movement_module(module: nn.Module) -> bool:
@@ -125,16 +175,22 @@ def is_movement(node: fx.Node, movers: set[str]) -> bool:
         return False
     if node.op == "call_module":
         return str(node.target) in movers
+    if is_constant(node):
+        return False
     if node.op == "call_method":
         return node.target in _NAMES and bool(tensor_inputs(node))
     if node.op != "call_function":
         return False
     if node.target is operator.getitem:
-        return bool(tensor_inputs(node)) and all(n.op == "get_attr" for n in _index_tensors(node))
+        return bool(tensor_inputs(node)) and all(map(is_constant, _index_tensors(node)))
     if node.target is getattr:
         return node.args[1] in ("T", "mT")
+    if node.target is torch.einsum or node.target is packed:
+        return len(tensor_inputs(node)) == 1 or node.target is packed
     einops = sys.modules.get("einops")
-    return id(node.target) in _FUNCTIONS or (einops is not None and node.target is einops.rearrange)
+    return id(node.target) in _FUNCTIONS or (
+        einops is not None and node.target in (einops.rearrange, einops.unpack)
+    )
 
 
 def _index_tensors(node: fx.Node) -> list[fx.Node]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ksurgeon.find.movement import Region
+from ksurgeon.find.movement import Region, is_constant
 from ksurgeon.find.tracer import attribute_of
 
 __all__ = ["moved_dimension", "run_region"]
@@ -20,8 +20,11 @@ def run_region(module: nn.Module, region: Region, value: Tensor) -> Tensor:
         if node not in known:
             recorded = node.meta.get("value")
             if node.op == "get_attr":
-                known[node] = attribute_of(module, str(node.target))
-            elif node.op in ("call_function", "call_method") and not isinstance(recorded, Tensor):
+                present = attribute_of(module, str(node.target))
+                known[node] = node.meta.get("attribute") if present is None else present
+            elif node.op in ("call_function", "call_method") and (
+                is_constant(node) or not isinstance(recorded, Tensor)
+            ):
                 run(node)
             else:
                 known[node] = recorded

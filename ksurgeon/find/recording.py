@@ -1,7 +1,7 @@
 """One run of a model on example inputs: the shapes that every module saw."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from ksurgeon.find.inputs import (
     repeat_single_example,
     tensors_of,
 )
+from ksurgeon.find.uses import Use, WatchProducts
 
 __all__ = ["Call", "Recording", "TensorSpec", "record_run"]
 
@@ -31,6 +32,7 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._AdaptiveAvgPoolNd,
 )
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+_DIFFERENT_CALLS = 4
 _ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear.Identity")
 
 
@@ -67,16 +69,45 @@ class Call:
 
 @dataclass
 class Recording:
-    """The first call of every module, and how often each was called; modules are known by ``id``."""
+    """What a run told; modules and parameters are known by ``id``.
+
+    Attributes:
+        batch: examples that the model was run on.
+        first: the first call of every module.
+        others: further calls with arguments of other kinds or shapes, a few for each module.
+        counts: how often each module was called.
+        rows: entries that each module gave, over all its calls.
+        uses: products with each parameter.
+        lookups: parameters that served as the table of an embedding.
+    """
 
     batch: int
     first: dict[int, Call] = field(default_factory=dict)
+    others: dict[int, list[Call]] = field(default_factory=lambda: defaultdict(list))
     counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     rows: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    uses: Mapping[int, list[Use]] = field(default_factory=dict)
+    lookups: set[int] = field(default_factory=set)
 
     def vectors(self, module: nn.Module, features: int) -> int:
         """Vectors of ``features`` entries that the module gave per example, over all its calls."""
         return self.rows[id(module)] // (features * self.batch)
+
+    def multiplied_by(self, parameter: Tensor | None) -> int:
+        """Vectors per example that a parameter was multiplied by, outside of its own module's forward."""
+        return sum(use.rows for use in self.uses.get(id(parameter), ())) // self.batch
+
+
+def _differ(one: Call, other: Call) -> bool:
+    """Whether the calls had arguments of other shapes, other numbers or other flags."""
+    first, second = (pytree.tree_flatten((call.args, call.kwargs)) for call in (one, other))
+    if first[1] != second[1]:
+        return True
+    plain = (TensorSpec, bool, int, float, str, type(None))
+    return any(
+        type(a) is not type(b) or (isinstance(a, plain) and a != b)
+        for a, b in zip(first[0], second[0], strict=True)
+    )
 
 
 def _specs(tree: Any) -> Any:
@@ -109,6 +140,7 @@ def _tag(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 @contextmanager
 def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
     stack: list[Call] = []
+    running: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = Call(_specs(args), _specs(kwargs))
@@ -117,14 +149,20 @@ def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
         recording.counts[id(module)] += 1
         recording.first.setdefault(id(module), call)
         stack.append(call)
+        running.append(id(module))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         _tag(module, args, output)
         call = stack.pop()
+        running.pop()
         call.output = _specs(output)
         recording.rows[id(module)] += sum(t.numel() for t in tensors_of(output)[:1])
         if recording.first[id(module)] is not call:
-            call.children.clear()
+            known = [recording.first[id(module)], *recording.others[id(module)]]
+            if len(known) < _DIFFERENT_CALLS and all(_differ(call, other) for other in known):
+                recording.others[id(module)].append(call)
+            else:
+                call.children.clear()
 
     handles: list[Any] = []
     try:
@@ -132,7 +170,10 @@ def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
             if not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, with_kwargs=True))
-        yield
+        watch = WatchProducts(model.parameters(), lambda: running[-1] if running else id(model))
+        with watch:
+            yield
+        recording.uses, recording.lookups = watch.uses, watch.lookups
     finally:
         for handle in handles:
             handle.remove()

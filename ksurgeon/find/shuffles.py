@@ -6,20 +6,14 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ksurgeon.find.match import Match
 from ksurgeon.find.movement import Region, is_movement, regions, tensor_inputs, tensor_users
 from ksurgeon.find.probe import moved_dimension
 from ksurgeon.find.recording import channel_dim_of, is_elementwise
 from ksurgeon.find.tracer import Trace
 from ksurgeon.kmatrix.shuffle import shuffle_permutation
 
-__all__ = ["Shuffle", "find_shuffles", "only_moves"]
-
-
-class Shuffle:
-    """A proved channel shuffle in a traced forward."""
-
-    def __init__(self, region: Region, dim: int, permutation: tuple[int, ...], groups: int) -> None:
-        self.region, self.dim, self.permutation, self.groups = region, dim, permutation, groups
+__all__ = ["find_shuffles", "only_moves"]
 
 
 def only_moves(trace: Trace, movers: set[str]) -> bool:
@@ -29,7 +23,7 @@ def only_moves(trace: Trace, movers: set[str]) -> bool:
     return len(inputs) == 1 and all(n is inputs[0] or is_movement(n, movers) for n in work)
 
 
-def find_shuffles(module: nn.Module, trace: Trace, movers: set[str]) -> Iterator[Shuffle]:
+def find_shuffles(module: nn.Module, trace: Trace, movers: set[str]) -> Iterator[Match]:
     """Channel shuffles among the movements of a traced forward, in the order they run.
 
     ``movers`` are the paths of children that only move data.
@@ -47,7 +41,15 @@ def find_shuffles(module: nn.Module, trace: Trace, movers: set[str]) -> Iterator
         groups = _groups(permutation)
         if groups and dim in _channel_dims(module, region):
             taken.update(region.nodes)
-            yield Shuffle(region, dim, permutation, groups)
+            yield Match(
+                kind="channel_shuffle",
+                region=region,
+                in_features=len(permutation),
+                out_features=len(permutation),
+                dim=dim,
+                permutation=permutation,
+                groups=groups,
+            )
 
 
 def _groups(permutation: tuple[int, ...]) -> int:

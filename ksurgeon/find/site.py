@@ -1,6 +1,7 @@
 """What the finder reports: one site for every linear map it recognised."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["Site"]
 
@@ -10,7 +11,7 @@ class Site:
     """A linear map in a model, and whether it can be replaced.
 
     Attributes:
-        kind: "linear", "pointwise_conv" or "channel_shuffle".
+        kind: "linear", "pointwise_conv", "channel_shuffle", or another kind that a recogniser knows.
         path: path of the module; for a map inside a ``forward`` the owner's path, a colon, and the
             name of the FX node that gives the result.
         in_features, out_features: entries of the vectors mapped, all groups together.
@@ -28,6 +29,13 @@ class Site:
         owner: path of the module that owns the site; ``path`` itself where the site is a module.
         nodes: names of the FX nodes inside the owner's ``forward``; empty where the site is a module.
         has_bias: whether a bias follows the map.
+        parameter: name of the owner's parameter that is the map, where its forward multiplies by one; the
+            site's path then is the parameter's. Empty for every other site.
+        read: whether a forward reads the weight instead of calling the layer: a replacement then makes the
+            dense weight at every call.
+        parts: matrices of equal sizes that stand on top of each other in the weight: 3 for a fused query, key
+            and value.
+        facts: plain data about the map that only its kind knows how to read.
     """
 
     kind: str
@@ -48,3 +56,7 @@ class Site:
     owner: str = ""
     nodes: tuple[str, ...] = ()
     has_bias: bool = False
+    parameter: str = ""
+    read: bool = False
+    parts: int = 1
+    facts: dict[str, Any] = field(default_factory=dict, hash=False)

@@ -7,10 +7,12 @@ the graph: the traced forward still takes any batch.
 
 import functools
 import inspect
+import operator
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from torch.utils import _pytree as pytree
 from ksurgeon.find.attributes import Attributes
 from ksurgeon.find.recording import Call, TensorSpec
 
-__all__ = ["Trace", "TraceFailure", "attribute_of", "require", "trace_module"]
+__all__ = ["Trace", "TraceFailure", "attribute_of", "packed", "require", "trace_module"]
 
 _CONSTANT = (type(None), bool, str)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -32,7 +34,9 @@ _SIZED = (
     "broadcast_to",
     "empty",
     "eye",
+    "finfo",
     "full",
+    "iinfo",
     "linspace",
     "ones",
     "rand",
@@ -68,6 +72,14 @@ def _require_length(value: Any, expected: int) -> None:
     require(len(value), expected)
 
 
+def _require_names(value: dict[str, Any], *expected: str) -> None:
+    require(sorted(value), sorted(expected))
+
+
+def _object(name: str) -> Any:
+    raise RuntimeError(f"{name} is known while a forward is traced only")
+
+
 class Trace:
     """A module's forward as a graph; ``node.meta["value"]`` is the fake value of every node.
 
@@ -78,19 +90,53 @@ class Trace:
         constants: tensors that the forward made or took from elsewhere, by the name under which the graph
             reads them from the module.
         writes: names of the attributes that the forward changes, which the graph does not.
+        contexts: names of the contexts that the forward enters (autocast, no_grad), which the graph does not.
     """
 
     def __init__(
-        self, graph: fx.Graph, fixed: list[str], constants: dict[str, Any], writes: list[str]
+        self,
+        graph: fx.Graph,
+        fixed: list[str],
+        constants: dict[str, Any],
+        writes: list[str],
+        contexts: list[str],
     ) -> None:
         self.graph, self.fixed, self.constants, self.writes = graph, fixed, constants, writes
+        self.contexts = contexts
 
 
 class _Proxy(fx.Proxy):
     tracer: "_Tracer"
 
-    def __getattr__(self, name: str) -> "_Attribute":
-        return _Attribute(self, name)
+    def __getattr__(self, name: str) -> Any:
+        value = self.tracer.known(self)
+        if value is not None and not hasattr(value, name):
+            raise AttributeError(f"'{type(value).__name__}' object has no attribute '{name}'")
+        attribute = _Attribute(self, name)
+        if value is not None and isinstance(getattr(value, name), str):  # such as the type of a device
+            return self.tracer.fix(attribute, freely=True)
+        return attribute
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and not kwargs and not callable(self.tracer.known(self)):
+            return self  # every proxy looks callable
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def keys(self) -> Any:  # type: ignore[override]
+        """The method of a mapping; of anything else what its attribute ``keys`` is."""
+        if isinstance(self.tracer.known(self), Mapping):
+            return lambda: self.tracer.keys(self)
+        return _Attribute(self, "keys")
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What ``isinstance`` is told. Never that it is a tensor: PyTorch would take it for one in C++."""
+        value = self.tracer.known(self)
+        return type(self) if value is None or isinstance(value, Tensor) else type(value)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __len__(self) -> int:
         return self.tracer.length(self)
@@ -111,6 +157,9 @@ class _Proxy(fx.Proxy):
 class _Attribute(_Proxy, fx.proxy.Attribute):
     """An attribute of a proxy, such as its shape; becomes a node when it is used."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return fx.proxy.Attribute.__call__(self, *args, **kwargs)
+
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         fx.proxy.Attribute.__init__(self, root, attr)
 
@@ -126,10 +175,18 @@ class _Tracer(fx.Tracer):
         for child, child_call in call.children:
             self.outputs[child].append(child_call.output)
         self.fixed: list[str] = []
-        self.arguments = _bind(module, call)
+        self.module, self.below = module, {id(below) for below in module.modules()}
+        self.objects: dict[str, Any] = {}
+        self.contexts: list[str] = []
+        self.evaluating = 0
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if id(m) not in self.below:  # made by the forward itself
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -137,22 +194,91 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         node = proxy.node
-        node.meta["value"] = value = self._evaluate(node)
+        self.evaluating += 1
+        try:
+            node.meta["value"] = value = self._evaluate(node)
+        finally:
+            self.evaluating -= 1
         if kind == "placeholder" and isinstance(value, _CONSTANT):
             self.create_node("call_function", require, (node, value), {})
             return value
         return proxy
+
+    def create_args_for_root(self, *_: Any) -> tuple[Callable[[], Any], list[Any]]:
+        """The forward is called as it was in the example run, decorators and all."""
+        return self._call_forward, []
+
+    def _call_forward(self) -> Any:
+        signature = inspect.signature(self.module.forward)
+        bound = signature.bind(*self.call.args, **self.call.kwargs)
+        bound.apply_defaults()
+        for name, parameter in signature.parameters.items():
+            bound.arguments[name] = self._argument(parameter, bound.arguments[name])
+        # What was given by name is given by name again: decorators look for it there.
+        kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+        by_place = [name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        by_name = {}
+        if inspect.Parameter.VAR_POSITIONAL not in kinds.values():
+            by_name = {name: bound.arguments.pop(name) for name in by_place[len(self.call.args) :]}
+        return self.module.forward(*bound.args, **bound.kwargs, **by_name)
+
+    def _argument(self, parameter: inspect.Parameter, recorded: Any) -> Any:
+        """A placeholder for what was given; those of a ``*`` or ``**`` parameter are taken out of it."""
+        self.recorded = recorded
+        default = () if parameter.default is parameter.empty else (parameter.default,)
+        name = _STARS.get(parameter.kind, "") + parameter.name
+        proxy = self.create_proxy("placeholder", name, default, {})
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            self.create_node("call_function", _require_length, (proxy.node, len(recorded)), {})
+            return tuple(self._item(proxy, index) for index in range(len(recorded)))
+        if parameter.kind is parameter.VAR_KEYWORD:
+            self.create_node("call_function", _require_names, (proxy.node, *recorded), {})
+            return {key: self._item(proxy, key) for key in recorded}
+        return proxy
+
+    def _item(self, proxy: fx.Proxy, key: int | str) -> Any:
+        item = proxy[key]  # type: ignore[index]
+        value = self.value_of(item)
+        if isinstance(value, _CONSTANT):
+            self.create_node("call_function", require, (item.node, value), {})
+            return value
+        return item
+
+    def create_arg(self, a: Any) -> Any:
+        if issubclass(type(a), fx.Proxy):  # isinstance would be told of the value
+            return a.node
+        if isinstance(a, dict) and is_dataclass(a) and not isinstance(a, type):  # outputs of transformers
+            held = {key: self.create_arg(value) for key, value in a.items()}
+            node = self.create_node("call_function", type(a), (), held)
+            node.meta["value"] = type(a)(**map_aggregate(node.kwargs, self._value))  # type: ignore[arg-type]
+            return node
+        try:
+            return super().create_arg(a)
+        except NotImplementedError:
+            name = f"{type(a).__name__}_{id(a)}"
+            self.objects[name] = a
+            node = self.create_node("call_function", _object, (name,), {})
+            node.meta["value"] = a
+            return node
+
+    def known(self, proxy: fx.Proxy) -> Any:
+        """The value of a proxy, without making a node of an attribute."""
+        if type(proxy) is _Attribute and proxy._node is None:
+            return getattr(self.known(proxy.root), proxy.attr)
+        return proxy.node.meta.get("value")
 
     def value_of(self, proxy: fx.Proxy) -> Any:
         if "value" not in proxy.node.meta:
             raise TraceFailure(f"the value of {proxy.node.name} is not known")
         return proxy.node.meta["value"]
 
-    def fix(self, proxy: fx.Proxy) -> Any:
+    def fix(self, proxy: fx.Proxy, freely: bool = False) -> Any:
+        """The plain value of a proxy, guarded; ``freely`` where it depends on no size."""
         value = self.value_of(proxy)
         if isinstance(value, Tensor):
             raise TraceFailure(f"the forward depends on what is in the tensor {proxy.node.name}")
-        self.fixed.append(proxy.node.name)
+        if not freely:
+            self.fixed.append(proxy.node.name)
         self.create_node("call_function", require, (proxy.node, value), {})
         return value
 
@@ -173,6 +299,11 @@ class _Tracer(fx.Tracer):
         return answer
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = self.value_of(obj)
+        if isinstance(value, Mapping):
+            return iter(self.keys(obj))
+        if isinstance(value, (KeysView, ValuesView, ItemsView)):
+            obj = self.create_proxy("call_function", list, (obj,), {})
         return iter([obj[index] for index in range(self.length(obj))])  # type: ignore[index]
 
     def keys(self, obj: fx.Proxy) -> Any:
@@ -180,9 +311,9 @@ class _Tracer(fx.Tracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._fake(self.arguments[str(node.target)])
+            return self._fake(self.recorded)
         if node.op == "get_attr":
-            attribute = attribute_of(self.root, str(node.target))
+            node.meta["attribute"] = attribute = attribute_of(self.root, str(node.target))
             return self.mode.from_tensor(attribute) if isinstance(attribute, Tensor) else attribute
         if node.op == "call_module":
             waiting = self.outputs[id(self.root.get_submodule(str(node.target)))]
@@ -192,7 +323,7 @@ class _Tracer(fx.Tracer):
         if node.op not in ("call_function", "call_method"):
             return None
         args, kwargs = (map_aggregate(a, self._value) for a in (node.args, node.kwargs))
-        with self.mode, torch.no_grad():
+        with self.mode:
             if node.op == "call_method":
                 receiver, *others = args  # type: ignore[misc]
                 return getattr(receiver, str(node.target))(*others, **kwargs)  # type: ignore[arg-type]
@@ -239,19 +370,41 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def packed(tensors: Any, pattern: str) -> Tensor:
+    """The tensor that ``einops.pack`` gives."""
+    from einops.packing import pack  # not under the name that is wrapped while a forward is traced
+
+    tensor: Tensor = pack(tensors, pattern)[0]
+    return tensor
+
+
+def _packed_shapes(tensors: Any, pattern: str) -> Any:
+    from einops.packing import pack
+
+    return pack(tensors, pattern)[1]
+
+
+def _pack(tensors: Any, pattern: str) -> Any:
+    """``einops.pack`` in a forward that is traced: the tensor and the shapes each are a node."""
+    return _wrapped(packed)(tensors, pattern), _wrapped(_packed_shapes)(tensors, pattern)
+
+
 @contextmanager
 def _seeing_sizes() -> Iterator[None]:
     """Make functions that cannot dispatch on a proxy do so: some of torch, and einops under any name."""
     einops = sys.modules.get("einops")
-    functions = [einops.rearrange, einops.reduce, einops.repeat, einops.einsum] if einops else []
+    names = ("rearrange", "reduce", "repeat", "einsum", "unpack")
+    functions = [getattr(einops, name) for name in names] if einops else []
     wrapped = {id(function): _wrapped(function) for function in functions}
+    if einops:
+        wrapped[id(einops.pack)] = _pack
     holders = [(torch, name, _wrapped(getattr(torch, name))) for name in _SIZED]
     if wrapped:
         for module_name, module in list(sys.modules.items()):
             if module is not None and not module_name.startswith(("einops.", "torch.")):
-                names = list(getattr(module, "__dict__", {}).items())
+                held = list(getattr(module, "__dict__", {}).items())
                 holders += [
-                    (module, name, wrapped[id(value)]) for name, value in names if id(value) in wrapped
+                    (module, name, wrapped[id(value)]) for name, value in held if id(value) in wrapped
                 ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in holders]
     try:
@@ -263,14 +416,30 @@ def _seeing_sizes() -> Iterator[None]:
             setattr(module, name, function)
 
 
-def _bind(module: nn.Module, call: Call) -> dict[str, Any]:
-    """Recorded arguments by the name of their placeholder, defaults filled in."""
-    bound = inspect.signature(module.forward).bind(*call.args, **call.kwargs)
-    bound.apply_defaults()
-    names = {}
-    for name, parameter in inspect.signature(module.forward).parameters.items():
-        names[_STARS.get(parameter.kind, "") + name] = bound.arguments[name]
-    return names
+@contextmanager
+def _noting_contexts(tracer: _Tracer) -> Iterator[None]:
+    """Note the contexts that are entered while a forward runs."""
+
+    def noting(name: str, enter: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not tracer.evaluating:
+                tracer.contexts.append(name)
+            return enter(self, *args, **kwargs)
+
+        return wrapper
+
+    classes = (torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode)
+    originals = [(cls, cls.__enter__) for cls in classes]
+    set_grad = torch.set_grad_enabled.__init__
+    try:
+        for cls, enter in originals:
+            cls.__enter__ = noting(cls.__name__, enter)  # type: ignore[method-assign]
+        torch.set_grad_enabled.__init__ = noting("set_grad_enabled", set_grad)  # type: ignore[method-assign]
+        yield
+    finally:
+        for cls, enter in originals:
+            cls.__enter__ = enter  # type: ignore[method-assign]
+        torch.set_grad_enabled.__init__ = set_grad  # type: ignore[method-assign]
 
 
 def trace_module(module: nn.Module, call: Call) -> Trace:
@@ -284,7 +453,7 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
     attributes = Attributes(module)
     try:
         tracer = _Tracer(module, call)
-        with _seeing_sizes():
+        with torch.no_grad(), _seeing_sizes(), _noting_contexts(tracer):
             graph = tracer.trace(module)
     except TraceFailure:
         raise
@@ -295,5 +464,6 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
         changed = attributes.restore()
     # FX leaves tensors it met as attributes of the module.
     met = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    constants = {name: value for name, value in changed.items() if name in met}
-    return Trace(graph, tracer.fixed, constants, [name for name in changed if name not in met])
+    constants = {name: value for name, value in changed.items() if name in met} | tracer.objects
+    writes = [name for name in changed if name not in met]
+    return Trace(graph, tracer.fixed, constants, writes, tracer.contexts)

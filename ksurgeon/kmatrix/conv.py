@@ -27,6 +27,7 @@ class KPointwiseConv(nn.Module):
         groups: number of groups; divides both channel counts.
         bias: whether to add a learnable bias.
         dims: number of spatial dimensions, 1, 2 or 3.
+        transposed: whether ``weight`` has the layout of a transposed convolution's (stride 1).
         width, expansion, radix, structure, start, device, dtype: as in ``KLinear``.
 
     Attributes:
@@ -37,7 +38,6 @@ class KPointwiseConv(nn.Module):
     """
 
     padding_mode = "zeros"
-    transposed = False
     activation: str | None = None
 
     def __init__(
@@ -53,6 +53,7 @@ class KPointwiseConv(nn.Module):
         expansion: int = 1,
         radix: Radix | Sequence[int] = "auto",
         structure: Structure | None = None,
+        transposed: bool = False,
         start: Start = "random",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -65,6 +66,7 @@ class KPointwiseConv(nn.Module):
             raise StructureError(f"stride must be {dims} numbers of at least 1, or one, got {stride}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.in_features, self.out_features = in_channels, out_channels
+        self.transposed = transposed
         self.kernel_size, self.padding, self.dilation = (1,) * dims, (0,) * dims, (1,) * dims
         self.matrix = KMatrix(
             in_channels,
@@ -82,9 +84,13 @@ class KPointwiseConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense kernel ``(out_channels, in_channels / groups, 1, …)``, computed anew, differentiable."""
+        """The dense kernel ``(out_channels, in_channels / groups, 1, …)``, computed anew, differentiable.
+
+        Of a transposed convolution it is ``(in_channels, out_channels / groups, 1, …)``.
+        """
         blocks = self.matrix.to_dense().unflatten(1, (self.groups, -1)).unflatten(0, (self.groups, -1))
-        kernel = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
+        kernel = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        kernel = (kernel.mT if self.transposed else kernel).flatten(0, 1)
         return kernel.reshape(*kernel.shape, *self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ class KLinear(nn.Module):
         expansion: ratio e of the K-matrix's inner size to the smaller side.
         radix: "auto", an integer, or the list of radices of a butterfly matrix.
         structure: any structure, in place of width, expansion and radix.
+        parts: the map is so many K-matrices of equal sizes, one for each part of the output: a fused query,
+            key and value has 3.
+        transposed: whether ``weight`` is ``(in_features, out_features)``, as in transformers' ``Conv1D``.
         start: "random" (keeps the variance), "orthogonal", "identity" or "empty".
         device, dtype: of the parameters.
 
@@ -47,15 +50,19 @@ class KLinear(nn.Module):
         expansion: int = 1,
         radix: Radix | Sequence[int] = "auto",
         structure: Structure | None = None,
+        parts: int = 1,
+        transposed: bool = False,
         start: Start = "random",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.parts, self.transposed = parts, transposed
         self.matrix = KMatrix(
-            in_features,
+            parts * in_features,
             out_features,
+            groups=parts,
             width=width,
             expansion=expansion,
             radix=radix,
@@ -69,7 +76,11 @@ class KLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense matrix ``(out_features, in_features)``, computed anew and differentiable."""
-        return self.matrix.to_dense()
+        dense = self.matrix.to_dense()
+        if self.parts > 1:
+            blocks = dense.unflatten(1, (self.parts, -1)).unflatten(0, (self.parts, -1))
+            dense = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
+        return dense.T if self.transposed else dense
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the last dimension of ``x`` from ``in_features`` to ``out_features``."""
@@ -78,6 +89,8 @@ class KLinear(nn.Module):
         )  # looked up here: an attribute of a module takes as long as a small kernel
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
+        if self.parts > 1:
+            x = torch.cat([x] * self.parts, -1)
         return matrix.affine(x, -1, bias, self.activation).contiguous()
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.patterns import Pattern, check_chain, kaleidoscope_patterns
 from ksurgeon.kmatrix.radix import Radix, layout
 
-__all__ = ["Chain", "GroupedKaleidoscope", "Kaleidoscope", "Structure"]
+__all__ = ["Chain", "Dense", "GroupedKaleidoscope", "Kaleidoscope", "Structure"]
 
 
 def _as_radix(value: object) -> object:
@@ -109,7 +109,19 @@ class Chain(_Base):
         return "chain " + " · ".join(str(tuple(pattern)) for pattern in self.factors)
 
 
-Structure = Annotated[Kaleidoscope | GroupedKaleidoscope | Chain, Field(discriminator="structure")]
+class Dense(_Base):
+    """One dense factor: any matrix as it is, which saves nothing and loses nothing."""
+
+    structure: Literal["dense"] = "dense"
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        return check_chain((Pattern(1, out_features, in_features, 1),))
+
+    def __str__(self) -> str:
+        return "dense"
+
+
+Structure = Annotated[Kaleidoscope | GroupedKaleidoscope | Chain | Dense, Field(discriminator="structure")]
 
 
 def _show(radix: Radix) -> str:

@@ -1,7 +1,7 @@
 """Example inputs that fit a model: what its library says it takes, or what its first layer shows."""
 
 from collections.abc import Sequence
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ Inputs = tuple[Any, ...] | dict[str, Any]
 InputSize = int | Sequence[int] | None
 
 _TOKENS = 16
+_KNOWN = frozenset({"input_ids", "pixel_values", "input_values", "input_features", "pixel_values_videos"})
 _AUDIO_SAMPLES = 16_000
 
 
@@ -127,6 +128,13 @@ def _transformers_inputs(model: Any, sizes: tuple[int, ...] | None, random: _Ran
     config, main = model.config, model.main_input_name
     accepted = signature(model.forward).parameters
     wanted = {main}
+    wanted |= {name for name in _KNOWN & accepted.keys() if accepted[name].default is Parameter.empty}
+    if (
+        "input_ids" in wanted
+        and "pixel_values" in accepted
+        and not hasattr(config.get_text_config(), "vocab_size")
+    ):
+        wanted = wanted - {"input_ids"} | {"pixel_values"}
     if (
         hasattr(config, "text_config")
         and hasattr(config, "vision_config")
@@ -142,10 +150,15 @@ def _transformers_inputs(model: Any, sizes: tuple[int, ...] | None, random: _Ran
         )
     if "input_values" in wanted:
         mels, length = getattr(config, "num_mel_bins", None), getattr(config, "max_length", None)
-        sound = (length, mels) if mels and length else (_AUDIO_SAMPLES,)
+        channels = getattr(config, "audio_channels", None)  # of codecs
+        plain = (channels, _AUDIO_SAMPLES) if isinstance(channels, int) else (_AUDIO_SAMPLES,)
+        sound = (length, mels) if mels and length else plain
         inputs["input_values"] = random.normal(_resized(sound, sizes))
-    if "input_features" in wanted and hasattr(config, "max_source_positions"):
-        inputs["input_features"] = random.normal((config.num_mel_bins, 2 * config.max_source_positions))
+    if "input_features" in wanted:
+        inputs["input_features"] = random.normal(_resized(_mels(config), sizes))
+    if "pixel_values_videos" in wanted:
+        image = _image(getattr(config, "vision_config", config))
+        inputs["pixel_values_videos"] = random.normal(_resized((2, *image[-3:]), sizes))
     if not inputs:
         raise InputError(
             f'no example is known for the input "{main}" of {type(model).__name__}; give example inputs'
@@ -156,8 +169,22 @@ def _transformers_inputs(model: Any, sizes: tuple[int, ...] | None, random: _Ran
     return inputs
 
 
+def _mels(config: Any) -> tuple[int, int]:
+    """Shape of the features of a sound: (mels, time) for Whisper's kin, (time, mels) for all others."""
+    if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
+        return (config.num_mel_bins, 2 * config.max_source_positions)
+    inner = [getattr(config, name, None) for name in ("audio_config", "encoder_config", "encoder")]
+    for part in (config, *inner):
+        for name in ("num_mel_bins", "feature_size", "input_feat_size", "input_dim", "n_mels"):
+            if isinstance(getattr(part, name, None), int):
+                return (128, getattr(part, name))
+    raise InputError(f"nothing tells how many mels a {type(config).__name__} takes; give example inputs")
+
+
 def _text(config: Any, accepted: Any, sizes: tuple[int, ...] | None, random: _Random) -> dict[str, Tensor]:
     text = config.get_text_config()
+    if not isinstance(getattr(text, "vocab_size", None), int):
+        raise InputError(f"{type(text).__name__} tells no size of a vocabulary; give example inputs")
     longest = getattr(text, "max_position_embeddings", None) or _TOKENS
     ids = random.tokens(text.vocab_size, sizes[0] if sizes else min(_TOKENS, longest))
     end = getattr(text, "eos_token_id", None)

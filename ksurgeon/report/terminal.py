@@ -109,6 +109,8 @@ def _short(operation: Operation) -> str:
     name = structure.structure.replace("kaleidoscope", "K")
     if structure.structure == "chain":
         return f"{name} of {len(structure.factors)}"
+    if structure.structure == "dense":
+        return name
     groups = f"{structure.groups} groups, " if structure.structure == "grouped_kaleidoscope" else ""
     radix = (
         structure.radix if isinstance(structure.radix, (int, str)) else "·".join(map(str, structure.radix))

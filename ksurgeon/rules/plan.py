@@ -18,7 +18,10 @@ __all__ = ["Decision", "Plan", "make_plan", "require_matches"]
 
 
 class Decision(BaseModel):
-    """What happens to one site, and why. ``part`` is the ``[[replace]]`` that decided, counted from 1."""
+    """What happens to one site, and why. ``part`` is the ``[[replace]]`` that decided, counted from 1.
+
+    ``parts`` is the number of matrices that a fused layer gets.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,6 +32,7 @@ class Decision(BaseModel):
     part: int | None = None
     structure: Structure | None = None
     start: Start | None = None
+    parts: int = 1
     parameters_before: int
     parameters_after: int
     multiplications_before: int
@@ -141,11 +145,12 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
     if site.reason is not None:
         return _leave(site, site.reason, number)
     try:
-        numel = _numel(site, part.structure)
+        parts = site.parts if part.split else 1
+        numel = _numel(site, part.structure, parts)
     except StructureError as error:
         return _leave(site, f"structure: {error}", number)
     after = numel + site.parameters - site.weight_parameters
-    if after > site.parameters and site.kind != "channel_shuffle":
+    if after > site.parameters and site.weight_parameters:
         return _leave(site, f"would grow from {site.parameters} to {after} parameters", number)
     target = matching(part.targets, _names(site))
     return Decision(
@@ -156,10 +161,14 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
         part=number,
         structure=part.structure,
         start=part.start,
+        parts=parts,
         parameters_before=site.parameters,
         parameters_after=after,
         multiplications_before=site.multiplications,
-        multiplications_after=site.vectors * numel,
+        # What is read is multiplied out at every call: the K-matrix times a basis of its smaller side.
+        multiplications_after=site.vectors * numel
+        if not site.read
+        else site.multiplications + min(site.in_features, site.out_features) * numel,
     )
 
 
@@ -177,15 +186,15 @@ def _leave(site: "Site", reason: str, number: int | None = None) -> Decision:
     )
 
 
-def _numel(site: "Site", structure: Structure) -> int:
+def _numel(site: "Site", structure: Structure, parts: int) -> int:
     """Parameters of the structure on all groups of the site, which are also multiplications per vector."""
     groups = site.groups if site.kind == "pointwise_conv" else 1
     if groups > 1 and isinstance(structure, GroupedKaleidoscope):
         raise StructureError(
             f"the convolution has {groups} groups already, and a grouped structure needs one without"
         )
-    patterns = structure.patterns(site.in_features // groups, site.out_features // groups)
-    return groups * sum(pattern.numel for pattern in patterns)
+    patterns = structure.patterns(site.in_features // groups, site.out_features // groups // parts)
+    return groups * parts * sum(pattern.numel for pattern in patterns)
 
 
 def _names(site: "Site") -> tuple[str, ...]:

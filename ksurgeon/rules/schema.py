@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
+from ksurgeon.kmatrix.structures import Dense, Kaleidoscope, Structure
 
 __all__ = ["Kind", "Replacement", "Rule", "Start", "Where", "holds", "matching"]
 
-Kind = Literal["linear", "pointwise_conv", "channel_shuffle"]
+Kind = Literal["linear", "pointwise_conv", "channel_shuffle", "permutation", "transform", "filterbank"]
 Start = Literal["exact", "fit", "random", "orthogonal", "identity"]
 
 _OPERATORS = {
@@ -21,6 +21,7 @@ _OPERATORS = {
     ">": operator.gt,
     "<": operator.lt,
 }
+_KNOWN = ("channel_shuffle", "permutation", "transform", "filterbank")  # maps whose matrix is known
 _CONDITION = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+)\s*")
 
 
@@ -47,7 +48,7 @@ Target = Annotated[str, Field(min_length=1), AfterValidator(_target)]
 
 
 def _default_start(data: dict[str, object]) -> Start:
-    return "exact" if data.get("find") == "channel_shuffle" else "fit"
+    return "exact" if data.get("find") in _KNOWN else "fit"
 
 
 def holds(condition: str, value: int) -> bool:
@@ -85,8 +86,8 @@ class Replacement(_Base):
     """One ``[[replace]]`` part: which sites, and what takes their place.
 
     A target is an exact module path, ``re:`` and a regular expression that matches the whole path, or a
-    class name. No target at all means every site of the kind. In Python, ``structure`` is what a rule
-    file calls ``with``.
+    class name. No target at all means every site of the kind. With ``split``, a fused query, key and value
+    gets one matrix each instead of one for all. In Python, ``structure`` is what a rule file calls ``with``.
     """
 
     find: Kind
@@ -94,17 +95,19 @@ class Replacement(_Base):
     ignore: tuple[Target, ...] = ()
     where: Where = Where()
     unless_found: Kind | None = None
+    split: bool = False
     structure: Structure = Field(alias="with")
     start: Start = Field(default_factory=_default_start)
 
     @model_validator(mode="after")
     def _exact_needs_a_known_map(self) -> "Replacement":
-        if self.start == "exact":
-            if self.find != "channel_shuffle":
+        if self.start == "exact" and not isinstance(self.structure, Dense):
+            if self.find not in _KNOWN:
+                allowed = ", ".join(f'"{kind}"' for kind in _KNOWN)
                 raise ValueError(
-                    f'start = "exact" needs a map that a K-matrix holds exactly (find = "channel_shuffle"), '
+                    f'start = "exact" needs a map that a K-matrix holds exactly (find = {allowed}), '
                     f'not "{self.find}", whose weight is dense; allowed: '
-                    f'"fit", "random", "orthogonal", "identity"'
+                    f'"fit", "random", "orthogonal", "identity", or structure = "dense"'
                 )
             if not isinstance(self.structure, Kaleidoscope):
                 raise ValueError(

@@ -1,17 +1,31 @@
 """Build the module that takes a site's place, and hand over what the old one had."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import SurgeryError
+from ksurgeon.find import Site
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
-from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.kmatrix.structures import Dense, Structure
 
-__all__ = ["KModule", "build_dense", "build_layer", "build_shuffle", "dense_weight", "hand_over"]
+__all__ = [
+    "KModule",
+    "build_dense",
+    "build_layer",
+    "build_parameter",
+    "build_shuffle",
+    "dense_weight",
+    "hand_over",
+    "in_parts",
+    "set_dense",
+    "site_weight",
+]
 
 KModule = KLinear | KPointwiseConv | KChannelShuffle
 
@@ -22,36 +36,66 @@ _HOOKS = (
 )  # fmt: skip
 
 
-def build_layer(module: nn.Module, structure: Structure, start: str = "empty") -> KLinear | KPointwiseConv:
-    """K-module of a linear layer's or pointwise convolution's sizes, dtype and device, sharing its bias."""
+def build_layer(
+    module: nn.Module, structure: Structure, start: str = "empty", parts: int = 1
+) -> KLinear | KPointwiseConv:
+    """K-module of a linear layer's or pointwise convolution's sizes, dtype and device, sharing its bias.
+
+    It remembers the layer without its tensors, so that a revert gives back the same class. "exact" takes over
+    the weight, which a dense structure can hold.
+    """
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
     options: dict[str, Any] = {
         "structure": structure,
-        "start": start,
+        "start": "empty" if start in ("exact", "fit") else start,
         "device": weight.device,
         "dtype": weight.dtype,
         "bias": bias is not None,
     }
     new: KLinear | KPointwiseConv
-    if isinstance(module, nn.Linear):
-        new = KLinear(module.in_features, module.out_features, **options)
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if isinstance(module, nn.modules.conv._ConvNd):
         new = KPointwiseConv(
             module.in_channels,
             module.out_channels,
             module.stride,
             module.groups,
             dims=len(module.kernel_size),
+            transposed=module.transposed,
             **options,
         )
     else:
-        raise SurgeryError(f"a {type(module).__name__} is no layer that a K-module can replace")
+        transposed = not isinstance(module, nn.Linear)  # transformers' Conv1D
+        out_features, in_features = weight.shape[::-1] if transposed else weight.shape
+        new = KLinear(in_features, out_features, parts=parts, transposed=transposed, **options)
+    if start == "exact":
+        set_dense(new.matrix, in_parts(dense_weight(module), parts))
     if bias is not None:
         new.bias = bias  # type: ignore[assignment]
     new.matrix.requires_grad_(weight.requires_grad)
     hand_over(module, new)
+    vars(new)["shell"] = _emptied(module)
     return new
+
+
+def _emptied(module: nn.Module) -> nn.Module:
+    """A copy of the layer that holds no tensors."""
+    shell = copy.copy(module)
+    vars(shell)["_parameters"] = dict.fromkeys(module._parameters)
+    return shell
+
+
+@torch.no_grad()
+def set_dense(matrix: KMatrix, weight: Tensor) -> None:
+    """Let a matrix of dense structure be ``weight``, ``(out_features, in_features)``.
+
+    Raises:
+        SurgeryError: the structure is another one.
+    """
+    if not isinstance(matrix.structure, Dense):
+        raise SurgeryError(f"only a dense structure holds every weight exactly, not {matrix.structure}")
+    blocks = weight.unflatten(1, (matrix.groups, -1)).unflatten(0, (matrix.groups, -1))
+    matrix.factors[0].copy_(blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0).unsqueeze(1))
 
 
 def build_shuffle(
@@ -91,11 +135,54 @@ def dense_weight(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     groups = getattr(module, "groups", 1)
-    matrix = weight.detach().flatten(1)
-    return matrix if groups == 1 else torch.block_diag(*matrix.chunk(groups))
+    blocks = weight.detach().flatten(1).unflatten(0, (groups, -1))
+    if getattr(module, "transposed", not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))):
+        blocks = blocks.mT
+    return blocks[0] if groups == 1 else torch.block_diag(*blocks)
 
 
-def build_dense(module: KModule, ndim: int = 0) -> nn.Module:
+def site_weight(model: nn.Module, site: Site) -> Tensor:
+    """Weight of a site that has parameters as a matrix ``(out, in)``, zero between groups."""
+    if not site.parameter:
+        return dense_weight(model.get_submodule(site.path))
+    weight = model.get_parameter(site.path).detach()
+    return weight.T if site.facts["transposed"] else weight
+
+
+def in_parts(weight: Tensor, parts: int) -> Tensor:
+    """The matrix that maps ``parts`` copies of a vector to what ``weight`` maps the vector to."""
+    return weight if parts == 1 else torch.block_diag(*weight.chunk(parts))
+
+
+def build_parameter(
+    parameter: nn.Parameter,
+    transposed: bool,
+    structure: Structure,
+    start: str,
+    training: bool,
+    parts: int = 1,
+) -> KLinear:
+    """K-module that makes a parameter; ``transposed`` tells that it is ``(in, out)``."""
+    out_features, in_features = parameter.shape[::-1] if transposed else parameter.shape
+    new = KLinear(
+        in_features,
+        out_features,
+        bias=False,
+        structure=structure,
+        parts=parts,
+        transposed=transposed,
+        start="empty" if start in ("exact", "fit") else start,  # type: ignore[arg-type]
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )
+    if start == "exact":
+        weight = parameter.detach().T if transposed else parameter.detach()
+        set_dense(new.matrix, in_parts(weight, parts))
+    new.matrix.requires_grad_(parameter.requires_grad)
+    return new.train(training)
+
+
+def build_dense(module: nn.Module, ndim: int = 0) -> nn.Module:
     """The dense layer of torch.nn that computes what a K-module does now.
 
     ``ndim`` is the number of dimensions of what a shuffle takes.
@@ -103,10 +190,13 @@ def build_dense(module: KModule, ndim: int = 0) -> nn.Module:
     Raises:
         SurgeryError: a shuffle along a dimension that no dense layer of torch.nn maps.
     """
+    assert isinstance(module, (KLinear, KPointwiseConv, KChannelShuffle))
     weight = module.weight.detach()
     factor = module.matrix.factors[0]
     new: nn.Module
-    if isinstance(module, KPointwiseConv):
+    if "shell" in vars(module):
+        new = _emptied(vars(module)["shell"])
+    elif isinstance(module, KPointwiseConv):
         new = _CONVOLUTIONS[len(module.kernel_size)](
             module.in_channels,
             module.out_channels,
@@ -126,7 +216,7 @@ def build_dense(module: KModule, ndim: int = 0) -> nn.Module:
             f"no dense layer maps dimension {module.dim} of a tensor of {ndim} dimensions; "
             "set the K-matrix back to its shuffle, or keep it"
         )
-    new.weight = nn.Parameter(weight, requires_grad=factor.requires_grad)
-    new.bias = getattr(module, "bias", None)
+    new.weight = nn.Parameter(weight.contiguous(), requires_grad=factor.requires_grad)
+    new.bias = getattr(module, "bias", None)  # type: ignore[assignment]
     hand_over(module, new)
     return new

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch import nn
 from ksurgeon.errors import SurgeryError, WeightsError
 from ksurgeon.find import Site, open_finder
 from ksurgeon.find.inputs import ExampleInputs
-from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.models.source import Source
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.activation import find_fusions
-from ksurgeon.surgery.build import KModule, build_layer, build_shuffle, dense_weight
+from ksurgeon.surgery.build import site_weight
+from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import (
     Found,
@@ -167,6 +167,9 @@ def convert(
                 dim=site.dim,
                 ndim=site.ndim,
                 groups=site.groups,
+                facts=site.facts,
+                parameter=site.parameter,
+                parts=decision.parts,
                 stage=stage,
                 parameters_before=decision.parameters_before,
                 parameters_after=decision.parameters_after,
@@ -263,8 +266,7 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
     bad = [
         site.path
         for site in sites
-        if site.kind != "channel_shuffle"
-        and not bool(dense_weight(model.get_submodule(site.path)).isfinite().all())
+        if site.weight_parameters and not bool(site_weight(model, site).isfinite().all())
     ]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -274,7 +276,7 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
         )
 
 
-_Built = tuple[KModule, float | None, float]
+_Built = tuple[nn.Module, float | None, float]
 
 
 def _build_all(
@@ -296,20 +298,9 @@ def _build_all(
 def _build(model: nn.Module, decision: Decision, site: Site) -> _Built:
     begin = time.perf_counter()
     assert decision.structure is not None and decision.start is not None
-    owner = model.get_submodule(site.owner)
-    new: KModule
-    error: float | None = None
-    if site.kind == "channel_shuffle":
-        assert site.dim is not None and site.permutation is not None
-        new = build_shuffle(
-            decision.structure, site.in_features, site.groups, site.dim, site.permutation, decision.start,
-            model, owner.training,
-        )  # fmt: skip
-        error = 0.0 if decision.start == "exact" else None
-    else:
-        new = build_layer(owner, decision.structure, "empty" if decision.start == "fit" else decision.start)
-        if decision.start == "fit":
-            error = fit_(new.matrix, dense_weight(owner))
+    new, error = KINDS[site.kind].build(
+        model, replace(site, parts=decision.parts), decision.structure, decision.start
+    )
     return new, error, time.perf_counter() - begin
 
 

@@ -3,16 +3,18 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from torch import nn
 
 from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Finder, Site
-from ksurgeon.find.shuffles import Shuffle
-from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.find.match import Match
+from ksurgeon.surgery.computed import child_of, computed_class, computed_names
+from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
 
-__all__ = ["ModuleSwap", "RewriteSwap", "Swap", "prepare", "swap_all", "undo_all"]
+__all__ = ["ModuleSwap", "ParameterSwap", "RewriteSwap", "Swap", "prepare", "swap_all", "undo_all"]
 
 
 @dataclass
@@ -51,7 +53,30 @@ class RewriteSwap:
         self.owner.__class__ = self.before
 
 
-Swap = ModuleSwap | RewriteSwap
+@dataclass
+class ParameterSwap:
+    """A parameter that a child makes from now on; the owner's class changes to a subclass of its class."""
+
+    owner: nn.Module
+    name: str
+    new: nn.Module
+    old: nn.Parameter | None = None
+    before: type[nn.Module] | None = None
+
+    def do(self) -> None:
+        self.old, self.before = self.owner._parameters[self.name], type(self.owner)
+        self.owner.__class__ = computed_class(self.before, self.name)
+        self.owner._parameters[self.name] = None
+        self.owner._modules[child_of(self.name)] = self.new
+
+    def undo(self) -> None:
+        assert self.before is not None
+        del self.owner._modules[child_of(self.name)]
+        self.owner._parameters[self.name] = self.old
+        self.owner.__class__ = self.before
+
+
+Swap = ModuleSwap | RewriteSwap | ParameterSwap
 
 
 def swap_all(swaps: Iterable[Swap]) -> None:
@@ -86,7 +111,14 @@ def prepare(
     swaps: list[Swap] = []
     paths: dict[str, str] = {}
     inside: dict[str, list[tuple[Site, nn.Module]]] = defaultdict(list)
+    parameters: list[Swap] = []
     for site, new in replacements:
+        if site.parameter:
+            owner = model.get_submodule(site.owner)
+            parameters.append(ParameterSwap(owner, site.parameter, new))
+            child = child_of(site.parameter)
+            paths[site.path] = f"{site.owner}.{child}" if site.owner else child
+            continue
         if site.nodes:
             inside[site.owner].append((site, new))
             continue
@@ -100,7 +132,7 @@ def prepare(
         prefix = f"{owner_path}." if owner_path else ""
         if type(owner) is nn.Sequential:
             for site, new in found:
-                swap = _sequential(owner, finder.shuffles[site.path], new)
+                swap = _sequential(owner, finder.matches[site.path], new)
                 swaps.append(swap)
                 _remember(new, site, list(zip((n for _, n in swap.places), swap.old, strict=True)))
                 paths[site.path] = prefix + swap.places[0][1]
@@ -110,13 +142,13 @@ def prepare(
         rewrite, names = _rewrite(owner, finder, owner_path, found)
         swaps.append(rewrite)
         paths.update({path: prefix + name for path, name in names.items()})
-    return swaps, paths
+    return swaps + parameters, paths
 
 
 def _remember(new: nn.Module, site: Site, replaced: list[tuple[str, nn.Module]]) -> None:
-    """A shuffle holds no tensors: what it replaced is kept, so that it can be put back."""
-    if isinstance(new, KChannelShuffle):
-        new.site, new.replaced = site.path, tuple(replaced)
+    """What a map without parameters replaced holds no tensors: it is kept, so that it can be put back."""
+    if KINDS[site.kind].is_original is not None:
+        new.site, new.replaced = site.path, tuple(replaced)  # type: ignore[assignment]
 
 
 def _place(model: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -124,11 +156,11 @@ def _place(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     return model.get_submodule(parent), name
 
 
-def _sequential(owner: nn.Sequential, shuffle: Shuffle, new: nn.Module) -> ModuleSwap:
+def _sequential(owner: nn.Sequential, match: Match, new: nn.Module) -> ModuleSwap:
     """The first child of the region becomes the replacement, the others pass their input on."""
-    names = [str(node.target) for node in shuffle.region.nodes]
+    names = [str(node.target) for node in match.region.nodes]
     if any("." in name for name in names) or len(set(names)) < len(names):
-        raise SurgeryError(f"a shuffle spread over the children {', '.join(names)} cannot be replaced")
+        raise SurgeryError(f"a map spread over the children {', '.join(names)} cannot be replaced")
     old = [owner.get_submodule(name) for name in names]
     rest = [nn.Identity().train(owner.training) for _ in names[1:]]
     return ModuleSwap([(owner, name) for name in names], old, [new, *rest])
@@ -137,17 +169,15 @@ def _sequential(owner: nn.Sequential, shuffle: Shuffle, new: nn.Module) -> Modul
 def _rewrite(
     owner: nn.Module, finder: Finder, path: str, found: list[tuple[Site, nn.Module]]
 ) -> tuple[RewriteSwap, dict[str, str]]:
-    if is_rewritten(owner) or "forward" in vars(owner):
+    if is_rewritten(owner) or computed_names(owner) or "forward" in vars(owner):
         raise SurgeryError(f"the forward of {path or 'the model'} was changed before; it cannot be rewritten")
     names: dict[str, str] = {}
-    number = 0
     for site, _ in found:
-        while hasattr(owner, f"kshuffle{number}"):
-            number += 1
-        names[site.path] = f"kshuffle{number}"
-        number += 1
+        stem = KINDS[site.kind].child
+        free = (f"{stem}{number}" for number in count())
+        names[site.path] = next(n for n in free if not hasattr(owner, n) and n not in names.values())
     call = finder.call_of(owner)
-    wanted = [(finder.shuffles[site.path], names[site.path]) for site, _ in found]
+    wanted = [(finder.matches[site.path], names[site.path]) for site, _ in found]
     after = rewritten_class(owner, call, finder.movers_of(owner), wanted)
     children = {names[site.path]: new for site, new in found}
     return RewriteSwap(owner, base_class(owner), after, children), names

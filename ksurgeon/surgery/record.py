@@ -53,6 +53,9 @@ class Operation(_Base):
     dim: int | None = None
     ndim: int = 0
     groups: int = 1
+    facts: dict[str, Any] = {}
+    parameter: str = ""
+    parts: int = 1
     stage: int = 0
     parameters_before: int = 0
     parameters_after: int = 0

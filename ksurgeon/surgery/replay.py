@@ -1,13 +1,14 @@
 """Do again to a fresh architecture what a record says was done to a model."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from ksurgeon.errors import RecordError
 from ksurgeon.find import Finder, Site
-from ksurgeon.kmatrix.shuffle import KChannelShuffle
 from ksurgeon.surgery.activation import replay_fusions
-from ksurgeon.surgery.build import build_dense, build_layer, build_shuffle
+from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import prepare, swap_all
 from ksurgeon.surgery.record import Operation, Record, inputs_from
 
@@ -22,18 +23,20 @@ def replay(model: nn.Module, record: Record) -> None:
     """
     for stage in range(record.stages):
         operations = [operation for operation in record.operations if operation.stage == stage]
-        inside = any(operation.kind == "channel_shuffle" for operation in operations)
+        inside = any(KINDS[operation.kind].is_original is not None for operation in operations)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if inside and record.inputs is None:
             raise RecordError(
-                "the record does not describe the example inputs that its shuffles were found with"
+                "the record does not describe the example inputs that its maps inside a forward were found "
+                "with"
             )
         finder = Finder(model, inputs_from(record.inputs, device) if inside and record.inputs else None)
         known = {(site.path, site.kind): site for site in finder.sites}
         replacements: list[tuple[Site, nn.Module]] = []
         for operation in operations:
-            site = known.get((operation.path, operation.kind))
-            if site is None or (site.permutation, site.dim) != (operation.permutation, operation.dim):
+            site = known.get((operation.path, operation.kind)) or _parameter(model, operation)
+            there = (operation.permutation, operation.dim, operation.facts)
+            if site is None or (site.permutation, site.dim, site.facts) != there:
                 raise RecordError(
                     f"the record replaces {operation.kind} {operation.path!r}, which this model does not "
                     "have; it was made with another version of the model's code"
@@ -44,20 +47,29 @@ def replay(model: nn.Module, record: Record) -> None:
         swap_all(replay_fusions(model, operations))
 
 
-def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:
-    owner = model.get_submodule(site.owner)
-    if site.kind != "channel_shuffle":
-        return build_layer(owner, operation.structure)
-    assert site.dim is not None and site.permutation is not None
-    new: KChannelShuffle = build_shuffle(
-        operation.structure,
-        site.in_features,
-        site.groups,
-        site.dim,
-        site.permutation,
-        "empty",
-        model,
-        owner.training,
+def _parameter(model: nn.Module, operation: Operation) -> Site | None:
+    """The site of a parameter, which only a run would find."""
+    try:
+        shape = model.get_parameter(operation.path).shape if operation.parameter else None
+    except AttributeError:
+        return None
+    if shape is None or len(shape) != 2:
+        return None
+    out_features, in_features = shape[::-1] if operation.facts.get("transposed") else shape
+    return Site(
+        kind=operation.kind,
+        path=operation.path,
+        owner=operation.path.removesuffix(operation.parameter).removesuffix("."),
+        in_features=in_features,
+        out_features=out_features,
+        parameter=operation.parameter,
+        facts=operation.facts,
     )
-    new.site = site.path
-    return build_dense(new, site.ndim) if operation.form == "dense" else new
+
+
+def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:
+    kind = KINDS[operation.kind]
+    new, _ = kind.build(model, replace(site, parts=operation.parts), operation.structure, "empty")
+    if kind.is_original is not None:
+        new.site = site.path  # type: ignore[assignment]
+    return kind.dense(new, site.ndim) if operation.form == "dense" else new

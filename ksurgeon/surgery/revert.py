@@ -5,12 +5,10 @@ from collections import defaultdict
 import torch
 from torch import nn
 
-from ksurgeon.kmatrix.conv import KPointwiseConv
-from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.shuffle import KChannelShuffle
 from ksurgeon.surgery.activation import restorations
-from ksurgeon.surgery.build import KModule, build_dense
-from ksurgeon.surgery.operate import ModuleSwap, RewriteSwap, Swap, swap_all
+from ksurgeon.surgery.computed import child_of, class_below, computed_names
+from ksurgeon.surgery.kinds import KINDS, kind_of
+from ksurgeon.surgery.operate import ModuleSwap, ParameterSwap, RewriteSwap, Swap, swap_all
 from ksurgeon.surgery.record import attach, record_of
 from ksurgeon.surgery.rewrite import base_class, is_rewritten
 
@@ -20,9 +18,9 @@ __all__ = ["revert"]
 def revert(model: nn.Module) -> nn.Module:
     """Take every K-module out of a model, in place, and return it; it computes the same function.
 
-    A K-matrix that is still the shuffle it started as gives way to the original modules and the original
-    ``forward``. Every other K-module becomes the dense layer of torch.nn that computes the same, and the
-    activations that such modules applied are put back.
+    A K-matrix that is still the map without parameters that it started as, such as a shuffle, gives way to
+    the original modules and the original ``forward``. Every other K-module becomes the dense layer that
+    computes the same, and the activations that such modules applied are put back.
 
     Raises:
         SurgeryError: a trained shuffle that no dense layer can stand for; the model is as it was.
@@ -33,21 +31,29 @@ def revert(model: nn.Module) -> nn.Module:
     swaps: list[Swap] = []
     inside: set[int] = set()
     for owner in model.modules():
-        shuffles = {
-            name: child for name, child in owner._modules.items() if isinstance(child, KChannelShuffle)
+        for name in computed_names(owner):
+            made = owner.get_submodule(child_of(name))
+            swaps.append(_MadeParameter(owner, name, made))
+            inside.add(id(made))
+        if not is_rewritten(owner):
+            continue
+        maps = {
+            n: child for n, child in owner._modules.items() if child is not None and _had_no_weights(child)
         }
-        if is_rewritten(owner) and shuffles and all(map(is_original, shuffles.values())):
-            swaps.append(_Restoration(owner, base_class(owner), type(owner), dict(shuffles)))
-            inside.update(map(id, shuffles.values()))
-            restored.update(child.site for child in shuffles.values())
+        if maps and all(_is_original(child) for child in maps.values()):
+            swaps.append(_Restoration(owner, base_class(owner), class_below(type(owner)), maps))
+            inside.update(map(id, maps.values()))
+            restored.update(str(child.site) for child in maps.values())
     for module, places in _places(model).items():
         if id(module) in inside:
             continue
-        if isinstance(module, KChannelShuffle) and module.replaced and is_original(module):
+        kind = kind_of(module)
+        assert kind is not None
+        if getattr(module, "replaced", ()) and _is_original(module):
             swaps.append(_put_back(module, places))
-            restored.add(module.site)
+            restored.add(str(module.site))
         else:
-            dense = build_dense(module, shapes.get(getattr(module, "site", ""), 0))
+            dense = kind.dense(module, shapes.get(str(getattr(module, "site", "")), 0))
             swaps.append(ModuleSwap(places, [module] * len(places), [dense] * len(places)))
     swap_all([*swaps, *restorations(model)])
     if record is not None:
@@ -55,31 +61,56 @@ def revert(model: nn.Module) -> nn.Module:
         record.operations = [
             operation.model_copy(update={"form": "dense"})
             for operation in record.operations
-            if operation.kind == "channel_shuffle" and operation.path not in restored
+            if KINDS[operation.kind].is_original is not None and operation.path not in restored
         ]
         attach(model, record)
     return model
 
 
-def _places(model: nn.Module) -> dict[KModule, list[tuple[nn.Module, str]]]:
+def _had_no_weights(module: nn.Module) -> bool:
+    """Whether the module replaced a map that had no parameters."""
+    kind = kind_of(module)
+    return kind is not None and kind.is_original is not None
+
+
+def _places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
     """Every K-module, and all the places where it stands."""
-    places: dict[KModule, list[tuple[nn.Module, str]]] = defaultdict(list)
+    places: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
     for parent in model.modules():
         for name, child in parent._modules.items():
-            if isinstance(child, (KLinear, KPointwiseConv, KChannelShuffle)):
+            if child is not None and kind_of(child) is not None:
                 places[child].append((parent, name))
     return places
 
 
-def _put_back(module: KChannelShuffle, places: list[tuple[nn.Module, str]]) -> ModuleSwap:
-    """The modules that did the shuffle go where they were: one everywhere, or several in a row."""
-    if len(module.replaced) == 1:
-        (_, original), many = module.replaced[0], len(places)
+def _put_back(module: nn.Module, places: list[tuple[nn.Module, str]]) -> ModuleSwap:
+    """The modules that did what it does go where they were: one everywhere, or several in a row."""
+    replaced: tuple[tuple[str, nn.Module], ...] = module.replaced  # type: ignore[assignment]
+    if len(replaced) == 1:
+        (_, original), many = replaced[0], len(places)
         return ModuleSwap(places, [module] * many, [original] * many)
     parent = places[0][0]
-    there = [(parent, name) for name, _ in module.replaced]
+    there = [(parent, name) for name, _ in replaced]
     present = [parent.get_submodule(name) for _, name in there]
-    return ModuleSwap(there, present, [original for _, original in module.replaced])
+    return ModuleSwap(there, present, [original for _, original in replaced])
+
+
+class _MadeParameter(ParameterSwap):
+    """The other way round: a parameter of its own in the place of the one that a child makes."""
+
+    def do(self) -> None:
+        factor = next(self.new.parameters())
+        self.before = type(self.owner)
+        weight = getattr(self.owner, self.name).detach().clone(memory_format=torch.contiguous_format)
+        del self.owner._modules[child_of(self.name)]
+        self.owner.__class__ = self.before._ksurgeon_below  # type: ignore[attr-defined]
+        self.owner._parameters[self.name] = nn.Parameter(weight, requires_grad=factor.requires_grad)
+
+    def undo(self) -> None:
+        assert self.before is not None
+        self.owner._parameters[self.name] = None
+        self.owner.__class__ = self.before
+        self.owner._modules[child_of(self.name)] = self.new
 
 
 class _Restoration(RewriteSwap):
@@ -95,9 +126,6 @@ class _Restoration(RewriteSwap):
         self.owner._modules.update(self.children)
 
 
-@torch.no_grad()
-def is_original(module: KChannelShuffle) -> bool:
-    """Whether the K-matrix is still exactly the shuffle that it started as."""
-    weight = module.weight
-    expected = torch.eye(len(module.permutation), dtype=weight.dtype, device=weight.device)
-    return torch.equal(weight, expected[list(module.permutation)])
+def _is_original(module: nn.Module) -> bool:
+    kind = kind_of(module)
+    return kind is not None and kind.is_original is not None and kind.is_original(module)

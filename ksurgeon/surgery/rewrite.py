@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ksurgeon.errors import SurgeryError
+from ksurgeon.find.match import Match
+from ksurgeon.find.movement import is_constant, kept_constants
+from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call
-from ksurgeon.find.shuffles import Shuffle, find_shuffles
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 
-__all__ = ["Code", "base_class", "is_rewritten", "rewritten_class"]
+__all__ = ["Code", "base_class", "is_rewritten", "rewritten_class", "subclass"]
 
 _numbers = count()
 
@@ -54,23 +56,26 @@ def is_rewritten(module: nn.Module) -> bool:
 
 def base_class(module: nn.Module) -> type[nn.Module]:
     """The class that the module had before its forward was rewritten."""
-    base: type[nn.Module] = getattr(type(module), "_ksurgeon_base", type(module))
+    cls = type(module)
+    while "_ksurgeon_below" in vars(cls):  # parameters that it computes
+        cls = cls._ksurgeon_below  # type: ignore[attr-defined]
+    base: type[nn.Module] = getattr(cls, "_ksurgeon_base", cls)
     return base
 
 
 def rewritten_class(
-    module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Shuffle, str]]
+    module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Match, str]]
 ) -> type[nn.Module]:
-    """A subclass of the module's class whose forward calls children in place of shuffles.
+    """A subclass of the module's class whose forward calls children in place of maps in it.
 
     What the forward read from the module while it was traced, numbers and flags other than ``training``,
     stays as it was then.
 
     Args:
-        module: the owner of the shuffles; it is not changed.
+        module: the owner of the maps; it is not changed.
         call: how it was called in the example run.
         movers: paths of its children that only move data.
-        wanted: shuffles found in its forward, and the name of the child that takes the place of each.
+        wanted: maps found in its forward, and the name of the child that takes the place of each.
 
     Raises:
         SurgeryError: the forward cannot be rewritten; the message says why.
@@ -87,35 +92,43 @@ def rewritten_class(
             for below, flag in training.items():
                 below.training = flag
     evaluation, train = codes
-    return _subclass(base_class(module), evaluation, None if train.source == evaluation.source else train)
+    return subclass(base_class(module), evaluation, None if train.source == evaluation.source else train)
 
 
-def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Shuffle, str]]) -> Code:
+def _rewrite(module: nn.Module, call: Call, movers: set[str], wanted: list[tuple[Match, str]]) -> Code:
     try:
         trace = trace_module(module, call)
     except TraceFailure as failure:
         raise SurgeryError(f"the forward of {type(module).__name__} does not trace: {failure}") from failure
-    if trace.constants:
+    if trace.contexts:
         raise SurgeryError(
-            f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
+            f"the forward of {type(module).__name__} enters contexts ({', '.join(trace.contexts)}), which a "
+            "rewritten one would not"
         )
     if trace.writes:
         raise SurgeryError(
             f"the forward of {type(module).__name__} changes attributes ({', '.join(trace.writes)}), which a "
             "rewritten one would not"
         )
-    present = {shuffle.region.sink.name: shuffle for shuffle in find_shuffles(module, trace, movers)}
-    for shuffle, child in wanted:
-        here = present.get(shuffle.region.sink.name)
-        if here is None or (here.dim, here.permutation) != (shuffle.dim, shuffle.permutation):
-            raise SurgeryError(f"the forward of {type(module).__name__} shuffles differently in training")
+    present = {match.region.sink.name: match for match in find_matches(module, trace, movers)}
+    for match, child in wanted:
+        here = present.get(match.region.sink.name)
+        if here is None or not here.same_map(match):
+            raise SurgeryError(
+                f"the forward of {type(module).__name__} does something else in training "
+                f"({match.region.sink.name})"
+            )
         _replace(trace, here, child)
+    if kept_constants(trace):
+        raise SurgeryError(
+            f"the forward of {type(module).__name__} makes tensors that cannot be kept as code"
+        )
     trace.graph.lint()
     return Code.of(trace.graph)
 
 
-def _replace(trace: Trace, shuffle: Shuffle, child: str) -> None:
-    region = shuffle.region
+def _replace(trace: Trace, match: Match, child: str) -> None:
+    region = match.region
     with trace.graph.inserting_after(region.sink):
         call = trace.graph.create_node("call_module", child, (region.source,))
     call.meta["value"] = region.sink.meta["value"]
@@ -134,7 +147,7 @@ def _erase_unused(graph: fx.Graph, nodes: list[fx.Node]) -> None:
             around.add(node)
     for node in reversed(graph.nodes):
         if node in around and not node.users:
-            around.update(n for n in node.all_input_nodes if _computes_size(n))
+            around.update(n for n in node.all_input_nodes if _computes_size(n) or is_constant(n))
             graph.erase_node(node)
 
 
@@ -142,7 +155,8 @@ def _computes_size(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and not isinstance(node.meta.get("value"), Tensor)
 
 
-def _subclass(base: type[nn.Module], evaluation: Code, train: Code | None) -> type[nn.Module]:
+def subclass(base: type[nn.Module], evaluation: Code, train: Code | None) -> type[nn.Module]:
+    """A subclass with the forward given, and with another one for training where there is one."""
     evaluate = evaluation.forward(base.__name__)
     space: dict[str, Any] = {
         "__module__": base.__module__,
@@ -177,5 +191,5 @@ def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
 
 
 def _restore(base: type[nn.Module], codes: tuple[Code, Code | None]) -> nn.Module:
-    cls = _subclass(base, *codes)
+    cls = subclass(base, *codes)
     return cls.__new__(cls)

@@ -26,7 +26,7 @@ def outputs_and_errors(
     squares: dict[str, list[float]] = {}
     handles = []
     for site, new in replacements:
-        if site.nodes:
+        if site.nodes or site.parameter:
             continue
 
         def compare(_: nn.Module, args: Any, output: Any, site: Site = site, new: nn.Module = new) -> None:

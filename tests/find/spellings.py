@@ -232,11 +232,58 @@ class SizesInATuple(Around):
         return torch.reshape(x, (b, c, h, w))
 
 
+class IndexMade(Around):
+    def shuffle(self, x):
+        return x[:, torch.arange(12).view(3, 4).t().flatten()]
+
+
+class IndexOfSizes(Around):
+    def shuffle(self, x):
+        index = torch.arange(x.shape[1], device=x.device).reshape(3, -1).transpose(0, 1).reshape(-1)
+        return x.index_select(1, index)
+
+
+class Gather(Around):
+    def shuffle(self, x):
+        b, c, h, w = x.shape
+        index = torch.arange(c).view(3, c // 3).t().reshape(1, c, 1, 1)
+        return torch.gather(x, 1, index.expand(b, c, h, w))
+
+
+class TakeAlong(Around):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.arange(12).view(3, 4).t().reshape(1, 12, 1, 1))
+
+    def shuffle(self, x):
+        return torch.take_along_dim(x, self.order.expand(x.shape), dim=1)
+
+
+class SplitAndStack(Around):
+    def shuffle(self, x):
+        b, c, h, w = x.shape
+        rows = torch.hsplit(x.movedim(1, -1).reshape(b * h * w, c), 3)
+        return torch.dstack(rows).reshape(b, h, w, c).movedim(-1, 1)
+
+
+class Einsum(Around):
+    def shuffle(self, x):
+        return torch.einsum("bgchw->bcghw", x.unflatten(1, (3, 4))).flatten(1, 2)
+
+
+class Packed(Around):
+    def shuffle(self, x):
+        flat, sizes = einops.pack([x], "b c *")
+        mixed = einops.rearrange(flat, "b (g c) s -> b (c g) s", g=3)
+        return einops.unpack(mixed, sizes, "b c *")[0]
+
+
 SPELLINGS = [
     ViewTransposeView, ReshapePermute, UnflattenFlatten, FlatSpace, Movedim, Functional, Einops, StackChunks,
     CatSlices, IndexSelect, ChannelsLastDim, ThreeDimensional, FiveDimensional, Tokens, InAModule,
     InRearrange, InAnOwnModule, InASequential, DropoutAround, Twice, SizesReadInside,
-    Unpacked, ChildInTraining, SizesInATuple,
+    Unpacked, ChildInTraining, SizesInATuple, IndexMade, IndexOfSizes, Gather, TakeAlong,
+    SplitAndStack, Einsum, Packed,
 ]  # fmt: skip
 
 
@@ -347,8 +394,40 @@ class OfOnePixel(Around):
         return x.reshape(x.shape[0], 3, -1).transpose(1, 2).reshape(x.shape)
 
 
+class RandomOrder(Around):
+    def shuffle(self, x):
+        return x[:, torch.randperm(12)]
+
+
+class EinsumThatSums(Around):
+    def shuffle(self, x):
+        return torch.einsum("bgchw->bchw", x.unflatten(1, (3, 4))).repeat(1, 3, 1, 1)
+
+
+class EinsumOfPixels(Around):
+    def shuffle(self, x):
+        return torch.einsum("bcxyw->bcyxw", x.unflatten(2, (2, 2))).flatten(2, 3)
+
+
+class GatherOfRows(Around):
+    def shuffle(self, x):
+        index = torch.arange(4).view(2, 2).t().reshape(1, 1, 4, 1)
+        return torch.gather(x, 2, index.expand(x.shape))
+
+
+class GatherOfValues(Around):
+    def shuffle(self, x):
+        return torch.gather(x, 1, x.argsort(1))
+
+
+class StackedDepth(Around):
+    def shuffle(self, x):
+        return torch.cat(torch.dsplit(x, 2)[::-1], 2)
+
+
 DECOYS = [
     AcrossBatch, AcrossBatchAtOne, AcrossRows, AcrossColumns, AcrossTokens, SpaceAndChannels, PixelShuffle,
     PixelModules, Heads, HeadsForgotten, OtherPermutation, Identical, UsedInside, WithArithmetic,
-    OfOnePixel,
+    OfOnePixel, RandomOrder, EinsumThatSums,
+    EinsumOfPixels, GatherOfRows, GatherOfValues, StackedDepth,
 ]  # fmt: skip

@@ -22,7 +22,7 @@ def test_sizes_vectors_and_multiplications():
 
 class Other(nn.Linear):
     def forward(self, x):
-        return super().forward(x) * 2
+        return x @ self.weight.softmax(-1)
 
 
 class Tied(nn.Module):
@@ -35,13 +35,13 @@ class Tied(nn.Module):
         return self.head(self.embed(x))
 
 
-class ReadsWeight(nn.Module):
+class Unused(nn.Module):
     def __init__(self):
         super().__init__()
         self.proj = nn.Linear(8, 8)
 
     def forward(self, x):
-        return torch.nn.functional.linear(x, self.proj.weight)
+        return x * self.proj.weight.shape[0]
 
 
 def quantised():
@@ -53,11 +53,11 @@ def quantised():
 
 REFUSED = [
     (nn.Sequential(weight_norm(nn.Linear(8, 8))), torch.randn(2, 8), "0", "parametrised"),
-    (nn.Sequential(Other(8, 8)), torch.randn(2, 8), "0", "forward of its own"),
+    (nn.Sequential(Other(8, 8)), torch.randn(2, 8), "0.weight", "computed from it (softmax)"),
     (nn.Sequential(nn.Conv2d(8, 8, 1, padding=1)), torch.randn(2, 8, 4, 4), "0", "padding"),
     (nn.Sequential(nn.Conv2d(8, 8, 1, groups=8)), torch.randn(2, 8, 4, 4), "0", "one channel a group"),
     (Tied(), torch.zeros(2, 3, dtype=torch.long), "head", "tied to embed.weight"),
-    (ReadsWeight(), torch.randn(2, 8), "proj", "not called"),
+    (Unused(), torch.randn(2, 8), "proj", "nothing used it"),
     (quantised(), torch.randn(2, 8), "0", "quantised"),
     (nn.Linear(8, 8), torch.randn(2, 8), "", "whole model"),
 ]
@@ -91,8 +91,9 @@ def test_inputs_are_guessed_from_the_first_layer():
 
 def test_layers_are_found_without_inputs_that_fit():
     with pytest.warns(UserWarning, match="no example_inputs"):
-        (site,) = ksurgeon.find(nn.Sequential(nn.Bilinear(2, 3, 4), nn.Linear(4, 8)))
-    assert (site.path, site.vectors) == ("1", 0)
+        bilinear, linear = ksurgeon.find(nn.Sequential(nn.Bilinear(2, 3, 4), nn.Linear(4, 8)))
+    assert "bilinear" in bilinear.reason
+    assert (linear.path, linear.vectors, linear.reason) == ("1", 0, None)
 
 
 def test_inputs_that_do_not_fit_are_named():
@@ -100,3 +101,25 @@ def test_inputs_that_do_not_fit_are_named():
 
     with pytest.raises(InputError, match=r"\(2, 9\)"):
         Finder(nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 9))
+
+
+def test_a_weight_that_is_read_is_said_to_be_and_its_cost_is_told():
+    from ksurgeon.rules.load import load_rule
+    from ksurgeon.rules.plan import make_plan
+    from tests import zoo
+
+    sites = {site.path: site for site in Finder(zoo.attention(), zoo.example("attention")).sites}
+    assert {path for path, site in sites.items() if site.read} == {
+        "own.in_proj_weight",
+        "own.out_proj",
+        "cross.q_proj_weight",
+        "cross.k_proj_weight",
+        "cross.v_proj_weight",
+        "cross.out_proj",
+    }
+    own = sites["own.in_proj_weight"]
+    assert (own.in_features, own.out_features, own.parts, own.vectors) == (32, 96, 3, 5)
+    decision = next(
+        d for d in make_plan(list(sites.values()), load_rule("linear")).decisions if d.path == own.path
+    )
+    assert decision.multiplications_after == own.multiplications + 32 * decision.parameters_after

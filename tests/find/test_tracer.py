@@ -1,9 +1,14 @@
+import collections
+import dataclasses
+import functools
+
 import einops
 import pytest
 import torch
 from torch import nn
 
-from ksurgeon.find.recording import record_run
+from ksurgeon.find.recording import Recording, record_run
+from ksurgeon.find.recording import _hooks as hooks
 from ksurgeon.find.tracer import TraceFailure, require, trace_module
 
 
@@ -118,3 +123,104 @@ def test_a_shape_has_a_length_before_it_is_a_node():
     traced = torch.fx.GraphModule(module, trace(module, torch.randn(2, 4, 3)).graph)
     x = torch.randn(5, 6, 7)
     assert torch.equal(traced(x), x)
+
+
+def decorated(forward):
+    @functools.wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        kwargs.setdefault("scale", 2.0)
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+@dataclasses.dataclass
+class Output(collections.OrderedDict):
+    """As those of transformers: a dictionary and a dataclass in one."""
+
+    first: torch.Tensor | None = None
+    second: torch.Tensor | None = None
+
+    def __post_init__(self):
+        self.update({f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None})
+
+
+class Decorated(nn.Module):
+    @decorated
+    def forward(self, x, mask=None, *rest, flag=False, **kwargs):
+        y = x * kwargs["scale"] + (0 if mask is None else mask)
+        for value in rest:
+            y = y + value
+        if isinstance(x.shape, tuple) and x.dtype == torch.float32:
+            y = y.clamp(min=torch.finfo(x.dtype).min)
+        return Output(first=y + kwargs["more"] if flag else y)
+
+
+@pytest.mark.parametrize("options", [{}, {"flag": True, "more": torch.ones(3)}], ids=["plain", "named"])
+def test_decorated_forwards_with_stars(options):
+    module = Decorated()
+    args = (torch.randn(2, 3), torch.ones(3), torch.ones(2, 1), torch.ones(1))
+    recording = Recording(2)
+    with hooks(module, recording):
+        expected = module(*args, **options)
+    traced = torch.fx.GraphModule(module, trace_module(module, recording.first[id(module)]).graph)
+    result = traced(*args, **options)
+    assert type(result) is Output
+    torch.testing.assert_close(result["first"], expected["first"])
+
+
+class Containers(nn.Module):
+    def forward(self, named, cache):
+        total = sum(value for value in named.values())
+        for key, value in named.items():
+            total = total + (value if key == "a" else -value)
+        assert not hasattr(total, "nothing") and set(named) == {"a", "b"}
+        return total + cache.keys
+
+
+class Cache:
+    def __init__(self, keys):
+        self.keys = keys
+
+
+def test_dictionaries_and_objects_with_an_attribute_called_keys():
+    module, named = Containers(), {"a": torch.randn(2), "b": torch.randn(2)}
+    cache = Cache(torch.ones(2))
+    traced = torch.fx.GraphModule(module, trace(module, named, cache).graph)
+    torch.testing.assert_close(traced(named, cache), module(named, cache))
+
+
+class EntersContexts(nn.Module):
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+            return x.float() * 2
+
+
+def test_contexts_are_noted():
+    module = EntersContexts()
+    assert {"autocast", "no_grad"} <= set(trace(module, torch.randn(2)).contexts)
+    with torch.no_grad():
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
+class SetsItems(nn.Module):
+    def forward(self, x):
+        y = torch.zeros_like(x)
+        y[:, 0] = x[:, 1]
+        return y
+
+
+def test_items_can_be_set():
+    module, x = SetsItems(), torch.randn(2, 3)
+    assert torch.equal(torch.fx.GraphModule(module, trace(module, x).graph)(x), module(x))
+
+
+class MakesAModule(nn.Module):
+    def forward(self, x):
+        return nn.Softmax(dim=-1)(x)
+
+
+def test_a_module_made_by_the_forward_is_looked_into():
+    module, x = MakesAModule(), torch.randn(2, 3)
+    assert torch.equal(torch.fx.GraphModule(module, trace(module, x).graph)(x), module(x))

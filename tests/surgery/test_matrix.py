@@ -26,7 +26,7 @@ EVERYTHING = Rule(
 COUNTS = {
     "mlp": 3,
     "convnet": 4,
-    "encoder": 5,
+    "encoder": 9,
     "shufflenet_v1_g3": 13,
     "shufflenet_v1_g4": 13,
     "shufflenet_v1_g8": 10,

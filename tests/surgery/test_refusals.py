@@ -127,3 +127,57 @@ def test_a_shuffle_of_two_sizes_is_refused_and_restored():
     with pytest.raises(SurgeryError, match="several shapes"):
         ksurgeon.convert(model, "shuffle", x)
     assert torch.equal(model(x), expected)
+
+
+class Choosing(nn.Module):
+    """Shuffles in one call, and not in the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(12, 12, 1)
+
+    def forward(self, x, mix=True):
+        x = self.conv(x)
+        return torch.channel_shuffle(x, 3) if mix else x * 2
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Choosing()
+
+    def forward(self, x):
+        return self.inner(self.inner(x), mix=False)
+
+
+def test_an_owner_called_twice_with_other_arguments_is_left_and_the_rest_converted():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice, self.mix = CalledTwice(), nn.ChannelShuffle(3)
+
+        def forward(self, x):
+            return self.mix(self.twice(x))
+
+    model, x = Both().eval(), torch.randn(2, 12, 4, 4)
+    expected = model(x)
+    conversion = ksurgeon.convert(model, "shuffle", x)
+    assert [result.path for result in conversion.results] == ["mix"]
+    (left,) = [site for site in conversion.sites if site.reason]
+    assert left.path.startswith("twice.inner:") and "called several times" in left.reason
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_an_owner_called_with_other_shapes_is_converted():
+    class Shapes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Choosing()
+
+        def forward(self, x):
+            return self.inner(x).mean() + self.inner(x[..., :2]).mean()
+
+    model, x = Shapes().eval(), torch.randn(2, 12, 4, 4)
+    expected = model(x)
+    assert len(ksurgeon.convert(model, "shuffle", x).results) == 1
+    torch.testing.assert_close(model(x), expected)

@@ -1,0 +1,100 @@
+"""How surgery treats each kind of site, one line each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ksurgeon.find import Site
+from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.fit import fit_
+from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.surgery.build import (
+    build_dense,
+    build_layer,
+    build_parameter,
+    build_shuffle,
+    in_parts,
+    site_weight,
+)
+
+__all__ = ["KINDS", "Kind", "kind_of"]
+
+Build = Callable[[nn.Module, Site, Structure, str], tuple[nn.Module, float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How surgery treats the sites of a kind.
+
+    Attributes:
+        modules: classes of the replacements.
+        build: takes the model, the site (its ``parts`` as the plan wants them), the structure and the start
+            ("empty": the values are loaded afterwards); gives the replacement, and its relative weight error
+            where there is one.
+        dense: takes a replacement and the number of dimensions of what it maps; gives a plain module that
+            computes the same, or raises SurgeryError.
+        child: stem of the name of a replacement that a rewritten forward calls.
+        is_original: for maps that had no parameters: whether a replacement is still exactly the map that it
+            replaced. Such replacements have the attributes ``site`` (a path) and ``replaced`` (names and
+            modules), which surgery sets.
+    """
+
+    modules: tuple[type[nn.Module], ...]
+    build: Build
+    dense: Callable[[nn.Module, int], nn.Module]
+    child: str = "kmap"
+    is_original: Callable[[nn.Module], bool] | None = None
+
+
+def _layer(model: nn.Module, site: Site, structure: Structure, start: str) -> tuple[nn.Module, float | None]:
+    old = model.get_submodule(site.owner)
+    if site.parameter:
+        parameter, transposed = model.get_parameter(site.path), bool(site.facts["transposed"])
+        new: nn.Module = build_parameter(parameter, transposed, structure, start, old.training, site.parts)
+    else:
+        new = build_layer(old, structure, start, site.parts)
+    if start == "fit":
+        assert isinstance(new.matrix, KMatrix)
+        return new, fit_(new.matrix, in_parts(site_weight(model, site), site.parts))
+    return new, 0.0 if start == "exact" else None
+
+
+def _shuffle(
+    model: nn.Module, site: Site, structure: Structure, start: str
+) -> tuple[nn.Module, float | None]:
+    assert site.dim is not None and site.permutation is not None
+    training = model.get_submodule(site.owner).training
+    new = build_shuffle(
+        structure, site.in_features, site.groups, site.dim, site.permutation, start, model, training
+    )
+    return new, 0.0 if start == "exact" else None
+
+
+@torch.no_grad()
+def _is_original_shuffle(module: nn.Module) -> bool:
+    assert isinstance(module, KChannelShuffle)
+    weight = module.weight
+    expected = torch.eye(len(module.permutation), dtype=weight.dtype, device=weight.device)
+    return torch.equal(weight, expected[list(module.permutation)])
+
+
+_LAYER = Kind(modules=(KLinear, KPointwiseConv), build=_layer, dense=build_dense)
+_SHUFFLE = Kind(
+    modules=(KChannelShuffle,),
+    build=_shuffle,
+    dense=build_dense,
+    child="kshuffle",
+    is_original=_is_original_shuffle,
+)
+
+KINDS: dict[str, Kind] = {"linear": _LAYER, "pointwise_conv": _LAYER, "channel_shuffle": _SHUFFLE}
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind whose replacement the module is; None for any other module."""
+    return next((kind for kind in KINDS.values() if isinstance(module, kind.modules)), None)
