@@ -136,7 +136,14 @@ def _obstacle(site: "Site", part: Replacement) -> str | None:
         value = getattr(site, field)
         if field == "vectors" and value == 0:
             return f"its condition vectors {condition} cannot be checked without example inputs"
-        if not holds(condition, value):
+        if isinstance(condition, bool):
+            if value != condition:
+                return (
+                    "a forward reads its weight, which would be multiplied out at every call"
+                    if value
+                    else "no forward reads its weight"
+                )
+        elif not holds(condition, value):
             return f"{field} = {value} is not {condition}"
     return None
 

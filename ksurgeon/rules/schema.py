@@ -74,13 +74,17 @@ class _Base(BaseModel):
 
 
 class Where(_Base):
-    """Conditions on a site's numbers, all of which must hold: an integer, or a comparison with one."""
+    """Conditions on a site, all of which must hold: an integer, or a comparison with one.
+
+    ``read`` is whether a forward reads the weight instead of calling the layer; see ``Site``.
+    """
 
     in_features: Condition | None = None
     out_features: Condition | None = None
     groups: Condition | None = None
     parameters: Condition | None = None
     vectors: Condition | None = None
+    read: bool | None = None
 
 
 class Replacement(_Base):

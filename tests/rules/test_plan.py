@@ -134,6 +134,15 @@ def test_conditions(where, holds):
     assert (decision.action == "replace") == holds, decision.reason
 
 
+@pytest.mark.parametrize("read", [True, False])
+def test_weights_that_a_forward_reads(read):
+    sites = [linear("called"), linear("read", read=True)]
+    decisions = make_plan(sites, rule(part("linear", where={"read": read}))).decisions
+    assert [decision.action == "replace" for decision in decisions] == [not read, read]
+    reasons = " ".join(decision.reason for decision in decisions if decision.action == "leave")
+    assert ("no forward reads" in reasons) == read and ("multiplied out at every call" in reasons) != read
+
+
 def test_a_condition_on_unknown_vectors_is_not_met_and_says_so():
     site = Site(
         kind="linear", path="a", in_features=64, out_features=64, parameters=4096, weight_parameters=4096
