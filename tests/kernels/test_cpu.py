@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ksurgeon.kernels import apply_chain, cpu, reference
 from ksurgeon.kernels.activation import ACTIVATIONS, activate
@@ -16,6 +17,12 @@ from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
 from tests.chains import assert_near, chains, dense
+
+
+class Doubled(nn.Module):
+    def forward(self, factor: Tensor) -> Tensor:
+        return 2 * factor
+
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 
@@ -258,12 +265,42 @@ def test_what_the_kernels_leave_to_the_reference(transform: str) -> None:
         torch.testing.assert_close(jacobian, layer.weight)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("gradients", [False, True])
+def test_jit_trace_records_the_product(gradients: bool) -> None:
+    layer = KLinear(8, 12)
+    with torch.set_grad_enabled(gradients):
+        layer(torch.randn(1, 8))
+        traced = torch.jit.trace(layer, (torch.randn(1, 8),), check_trace=False)
+    x = torch.randn(1, 8)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
 def test_lazily_negated_tensors() -> None:
     pairs = torch.randn(3, 16, dtype=torch.complex64).conj()
     x, factors = pairs.imag, [factor.detach() for factor in KMatrix(16, 16).factors]
     assert x.is_neg()
     want = reference.apply_chain(x.resolve_neg(), factors, -1)
     torch.testing.assert_close(cpu.apply_chain(x, factors, -1, torch.zeros(16)), want)
+
+
+def test_a_second_call_obeys_what_the_first_did() -> None:
+    """Kept weights open a short cut; hooks, subclasses, modes and a changed backend are seen all the same."""
+    layer, x, seen = KLinear(16, 16), torch.randn(2, 16), []
+    want = x @ layer.weight.T + layer.bias
+
+    class Odd(Tensor):
+        pass
+
+    with torch.no_grad():
+        layer(x)
+        torch.testing.assert_close(layer(x), want)
+        hook = layer.register_forward_hook(lambda *_: seen.append(1))
+        assert isinstance(layer(x.as_subclass(Odd)), Odd) and seen
+        hook.remove()
+        parametrize.register_parametrization(layer.matrix.factors, "0", Doubled())
+        torch.testing.assert_close(layer(x) - layer.bias, 2 * (want - layer.bias))
+        torch.testing.assert_close(torch.func.vmap(layer)(x) - layer.bias, 2 * (want - layer.bias))
 
 
 def test_permutations_run_as_an_index_copy() -> None:

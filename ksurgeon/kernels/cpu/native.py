@@ -122,12 +122,12 @@ _LIBRARY, _WHY = _load()
 
 
 def _load_fast() -> Any:
+    address = ctypes.cast(library().ks_rows, c_void_p).value
     try:
         module = importlib.import_module("ksurgeon.kernels.cpu._fast")
-    except ImportError:
+        module.bind(address, torch.empty_like, torch._C.TensorBase)
+    except (ImportError, TypeError):
         return None
-    address = ctypes.cast(library().ks_rows, c_void_p).value
-    module.bind(address, torch.empty_like)
     return module
 
 

@@ -13,7 +13,7 @@ from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
-__all__ = ["Pack", "find_pack", "forget", "kept"]
+__all__ = ["Pack", "find_pack", "forget", "record_of"]
 
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
@@ -202,10 +202,11 @@ def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
     return pack
 
 
-def kept(first: Tensor) -> Pack | None:
-    """The pack that is kept for factors of which this is the first; it may be outdated."""
+def record_of(first: Tensor) -> object:
+    """The record of the pack kept for factors of which this is the first; it may be outdated. None if there
+    is none."""
     known = _PACKS.get(id(first))
-    return None if known is None else known[0]
+    return None if known is None else known[0].record
 
 
 def forget(factors: Sequence[Tensor]) -> None:

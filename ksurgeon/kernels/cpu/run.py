@@ -11,7 +11,7 @@ from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
 from ksurgeon.kernels.cpu.merging import pull_back
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, Step, fast, is_available, library
-from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, kept
+from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, record_of
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
 
 __all__ = ["DTYPES", "backward", "forward", "shortly"]
@@ -32,10 +32,11 @@ def shortly(
     All checks of a product whose factors have been packed are made in one call of ``_fast``, where that was
     compiled.
     """
-    known = kept(factors[0])
-    if known is None or known.record is None or activation not in ACTIVATIONS:
+    record = record_of(factors[0])
+    code = ACTIVATIONS.get(activation, -1)
+    if record is None or code < 0:
         return None
-    y: Tensor | None = fast.rows(x, factors, bias, known.record, ACTIVATIONS[activation], _threads())
+    y: Tensor | None = fast.rows(x, factors, bias, record, code, _threads())
     return y
 
 

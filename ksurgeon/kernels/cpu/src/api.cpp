@@ -57,11 +57,13 @@ uint64_t fingerprint(const KsGuard& guard, bool whole) {
       continue;
     }
     const int64_t words = bytes / 2, step = words / SAMPLES + 1;  // of the shortest dtype
+    uint64_t part = 0;  // apart: the sums of several factors are made at a time
     for (int64_t at = 0; at < words; at += step) {
       uint16_t word;
       memcpy(&word, data + 2 * at, 2);
-      sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
+      part = (part ^ word) * 0x9E3779B97F4A7C15u;
     }
+    sum = (sum ^ part) * 0x9E3779B97F4A7C15u;
   }
   return sum;
 }
