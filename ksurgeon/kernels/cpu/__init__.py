@@ -33,8 +33,8 @@ def apply_chain(
     """Apply a chain by the compiled kernels where they can, by the reference elsewhere.
 
     Eager inference on plain CPU tensors calls the library at once. Where gradients are wanted, or the call
-    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Complex
-    numbers, other devices, autocast, ``torch.func`` transforms, ``torch.jit.trace`` and forward-mode derivatives
+    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``.
+    Activations of complex numbers, other devices, autocast, ``torch.func`` transforms, ``torch.jit.trace`` and forward-mode derivatives
     are left to the reference.
     """
     if dim == -1:
@@ -44,6 +44,8 @@ def apply_chain(
     first, dtype = factors[0], x.dtype
     if dtype not in DTYPES or first.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
         return reference.apply_chain(x, factors, dim, bias, activation)
+    if activation is not None and dtype.is_complex:
+        return reference.apply_chain(x, factors, dim, bias, activation)  # which refuses it
     if is_compiling():
         return _by_operator(x, factors, dim, bias, activation)
     if (

@@ -100,7 +100,7 @@ class Pack:
                 # Records hold addresses of chains, so that none may be replaced: the first thread wins.
                 chain = self._chains.setdefault(("packed", counts), Chain.packed(merged, self._guard))
                 if self.light:
-                    transposed = Chain.packed([factor.mT for factor in reversed(merged)])
+                    transposed = Chain.packed([factor.mH for factor in reversed(merged)])
                     self._chains.setdefault("transposed", transposed)
             chain = self._chains.setdefault(kind, chain)
             if fast is not None and not self.light and self.lasting:
@@ -153,7 +153,7 @@ class Pack:
 
 def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
     """The factors in the dtype of the computation, with no graph behind them."""
-    return [factor.detach().resolve_neg().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
+    return [factor.detach().resolve_neg().resolve_conj().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
 
 
 @torch.no_grad()

@@ -175,6 +175,7 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   const long activation = PyLong_AsLong(arguments[4]), threads = PyLong_AsLong(arguments[5]);
   if (!record || PyErr_Occurred()) return NULL;
   int fine = same_factors(record, factors);
+  if (activation && record->kind > 3) fine = 0; /* KS_COMPLEX64: has none */
   if (fine == 1) fine = is_plain(x, record->dtype);
   if (fine == 1 && bias != Py_None) fine = fits(record, bias);
   if (fine == -1) return NULL;
