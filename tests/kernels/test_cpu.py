@@ -18,7 +18,6 @@ from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
 from tests.chains import assert_near, chains, dense
 
-
 DTYPES = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,

@@ -128,6 +128,7 @@ def test_threads_change_nothing() -> None:
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     layer, conv = KLinear(512, 512), KPointwiseConv(128, 128)
+    waves, signal = KLinear(1024, 1024, dtype=torch.complex64), torch.randn(40, 1024, dtype=torch.complex64)
     images = torch.randn(2, 128, 14, 14)
     try:
         results = []
@@ -137,10 +138,13 @@ def test_threads_change_nothing() -> None:
             y = layer(x)
             layer.zero_grad()
             y.square().mean().backward()
+            waves.zero_grad()
+            waves(signal).abs().sum().backward()
             with torch.inference_mode():
                 results.append(
                     [y, layer(x[:1]), layer(x), conv(images), x.grad, layer.matrix.factors[0].grad.clone()]
                 )
+                results[-1] += [waves(signal), waves(signal[:1]), waves.matrix.factors[0].grad.clone()]
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

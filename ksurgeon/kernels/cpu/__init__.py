@@ -33,9 +33,9 @@ def apply_chain(
     """Apply a chain by the compiled kernels where they can, by the reference elsewhere.
 
     Eager inference on plain CPU tensors calls the library at once. Where gradients are wanted, or the call
-    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``.
-    Activations of complex numbers, other devices, autocast, ``torch.func`` transforms, ``torch.jit.trace`` and forward-mode derivatives
-    are left to the reference.
+    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Activations
+    of complex numbers, other devices, autocast, ``torch.func`` transforms, ``torch.jit.trace`` and
+    forward-mode derivatives are left to the reference.
     """
     if dim == -1:
         y = at_once(x, factors, bias, activation)

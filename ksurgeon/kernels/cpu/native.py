@@ -190,7 +190,16 @@ class Chain:
             the imaginary parts of its outputs, which take the real and the imaginary parts of its inputs.
     """
 
-    __slots__ = ("_guard", "_structure", "_weights", "address", "in_features", "is_double", "out_features", "steps")
+    __slots__ = (
+        "_guard",
+        "_structure",
+        "_weights",
+        "address",
+        "in_features",
+        "is_double",
+        "out_features",
+        "steps",
+    )
 
     def __init__(self, factors: Sequence[Tensor], pack: bool, guard: Guard | None = None) -> None:
         patterns = [Pattern.of(factor.shape) for factor in factors]
@@ -201,7 +210,10 @@ class Chain:
         if pack:
             self._weights = [self._packed(weight, planes) for weight in self._weights]
         self.steps = (Step * len(shapes))(
-            *(Step(*shape, weight.data_ptr(), planes) for shape, weight in zip(shapes, self._weights, strict=True))
+            *(
+                Step(*shape, weight.data_ptr(), planes)
+                for shape, weight in zip(shapes, self._weights, strict=True)
+            )
         )
         self.in_features, self.out_features = patterns[0].in_features, patterns[-1].out_features
         self._structure = _Chain(
@@ -223,7 +235,7 @@ class Chain:
 
     @classmethod
     def packed(cls, factors: Sequence[Tensor], guard: Guard | None = None) -> "Chain":
-        """A chain for ``ks_rows``: weights of factors in single or double precision in the order of the kernel."""
+        """A chain for ``ks_rows``: weights in the order of the kernel, in single or double precision."""
         return cls(factors, True, guard)
 
     @classmethod
