@@ -26,6 +26,9 @@ class _Runner:
         if once < 0.1:
             self._run()
             once = self._run()
+        elif once > 1:  # long enough to count
+            self.times.append(once * 1e6)
+            self.spent += once
         self.loops = max(1, int(_TURN / max(once, 1e-7)))
 
     def _run(self) -> float:

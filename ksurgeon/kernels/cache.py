@@ -32,11 +32,17 @@ def may_tune() -> bool:
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/ksurgeon``, or the platform's own place for caches."""
+    """``$XDG_CACHE_HOME/ksurgeon``, or the platform's own place for caches; a user without a home folder has
+    it among temporary files."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(given):
         return Path(given) / "ksurgeon"
-    home = Path(os.path.expanduser("~"))
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path()
+    if not home.is_absolute():
+        return Path(tempfile.gettempdir()) / "ksurgeon-cache"
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "ksurgeon" / "Cache"
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "ksurgeon"

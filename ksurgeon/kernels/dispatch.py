@@ -75,8 +75,10 @@ def apply_chain(
     global _chosen, _chosen_on_gpu
     if x.is_cuda:
         if _chosen_on_gpu is None:
-            name = chosen_backend(x.device)
-            _chosen_on_gpu = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
+            asked = os.environ.get("KSURGEON_BACKEND", "auto")
+            chosen_backend(x.device)  # whether the variable makes sense
+            # The kernels' own entry says why, where they do not run on a device.
+            _chosen_on_gpu = cuda.apply_chain if asked in ("auto", "cuda") else _BACKENDS[asked]
         return _chosen_on_gpu(x, factors, dim, bias, activation)
     if _chosen is None:  # once: reading the environment takes as long as a small product
         name = chosen_backend()

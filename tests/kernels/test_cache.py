@@ -71,6 +71,12 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "ksurgeon"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder().is_absolute() and "ksurgeon" in cache_folder().parts
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
     assert cache_folder().is_absolute()
 
 

@@ -177,23 +177,38 @@ _SCRIPT = """
 import torch
 from ksurgeon.kernels.cpu import apply_chain, instruction_set
 from ksurgeon.kernels.cpu.native import library
+from ksurgeon.kernels.cpu.ops import chain
 from ksurgeon.kernels import reference
-print(instruction_set())
-for name in ("avx512", "avx2", "portable"):
-    if not library().ks_choose(name.encode()):
-        continue
-    torch.manual_seed(0)
+
+def near(got, want, tolerance):
+    assert (got - want).abs().max() / want.abs().max() < tolerance
+
+def check():
     for shapes in ([(4, 3, 5, 6)], [(1, 64, 4, 4), (16, 1, 4, 16)], [(8, 8, 8, 8), (64, 1, 3, 8)]):
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float32, torch.float64, torch.complex64):
+            exact = torch.complex128 if dtype.is_complex else torch.float64
             factors = [torch.randn(s, dtype=dtype) for s in shapes]
             inputs = shapes[0][0] * shapes[0][1] * shapes[0][3]
             for size in ((7, inputs), (2, inputs, 19)):
                 x, dim = torch.randn(size, dtype=dtype), 1
-                want = reference.apply_chain(x.double(), [f.double() for f in factors], dim)
-                got = apply_chain(x, factors, dim)
-                error = (got - want).abs().max() / want.abs().max()
-                assert error < (1e-5 if dtype == torch.float32 else 1e-13)
-    print(instruction_set())
+                want = reference.apply_chain(x.to(exact), [f.to(exact) for f in factors], dim)
+                near(apply_chain(x, factors, dim), want, 1e-13 if dtype == torch.float64 else 1e-5)
+            if not dtype.is_complex:
+                y = apply_chain(x, factors, dim, None, "gelu")
+                assert (y - torch.nn.functional.gelu(want)).abs().max() < 1e-4
+        stored = [torch.randn(s).bfloat16() for s in shapes]
+        x = torch.randn(2, inputs, 19).bfloat16().requires_grad_()
+        y = chain(x, stored, None, 1)
+        want = reference.apply_chain(x.double(), [f.double() for f in stored], 1)
+        near(y, want, 1e-2)
+        near(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(want.sum(), x)[0], 1e-2)
+
+print(instruction_set())
+for name in ("avx512", "avx2", "portable"):
+    if library().ks_choose(name.encode()):
+        torch.manual_seed(0)
+        check()
+        print(instruction_set())
 """
 
 

@@ -30,9 +30,9 @@ class Pack:
     the pack when a factor dies, so that an id cannot come to mean another tensor.
 
     Contents are compared because writes through ``.data`` or NumPy move no version. With 32 vectors or more
-    every byte of the factors is; with fewer that would double the time of the product, so that only
-    12 entries of each are: a write of a few others, or ``p.data = p.data.mT`` on square blocks that agree
-    in those, goes unseen until ``forget`` is called. What optimisers, ``copy_``, ``load_state_dict`` or new
+    every byte of the factors is; with fewer that would double the time of the product, so only 12 entries of
+    every factor are: a write of a few others, or ``p.data = p.data.mT`` on square blocks that agree in those,
+    goes unseen until ``forget`` is called. What optimisers, ``copy_``, ``load_state_dict`` or new
     tensors change is always seen.
 
     A light pack serves training, where weights change with every step: it merges only what costs nothing.

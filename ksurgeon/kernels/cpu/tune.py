@@ -38,7 +38,10 @@ _MOST_WORK = 1 << 22  # multiplications of a product that is measured
 @lru_cache(maxsize=1)
 def machine() -> str:
     """What a choice depends on besides its class: processor, instruction set, and the kernels themselves."""
-    kernels = hashlib.sha256(Path(library()._name).read_bytes()).hexdigest()[:16]
+    try:
+        kernels = hashlib.sha256(Path(library()._name).read_bytes()).hexdigest()[:16]
+    except OSError:  # an upgrade under a running process
+        kernels = "of a file that is gone"
     return f"{cpu_model()}; {instruction_set()}; kernels {kernels}"
 
 
