@@ -37,7 +37,7 @@ build/_fast.so: $(KERNELS)/fast.c $(VENV)/.installed-test
 sanitize: build/sanitize build/_chain.so build/_fast.so
 	build/sanitize 300
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc KSURGEON_CPU_LIBRARY=build/_chain.so \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc KSURGEON_CPU_LIBRARY=build/_chain.so PYTHONPATH=. \
 		$(BIN)/python tests/kernels/sanitize.py build/_fast.so
 
 clean:
