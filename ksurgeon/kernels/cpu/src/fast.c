@@ -27,6 +27,8 @@ static rows_function ks_rows;
 static PyObject *empty_like, *s_version, *s_data_ptr, *s_shape, *s_dtype, *s_is_contiguous, *s_is_neg, *s_is_cpu,
     *s_new_empty;
 
+#define ROWS_TO_COMPARE 32 /* that of api.cpp */
+
 static const char NAME[] = "ksurgeon.record";
 
 static int number_of(PyObject* value, long long* result) { /* steals the reference */
@@ -95,7 +97,8 @@ static PyObject* make_record(PyObject* self, PyObject* arguments) {
   return capsule;
 }
 
-static int same_factors(const Record* record, PyObject* factors) {
+/* Strides are compared only where products take long: `p.data = p.data.mT` changes nothing else. */
+static int same_factors(const Record* record, PyObject* factors, int strides) {
   if (!PyTuple_Check(factors) || PyTuple_GET_SIZE(factors) != record->count) return 0;
   for (Py_ssize_t k = 0; k < record->count; ++k) {
     const Known* known = &record->known[k];
@@ -106,6 +109,8 @@ static int same_factors(const Record* record, PyObject* factors) {
         !number_of(PyObject_CallMethodNoArgs(factor, s_data_ptr), &address))
       return -1;
     if (version != known->version || address != known->address) return 0;
+    const int fine = strides ? answers(factor, s_is_contiguous, Py_True) : 1;
+    if (fine != 1) return fine;
   }
   return 1;
 }
@@ -167,8 +172,7 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   const Record* record = PyCapsule_GetPointer(arguments[3], NAME);
   const long activation = PyLong_AsLong(arguments[4]), threads = PyLong_AsLong(arguments[5]);
   if (!record || PyErr_Occurred()) return NULL;
-  int fine = same_factors(record, factors);
-  if (fine == 1) fine = is_same(x, s_dtype, record->dtype);
+  int fine = is_same(x, s_dtype, record->dtype);
   if (fine == 1) fine = is_same(x, s_is_cpu, Py_True);
   if (fine == 1) fine = answers(x, s_is_contiguous, Py_True);
   if (fine == 1) fine = answers(x, s_is_neg, Py_False);
@@ -176,6 +180,12 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   if (fine == -1) return NULL;
   if (!fine) Py_RETURN_NONE;
   const long long vectors = rows_of(x, record->in_features, &shape);
+  fine = vectors < 0 ? (int)vectors + 1 : same_factors(record, factors, vectors >= ROWS_TO_COMPARE);
+  if (fine != 1) {
+    Py_XDECREF(shape);
+    if (fine == -1) return NULL;
+    Py_RETURN_NONE;
+  }
   long long from, to, start = 0;
   int done = 0;
   const long long address = vectors < record->limit ? record->few : record->many;
