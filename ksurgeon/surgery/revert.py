@@ -77,8 +77,8 @@ def _check_pairs(modules: Iterable[nn.Module], activations: Iterable[ModuleSwap]
     standing = Counter(activation_name(swap.new[0]) for swap in activations)
     if applied != standing:
         raise SurgeryError(
-            f"the layers to revert apply {dict(applied)} for other modules, and {dict(standing)} of those are "
-            "here; revert the whole model that was converted"
+            f"the layers to revert apply {dict(applied)} for other modules, and of those "
+            f"{dict(standing)} are here; revert the whole model that was converted"
         )
 
 

@@ -31,7 +31,7 @@ class Pack:
 
     Contents are compared because writes through ``.data`` or NumPy move no version. With 32 vectors or more
     every byte of the factors is, and their strides; with fewer that would double the time of the product, so
-    only 8 bytes in 12 or 13 places of every factor are: a write elsewhere, or ``p.data = p.data.mT`` on square
+    only 8 bytes in a dozen places of every factor are: a write elsewhere, or ``p.data = p.data.mT`` on square
     blocks, goes unseen until ``forget`` is called or 32 vectors come. What optimisers,
     ``copy_``, ``load_state_dict`` or new tensors change is always seen.
 
