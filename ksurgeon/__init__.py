@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from ksurgeon.find import Site, find
+    from ksurgeon.frontend import KFrontend
     from ksurgeon.kmatrix.conv import KPointwiseConv
     from ksurgeon.kmatrix.linear import KLinear
     from ksurgeon.kmatrix.matrix import KMatrix
     from ksurgeon.kmatrix.shuffle import KChannelShuffle
+    from ksurgeon.kmatrix.transform import KTransform
     from ksurgeon.rules.plan import Plan
     from ksurgeon.rules.schema import Rule
     from ksurgeon.surgery.convert import Conversion, convert, replace_modules
@@ -32,9 +34,11 @@ _HOMES = {
     "FolderError": "errors",
     "InputError": "errors",
     "KChannelShuffle": "kmatrix.shuffle",
+    "KFrontend": "frontend.frontend",
     "KLinear": "kmatrix.linear",
     "KMatrix": "kmatrix.matrix",
     "KPointwiseConv": "kmatrix.conv",
+    "KTransform": "kmatrix.transform",
     "KsurgeonError": "errors",
     "MatchError": "errors",
     "ModelNotFoundError": "errors",
@@ -59,9 +63,11 @@ __all__ = [
     "FolderError",
     "InputError",
     "KChannelShuffle",
+    "KFrontend",
     "KLinear",
     "KMatrix",
     "KPointwiseConv",
+    "KTransform",
     "KsurgeonError",
     "MatchError",
     "ModelNotFoundError",

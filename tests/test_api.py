@@ -18,6 +18,8 @@ PROMISED = [
     "KMatrix",
     "KLinear",
     "KPointwiseConv",
+    "KFrontend",
+    "KTransform",
     "KChannelShuffle",
     "Rule",
     "Plan",

@@ -5,6 +5,7 @@ import warnings
 from torch import fx, nn
 
 from ksurgeon.errors import InputError
+from ksurgeon.find.filterbanks import find_filterbanks, inside_of
 from ksurgeon.find.inputs import ExampleInputs, evaluating
 from ksurgeon.find.layers import find_layers
 from ksurgeon.find.match import Match
@@ -45,6 +46,9 @@ class Finder:
             owned = find_parameters(model, self.recording, layers)
             covered = {site.owner for site in owned}
             layers = [site for site in layers if site.path not in covered] + owned
+        banks = find_filterbanks(model, self.recording)
+        inside = [site for site in inside if not inside_of(site, banks)]
+        layers = [site for site in layers if not inside_of(site, banks)] + banks
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
         self.sites = sorted(layers + inside, key=lambda site: order[site.owner])
 

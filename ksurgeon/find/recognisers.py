@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 from torch import fx, nn
 
 from ksurgeon.find.match import Match
+from ksurgeon.find.permutations import find_permutations
 from ksurgeon.find.shuffles import find_shuffles
 from ksurgeon.find.tracer import Trace
+from ksurgeon.find.transforms import find_transforms
 
 __all__ = ["IN_FORWARDS", "InForward", "find_matches"]
 
 InForward = Callable[[nn.Module, Trace, set[str]], Iterator[Match]]
 """Takes the owner, its traced forward, and the paths of its children that only move data."""
 
-IN_FORWARDS: tuple[InForward, ...] = (find_shuffles,)
+IN_FORWARDS: tuple[InForward, ...] = (find_shuffles, find_permutations, find_transforms)
 
 
 def find_matches(module: nn.Module, trace: Trace, movers: set[str]) -> list[Match]:

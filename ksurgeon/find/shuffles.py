@@ -13,7 +13,7 @@ from ksurgeon.find.recording import channel_dim_of, is_elementwise
 from ksurgeon.find.tracer import Trace
 from ksurgeon.kmatrix.shuffle import shuffle_permutation
 
-__all__ = ["find_shuffles", "only_moves"]
+__all__ = ["certain_channel", "find_shuffles", "only_moves"]
 
 
 def only_moves(trace: Trace, movers: set[str]) -> bool:
@@ -66,15 +66,19 @@ def _channel_dims(module: nn.Module, region: Region) -> set[int]:
     The layers around tell; where there are none, PyTorch's convention does.
     """
     ndim = region.source.meta["value"].dim()
-    certain = _before(module, region.source)
-    if certain is None:
-        certain = _after(module, region.sink)
+    certain = certain_channel(module, region.source, region.sink)
     if certain is not None:
         return {certain}
     convention = _before(module, region.source, convention=True)
     if convention is not None:
         return {convention}
     return {1, ndim - 1} if ndim > 2 else {1}
+
+
+def certain_channel(module: nn.Module, source: fx.Node, sink: fx.Node) -> int | None:
+    """Dimension that holds the channels where a region goes from ``source`` to ``sink``, if layers tell."""
+    certain = _before(module, source)
+    return _after(module, sink) if certain is None else certain
 
 
 def _value(node: fx.Node) -> Any:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from ksurgeon.errors import StructureError
 
-__all__ = ["LARGEST_PRIME", "Layout", "Radix", "layout", "prime_factors"]
+__all__ = ["LARGEST_PRIME", "Layout", "Radix", "layout", "prime_factors", "transform_radices"]
 
 Radix = Literal["auto"] | int | tuple[int, ...]
 
@@ -15,6 +15,7 @@ LARGEST_PRIME = 31
 """Sizes with a prime factor above this are padded: a dense block that wide saves next to nothing."""
 
 _LARGEST_RADIX = 64
+_MOVE = 16  # what writing an entry costs, in multiplications
 # A rectangular factor of input radix 1 would only repeat its input, scaled.
 _SMALLEST_RECTANGULAR_RADIX = 4
 
@@ -156,3 +157,24 @@ def _given(radices: tuple[int, ...], inner: int, large: int) -> Layout:
             f"expansion) is {inner}; give radices whose product is at least {inner}, or radix = 'auto'"
         )
     return Layout(radices, max(radices[-1], -(-large // (size // radices[-1]))))
+
+
+@lru_cache(maxsize=1024)
+def transform_radices(n: int) -> tuple[int, ...]:
+    """Radices of the cheapest mixed-radix transform of size n: multiplications, and 16 for an entry moved.
+
+    Raises:
+        StructureError: n is below 1.
+    """
+    if n < 1:
+        raise StructureError(f"the size of a transform must be at least 1, got {n}")
+    best: dict[int, tuple[int, tuple[int, ...]]] = {1: (0, ())}
+    divisors = [r for r in range(1, n + 1) if n % r == 0]
+    for size in divisors[1:]:
+        options = []
+        for r in divisors[1:]:
+            if size % r == 0:
+                cost, rest = best[size // r]
+                options.append((cost + r + _MOVE, tuple(sorted((*rest, r)))))
+        best[size] = min(options)
+    return best[n][1] or (1,)

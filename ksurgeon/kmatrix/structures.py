@@ -1,14 +1,15 @@
 """The structures a rule can ask for: what ``with = { structure = … }`` holds, and the chains they give."""
 
+from math import prod
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.patterns import Pattern, check_chain, kaleidoscope_patterns
-from ksurgeon.kmatrix.radix import Radix, layout
+from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns, check_chain, kaleidoscope_patterns
+from ksurgeon.kmatrix.radix import Radix, layout, prime_factors, transform_radices
 
-__all__ = ["Chain", "Dense", "GroupedKaleidoscope", "Kaleidoscope", "Structure"]
+__all__ = ["Butterfly", "Chain", "Dense", "GroupedKaleidoscope", "Kaleidoscope", "Structure"]
 
 
 def _as_radix(value: object) -> object:
@@ -109,6 +110,39 @@ class Chain(_Base):
         return "chain " + " · ".join(str(tuple(pattern)) for pattern in self.factors)
 
 
+class Butterfly(_Base):
+    """One butterfly matrix B, its entries in digit-reversed order before it: what a transform is exactly."""
+
+    structure: Literal["butterfly"] = "butterfly"
+    radix: _Radix = "auto"
+
+    def radices(self, n: int) -> tuple[int, ...]:
+        """Radices of a butterfly matrix of size n.
+
+        Raises:
+            StructureError: the radices given do not multiply to n.
+        """
+        if self.radix == "auto":
+            return transform_radices(n)
+        if isinstance(self.radix, int):
+            return (
+                layout(n, n, 1, self.radix).radices if max(prime_factors(n), default=1) <= self.radix else ()
+            )
+        return self.radix
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        n = max(in_features, out_features)
+        radices = self.radices(n)
+        if prod(radices) != n or not radices:
+            raise StructureError(
+                f"a butterfly matrix of size {n} needs radices that multiply to it, not {_show(self.radix)}"
+            )
+        return butterfly_patterns(radices)
+
+    def __str__(self) -> str:
+        return f"butterfly, radix {_show(self.radix)}"
+
+
 class Dense(_Base):
     """One dense factor: any matrix as it is, which saves nothing and loses nothing."""
 
@@ -121,7 +155,9 @@ class Dense(_Base):
         return "dense"
 
 
-Structure = Annotated[Kaleidoscope | GroupedKaleidoscope | Chain | Dense, Field(discriminator="structure")]
+Structure = Annotated[
+    Kaleidoscope | GroupedKaleidoscope | Chain | Butterfly | Dense, Field(discriminator="structure")
+]
 
 
 def _show(radix: Radix) -> str:

@@ -111,13 +111,15 @@ def _short(operation: Operation) -> str:
         return f"{name} of {len(structure.factors)}"
     if structure.structure == "dense":
         return name
+    if structure.structure == "butterfly":
+        return f"B: radix {_radix(structure.radix)}"
     groups = f"{structure.groups} groups, " if structure.structure == "grouped_kaleidoscope" else ""
-    radix = (
-        structure.radix if isinstance(structure.radix, (int, str)) else "·".join(map(str, structure.radix))
-    )
-    return (
-        f"{name.replace('grouped_', '')}: {groups}w={structure.width} e={structure.expansion} radix {radix}"
-    )
+    sizes = f"w={structure.width} e={structure.expansion} radix {_radix(structure.radix)}"
+    return f"{name.replace('grouped_', '')}: {groups}{sizes}"
+
+
+def _radix(radix: int | str | tuple[int, ...]) -> str:
+    return str(radix) if isinstance(radix, (int, str)) else "·".join(map(str, radix))
 
 
 def _error(value: float | None) -> str:

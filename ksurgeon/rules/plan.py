@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ksurgeon.errors import MatchError, StructureError
-from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Structure
+from ksurgeon.kmatrix.structures import Butterfly, GroupedKaleidoscope, Structure
 from ksurgeon.rules.load import builtin_rules, load_rule
 from ksurgeon.rules.schema import Replacement, Rule, Start, holds, matching
 
@@ -200,6 +200,10 @@ def _numel(site: "Site", structure: Structure, parts: int) -> int:
         raise StructureError(
             f"the convolution has {groups} groups already, and a grouped structure needs one without"
         )
+    if isinstance(structure, Butterfly):
+        from ksurgeon.kmatrix.transform import count_parameters
+
+        return count_parameters(site.facts, structure)
     patterns = structure.patterns(site.in_features // groups, site.out_features // groups // parts)
     return groups * parts * sum(pattern.numel for pattern in patterns)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ksurgeon.kmatrix.structures import Dense, Kaleidoscope, Structure
+from ksurgeon.kmatrix.structures import Butterfly, Dense, Kaleidoscope, Structure
 
 __all__ = ["Kind", "Replacement", "Rule", "Start", "Where", "holds", "matching"]
 
@@ -22,6 +22,7 @@ _OPERATORS = {
     "<": operator.lt,
 }
 _KNOWN = ("channel_shuffle", "permutation", "transform", "filterbank")  # maps whose matrix is known
+_BUTTERFLIES = ("transform", "filterbank")
 _CONDITION = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+)\s*")
 
 
@@ -113,11 +114,19 @@ class Replacement(_Base):
                     f'not "{self.find}", whose weight is dense; allowed: '
                     f'"fit", "random", "orthogonal", "identity", or structure = "dense"'
                 )
-            if not isinstance(self.structure, Kaleidoscope):
+            if not isinstance(self.structure, Kaleidoscope) and self.find not in _BUTTERFLIES:
                 raise ValueError(
                     f'start = "exact" is known for structure = "kaleidoscope", '
                     f'not for "{self.structure.structure}"'
                 )
+        if isinstance(self.structure, Butterfly) != (self.find in _BUTTERFLIES):
+            allowed = ", ".join(f'"{kind}"' for kind in _BUTTERFLIES)
+            raise ValueError(
+                f'structure = "butterfly" goes with find = {allowed}, and they with nothing else; '
+                f'got "{self.structure.structure}" for "{self.find}"'
+            )
+        if self.find in _BUTTERFLIES and self.start not in ("exact", "random"):
+            raise ValueError(f'start for find = "{self.find}" is "exact" or "random", got "{self.start}"')
         return self
 
 

@@ -266,7 +266,7 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
     bad = [
         site.path
         for site in sites
-        if site.weight_parameters and not bool(site_weight(model, site).isfinite().all())
+        if KINDS[site.kind].is_original is None and not bool(site_weight(model, site).isfinite().all())
     ]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""

@@ -1,18 +1,23 @@
 """How surgery treats each kind of site, one line each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Site
+from ksurgeon.frontend import KFilters, KFrontend
+from ksurgeon.frontend.modules import replacement_of
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
-from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.kmatrix.structures import Butterfly, Structure
+from ksurgeon.kmatrix.transform import KTransform
 from ksurgeon.surgery.build import (
     build_dense,
     build_layer,
@@ -83,6 +88,40 @@ def _is_original_shuffle(module: nn.Module) -> bool:
     return torch.equal(weight, expected[list(module.permutation)])
 
 
+def _transform(
+    model: nn.Module, site: Site, structure: Structure, start: str
+) -> tuple[nn.Module, float | None]:
+    assert site.dim is not None and isinstance(structure, Butterfly)
+    owner = model.get_submodule(site.owner)
+    like = next((p for p in model.parameters() if p.dtype.is_floating_point), torch.empty(0))
+    options = {"start": start, "device": like.device, "dtype": getattr(torch, site.facts["dtype"])}
+    facts = {name: value for name, value in site.facts.items() if name != "dtype"}
+    new = KTransform.of(facts, structure, site.dim, **options).train(owner.training)
+    return new, 0.0 if start == "exact" else None
+
+
+def _filterbank(
+    model: nn.Module, site: Site, structure: Structure, start: str
+) -> tuple[nn.Module, float | None]:
+    assert isinstance(structure, Butterfly)
+    options: dict[str, Any] = {"start": start}
+    if "n" in site.facts:
+        options["radices"] = structure.radices(site.facts["n"])
+    return replacement_of(model.get_submodule(site.path), **options), 0.0 if start == "exact" else None
+
+
+def _is_original_transform(module: nn.Module) -> bool:
+    assert isinstance(module, (KTransform, KFrontend, KFilters))
+    return module.is_exact()
+
+
+def _no_dense_transform(module: nn.Module, ndim: int) -> nn.Module:
+    raise SurgeryError(
+        f"what stands at {module.site} was trained, and no layer of torch.nn stands for it now; "
+        "keep it, or set its factors back"
+    )
+
+
 _LAYER = Kind(modules=(KLinear, KPointwiseConv), build=_layer, dense=build_dense)
 _SHUFFLE = Kind(
     modules=(KChannelShuffle,),
@@ -92,7 +131,22 @@ _SHUFFLE = Kind(
     is_original=_is_original_shuffle,
 )
 
-KINDS: dict[str, Kind] = {"linear": _LAYER, "pointwise_conv": _LAYER, "channel_shuffle": _SHUFFLE}
+_TRANSFORM = Kind(
+    modules=(KTransform,),
+    build=_transform,
+    dense=_no_dense_transform,
+    child="ktransform",
+    is_original=_is_original_transform,
+)
+
+KINDS: dict[str, Kind] = {
+    "linear": _LAYER,
+    "pointwise_conv": _LAYER,
+    "channel_shuffle": _SHUFFLE,
+    "permutation": replace(_SHUFFLE, child="kpermutation"),
+    "transform": _TRANSFORM,
+    "filterbank": replace(_TRANSFORM, modules=(KFrontend, KFilters), build=_filterbank),
+}
 
 
 def kind_of(module: nn.Module) -> Kind | None:

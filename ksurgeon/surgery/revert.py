@@ -92,6 +92,8 @@ def _places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
     """Every K-module, and all the places where it stands."""
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
     for parent in model.modules():
+        if kind_of(parent) is not None:
+            continue  # what is inside goes with it
         for name, child in parent._modules.items():
             if child is not None and kind_of(child) is not None:
                 places[child].append((parent, name))

@@ -104,8 +104,10 @@ def test_inputs_that_do_not_fit_are_named():
 
 
 def test_a_weight_that_is_read_is_said_to_be_and_its_cost_is_told():
+    from ksurgeon.kmatrix.structures import Kaleidoscope
     from ksurgeon.rules.load import load_rule
     from ksurgeon.rules.plan import make_plan
+    from ksurgeon.rules.schema import Replacement, Rule
     from tests import zoo
 
     sites = {site.path: site for site in Finder(zoo.attention(), zoo.example("attention")).sites}
@@ -119,7 +121,11 @@ def test_a_weight_that_is_read_is_said_to_be_and_its_cost_is_told():
     }
     own = sites["own.in_proj_weight"]
     assert (own.in_features, own.out_features, own.parts, own.vectors) == (32, 96, 3, 5)
-    decision = next(
-        d for d in make_plan(list(sites.values()), load_rule("linear")).decisions if d.path == own.path
-    )
+    plan = make_plan(list(sites.values()), load_rule("linear"))
+    assert {d.path for d in plan.decisions if "multiplied out at every call" in (d.reason or "")} == {
+        path for path, site in sites.items() if site.read
+    }
+    part = Replacement(find="linear", structure=Kaleidoscope())
+    plan = make_plan(list(sites.values()), Rule(name="all", replace=(part,)))
+    decision = next(d for d in plan.decisions if d.path == own.path)
     assert decision.multiplications_after == own.multiplications + 32 * decision.parameters_after

@@ -15,7 +15,14 @@ SHUFFLE = GOOD.replace('"linear"', '"channel_shuffle"')
 
 
 def test_built_in_rules_are_named_like_their_files_and_summarised():
-    assert list(builtin_rules()) == ["linear", "pointwise", "shuffle"]
+    assert list(builtin_rules()) == [
+        "filterbank",
+        "linear",
+        "permutation",
+        "pointwise",
+        "shuffle",
+        "transform",
+    ]
     for name in builtin_rules():
         rule = load_rule(name)
         assert rule.name == name and rule.summary
@@ -106,7 +113,8 @@ def test_several_mistakes_are_told_together(tmp_path):
     [
         (
             "linaer",
-            'no rule is called "linaer"; did you mean linear? built-in rules: linear, pointwise, shuffle',
+            'no rule is called "linaer"; did you mean linear? built-in rules: filterbank, linear, '
+            "permutation, pointwise, shuffle, transform",
         ),
         ("zzz", 'no rule is called "zzz"; built-in rules'),
         ("no/such", "no such rule file"),
