@@ -1,11 +1,13 @@
 """Back to layers of torch.nn: the original shuffle where it still is one, a dense layer everywhere else."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from ksurgeon.surgery.activation import restorations
+from ksurgeon.errors import SurgeryError
+from ksurgeon.surgery.activation import activation_name, restorations
 from ksurgeon.surgery.computed import child_of, class_below, computed_names
 from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.operate import ModuleSwap, ParameterSwap, RewriteSwap, Swap, swap_all
@@ -23,7 +25,8 @@ def revert(model: nn.Module) -> nn.Module:
     computes the same, and the activations that such modules applied are put back.
 
     Raises:
-        SurgeryError: a trained shuffle that no dense layer can stand for; the model is as it was.
+        SurgeryError: a trained shuffle that no dense layer can stand for, or a part of a model which holds a
+            layer but not the activation it took over, or the other way round; the model is as it was.
     """
     record = record_of(model)
     shapes = {operation.path: operation.ndim for operation in record.operations} if record else {}
@@ -55,7 +58,9 @@ def revert(model: nn.Module) -> nn.Module:
         else:
             dense = kind.dense(module, shapes.get(str(getattr(module, "site", "")), 0))
             swaps.append(ModuleSwap(places, [module] * len(places), [dense] * len(places)))
-    swap_all([*swaps, *restorations(model)])
+    activations = restorations(model)
+    _check_pairs(_places(model), activations)
+    swap_all([*swaps, *activations])
     if record is not None:
         record = record.model_copy(deep=True)
         record.operations = [
@@ -65,6 +70,16 @@ def revert(model: nn.Module) -> nn.Module:
         ]
         attach(model, record)
     return model
+
+
+def _check_pairs(modules: Iterable[nn.Module], activations: Iterable[ModuleSwap]) -> None:
+    applied = Counter(name for module in modules if (name := getattr(module, "activation", None)))
+    standing = Counter(activation_name(swap.new[0]) for swap in activations)
+    if applied != standing:
+        raise SurgeryError(
+            f"the layers to revert apply {dict(applied)} for other modules, and of those "
+            f"{dict(standing)} are here; revert the whole model that was converted"
+        )
 
 
 def _had_no_weights(module: nn.Module) -> bool:

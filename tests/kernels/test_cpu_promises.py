@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kernels import apply_chain, available_backends, cpu, dispatch
+from ksurgeon.kernels import apply_chain, available_backends, cpu, dispatch, reference
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
@@ -73,6 +73,49 @@ def test_writes_past_the_version_counter_are_seen_where_all_is_compared() -> Non
             assert_near(*outputs_of(layer, x), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_signs_and_powers_of_two_written_past_the_version_counter_are_seen(
+    rows: int, dtype: torch.dtype
+) -> None:
+    for size in (64, 128, 512, 1024):
+        layer, x = KLinear(size, size, dtype=dtype), torch.randn(rows, size, dtype=dtype)
+        for change in (lambda p: p.data.neg_(), lambda p: p.data.mul_(2), lambda p: p.data.div_(4)):
+            with torch.inference_mode():
+                layer(x)
+                change(layer.matrix.factors[0])
+                want = reference.apply_chain(x, list(layer.matrix.factors), -1, layer.bias)
+                torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transposed_view_of_the_same_memory_is_seen_where_all_is_compared() -> None:
+    layer, x = KLinear(64, 64), torch.randn(40, 64)
+    outputs_of(layer, x)
+    for factor in layer.matrix.factors:
+        factor.data = factor.data.mT
+        assert_near(*outputs_of(layer, x), torch.float32)
+
+
+_SCARCE = """
+import resource, torch
+from ksurgeon.kmatrix.linear import KLinear
+layer, x = KLinear(512, 512), torch.randn(512, 512)
+with torch.inference_mode():
+    want = layer(x)
+    torch.set_num_threads(4000)
+    pages = int(open("/proc/self/statm").read().split()[0])
+    most = pages * resource.getpagesize() + (1 << 29)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    assert (layer(x).numpy() == want.numpy()).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_threads_that_the_system_does_not_give_are_done_without() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KSURGEON_TUNE": "0"}
+    subprocess.run([sys.executable, "-c", _SCARCE], check=True, env=environment, timeout=60)
+
+
 def test_factors_made_in_inference_mode_are_never_stale() -> None:
     with torch.inference_mode():
         layer, x = KLinear(32, 32), torch.randn(1, 32)
@@ -101,6 +144,11 @@ def test_wrong_arguments_raise_before_native_code() -> None:
         cpu.apply_chain(torch.randn(3, 15), [f.detach() for f in factors], -1)
     with pytest.raises(ValueError, match="bias must have shape"):
         cpu.apply_chain(torch.randn(3, 16), [f.detach() for f in factors], -1, torch.randn(15))
+    with pytest.raises(ValueError, match="bias must be on the CPU"):
+        cpu.apply_chain(torch.randn(3, 16), [f.detach() for f in factors], -1, torch.randn(16, device="meta"))
+    for dim in (2, -3):
+        with pytest.raises(IndexError, match="expected -2 to 1"):
+            cpu.apply_chain(torch.randn(16, 16), [f.detach() for f in factors], dim)
     first = factors[0].detach()
     with pytest.raises(ValueError, match="one dtype"):
         cpu.apply_chain(torch.randn(3, 16), [factors[0].detach(), factors[1].detach().double()], -1)

@@ -204,3 +204,15 @@ def test_trial_on_the_gpu(trial) -> None:
     for direction in ("forward", "backward"):
         assert trial.way_of(direction, x, factors, -1) in ("whole", "steps", "reference")
     assert len(trial.cache_of(0).all()) == 2
+
+
+def test_an_address_of_factors_that_are_kept_is_given_to_no_other_tensor() -> None:
+    from ksurgeon.kernels.cuda.pack import merged_once
+
+    factors = [torch.nn.Parameter(torch.randn(1, 1, 64, 64)) for _ in range(2)]
+    with torch.no_grad():
+        merged_once(factors, "reference")
+    address = factors[0].data_ptr()
+    factors[0].data = torch.randn(1, 1, 64, 64)
+    others = [torch.empty(1, 1, 64, 64) for _ in range(50)]
+    assert address not in [other.data_ptr() for other in others]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ksurgeon
-from ksurgeon import RecordError
+from ksurgeon import RecordError, SurgeryError
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.structures import Kaleidoscope
@@ -80,6 +80,25 @@ def test_the_original_is_back_inside_undone_and_after_a_revert() -> None:
     ksurgeon.revert(model)
     assert model[1] is activation and type(model[0]) is nn.Linear
     torch.testing.assert_close(model(X), converted, rtol=1e-4, atol=1e-5)
+
+
+def test_no_part_is_reverted_that_would_lose_an_activation() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.act = nn.ModuleDict({"layer": nn.Linear(64, 64)}), nn.GELU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.inner["layer"](x))
+
+    model = ksurgeon.convert(Outer().eval(), LINEAR, X).model
+    assert fused(model) == ["act"]
+    expected = model(X)
+    with pytest.raises(SurgeryError, match="revert the whole model"):
+        ksurgeon.revert(model.inner)
+    torch.testing.assert_close(model(X), expected)
+    ksurgeon.revert(model)
+    torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_save_load_revert(tmp_path) -> None:

@@ -77,6 +77,10 @@ def _forward(
 ) -> Tensor | None:
     """The product, or None where the factors are no longer what was packed."""
     axis = x.dim() + dim if dim < 0 else dim
+    if not 0 <= axis < x.dim():
+        raise IndexError(
+            f"dimension {dim} of a tensor of {x.dim()} dimensions: expected {-x.dim()} to {x.dim() - 1}"
+        )
     if pack.index(factors) is not None:
         if not pack.same_contents():
             return None
@@ -132,6 +136,8 @@ def resolved(x: Tensor) -> Tensor:
 def _check(size: int, chain: Chain, bias: Tensor | None) -> None:
     if size != chain.in_features:
         raise ValueError(f"the chain takes vectors of {chain.in_features} entries, got {size}")
+    if bias is not None and not bias.is_cpu:
+        raise ValueError(f"the bias must be on the CPU as the vectors are, got one on {bias.device}")
     if bias is not None and bias.shape != (chain.out_features,):
         raise ValueError(f"the bias must have shape ({chain.out_features},), got {tuple(bias.shape)}")
 

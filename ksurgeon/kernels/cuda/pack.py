@@ -30,6 +30,7 @@ class _Made(NamedTuple):
 class _Pack(NamedTuple):
     key: _Key
     factors: list[weakref.ref[Tensor]]
+    storages: list[torch.UntypedStorage]  # held, so that an address cannot come to mean other memory
     made: dict[str, _Made]
 
 
@@ -97,7 +98,8 @@ def merged_once(factors: Sequence[Tensor], way: Way) -> list[Tensor]:
             if entry is not None and any(reference is dead for reference in entry.factors):
                 del _PACKS[first]
 
-        known = _PACKS[first] = _Pack(key, [weakref.ref(factor, drop) for factor in factors], {})
+        held = [factor.untyped_storage() for factor in factors]
+        known = _PACKS[first] = _Pack(key, [weakref.ref(factor, drop) for factor in factors], held, {})
     known.made[way] = _Made(weights, ready, streams)
     return weights
 

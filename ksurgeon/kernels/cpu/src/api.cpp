@@ -56,12 +56,16 @@ uint64_t fingerprint(const KsGuard& guard, bool whole) {
       sum = (sum ^ table->fingerprint(data, bytes)) * 0x9E3779B97F4A7C15u;
       continue;
     }
-    const int64_t words = bytes / 2, step = words / SAMPLES + 1;  // of the shortest dtype
+    const int64_t step = bytes / 8 / SAMPLES * 8 + 8;  // whole entries: signs and exponents are in them
     uint64_t part = 0;  // apart: the sums of several factors are made at a time
-    for (int64_t at = 0; at < words; at += step) {
-      uint16_t word;
-      memcpy(&word, data + 2 * at, 2);
-      part = (part ^ word) * 0x9E3779B97F4A7C15u;
+    for (int64_t at = 0; at < bytes; at += step) {
+      uint64_t word = 0;
+      if (at + 8 <= bytes)
+        memcpy(&word, data + at, 8);
+      else
+        memcpy(&word, data + at, bytes - at);
+      word = (part ^ word) * 0x9E3779B97F4A7C15u;
+      part = word ^ word >> 32;
     }
     sum = (sum ^ part) * 0x9E3779B97F4A7C15u;
   }

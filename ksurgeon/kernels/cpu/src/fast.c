@@ -35,6 +35,8 @@ static PyObject* get(PyObject* tensor, const PyGetSetDef* attribute) {
 }
 static PyObject* call(PyObject* tensor, const PyMethodDef* method) { return method->ml_meth(tensor, NULL); }
 
+#define ROWS_TO_COMPARE 32 /* that of api.cpp */
+
 static const char NAME[] = "ksurgeon.record";
 
 static int number_of(PyObject* value, long long* result) { /* steals the reference */
@@ -107,7 +109,8 @@ static PyObject* make_record(PyObject* self, PyObject* arguments) {
   return capsule;
 }
 
-static int same_factors(const Record* record, PyObject* factors) {
+/* Strides are compared only where products take long: `p.data = p.data.mT` changes nothing else. */
+static int same_factors(const Record* record, PyObject* factors, int strides) {
   if (!PyTuple_Check(factors) || PyTuple_GET_SIZE(factors) != record->count) return 0;
   for (Py_ssize_t k = 0; k < record->count; ++k) {
     const Known* known = &record->known[k];
@@ -116,6 +119,8 @@ static int same_factors(const Record* record, PyObject* factors) {
     if (factor != known->factor) return 0;
     if (!number_of(get(factor, version), &now) || !number_of(call(factor, data_ptr), &address)) return -1;
     if (now != known->version || address != known->address) return 0;
+    const int fine = strides ? is_it(PyObject_CallMethodNoArgs(factor, s_is_contiguous), Py_True) : 1;
+    if (fine != 1) return fine;
   }
   return 1;
 }
@@ -174,13 +179,18 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   const Record* record = PyCapsule_GetPointer(arguments[3], NAME);
   const long activation = PyLong_AsLong(arguments[4]), threads = PyLong_AsLong(arguments[5]);
   if (!record || PyErr_Occurred()) return NULL;
-  int fine = same_factors(record, factors);
+  int fine = is_plain(x, record->dtype);
   if (activation && record->kind > 3) fine = 0; /* KS_COMPLEX64: has none */
-  if (fine == 1) fine = is_plain(x, record->dtype);
   if (fine == 1 && bias != Py_None) fine = fits(record, bias);
   if (fine == -1) return NULL;
   if (!fine) Py_RETURN_NONE;
   const long long vectors = rows_of(x, record->in_features, &shape);
+  fine = vectors < 0 ? (int)vectors + 1 : same_factors(record, factors, vectors >= ROWS_TO_COMPARE);
+  if (fine != 1) {
+    Py_XDECREF(shape);
+    if (fine == -1) return NULL;
+    Py_RETURN_NONE;
+  }
   long long from, to, start = 0;
   int done = 0;
   const long long address = vectors < record->limit ? record->few : record->many;

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -28,7 +29,12 @@ class Pool {
     while ((int)workers_.size() < threads - 1) {
       const int index = (int)workers_.size() + 1;
       const unsigned seen = generation_.load();
-      workers_.emplace_back([this, index, seen] { serve(index, seen); });
+      try {
+        workers_.emplace_back([this, index, seen] { serve(index, seen); });
+      } catch (const std::exception&) {  // the system gives no more threads
+        busy.unlock();
+        return work(context, 0, 1);
+      }
     }
     {
       std::lock_guard<std::mutex> hold(mutex_);
