@@ -19,15 +19,26 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.convert
 
-# The kernels on random chains under AddressSanitizer and UndefinedBehaviorSanitizer, every instruction set.
+# Under AddressSanitizer and UndefinedBehaviorSanitizer: the kernels on random chains, every instruction set;
+# then the tests of the CPU backend, which come to them through Python's side.
 KERNELS := ksurgeon/kernels/cpu/src
-build/sanitize: tests/kernels/sanitize.cpp $(wildcard $(KERNELS)/*)
+SANITIZE := -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
+build/_chain.so: $(wildcard $(KERNELS)/*)
 	mkdir -p build
-	$(CXX) -O1 -g1 -std=c++17 -ffp-contract=fast -fsanitize=address,undefined -fno-sanitize-recover=all \
-		-I$(KERNELS) $(KERNELS)/*.cpp tests/kernels/sanitize.cpp -pthread -o $@
+	$(CXX) $(SANITIZE) -std=c++17 -ffp-contract=fast $(KERNELS)/*.cpp -shared -fPIC -pthread -o $@
 
-sanitize: build/sanitize
+build/sanitize: tests/kernels/sanitize.cpp build/_chain.so
+	$(CXX) $(SANITIZE) -std=c++17 -I$(KERNELS) $^ -Wl,-rpath,'$$ORIGIN' -o $@
+
+build/_fast.so: $(KERNELS)/fast.c $(VENV)/.installed-test
+	mkdir -p build
+	$(CC) $(SANITIZE) -I$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))") $< -shared -fPIC -o $@
+
+sanitize: build/sanitize build/_chain.so build/_fast.so
 	build/sanitize 300
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc KSURGEON_CPU_LIBRARY=build/_chain.so PYTHONPATH=. \
+		$(BIN)/python tests/kernels/sanitize.py build/_fast.so
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

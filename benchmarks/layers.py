@@ -54,7 +54,8 @@ def merged_weights(layer: KLinear, rows: int) -> int:
     from ksurgeon.kernels.cpu.pack import find_pack
 
     factors = list(layer.matrix.factors)
-    return sum(a * d * b * c for a, d, b, c in find_pack(factors).rows(factors, rows).shapes)
+    steps = find_pack(factors).rows(factors, rows).steps
+    return sum(step.a * step.d * step.b * step.c for step in steps)
 
 
 def _spin() -> tuple[Call, int]:

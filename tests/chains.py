@@ -6,7 +6,14 @@ from torch import Tensor
 
 __all__ = ["assert_near", "chains", "dense"]
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+TOLERANCE = {
+    torch.float32: 1e-5,
+    torch.float64: 1e-13,
+    torch.bfloat16: 2e-2,
+    torch.float16: 3e-3,
+    torch.complex64: 1e-5,
+    torch.complex128: 1e-13,
+}
 
 
 def divisors(n: int) -> list[int]:
@@ -31,14 +38,15 @@ def chains(draw: st.DrawFn) -> list[tuple[int, int, int, int]]:
 
 
 def dense(factors: list[Tensor]) -> Tensor:
-    """The product as an ordinary matrix in float64, entry by entry from the definition."""
+    """The product as an ordinary matrix in double precision, entry by entry from the definition."""
     product = None
+    exact = torch.complex128 if factors[0].is_complex() else torch.float64
     for factor in factors:
         a, d, b, c = factor.shape
-        matrix = torch.zeros(a, b, d, a, c, d, dtype=torch.float64)
+        matrix = torch.zeros(a, b, d, a, c, d, dtype=exact)
         for k in range(d):
             for j in range(a):
-                matrix[j, :, k, j, :, k] = factor[j, k].double()
+                matrix[j, :, k, j, :, k] = factor[j, k].to(exact)
         flat = matrix.reshape(a * b * d, a * c * d)
         product = flat if product is None else flat @ product
     assert product is not None
@@ -49,4 +57,4 @@ def assert_near(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
     assert got.shape == want.shape and got.dtype == dtype
     if want.numel():
         scale = want.abs().max().clamp(min=1e-3)
-        assert ((got.double() - want).abs().max() / scale) < TOLERANCE[dtype]
+        assert ((got.to(want.dtype) - want).abs().max() / scale) < TOLERANCE[dtype]

@@ -9,7 +9,7 @@ from torch import Tensor
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.kernels import cpu, cuda, reference
 
-__all__ = ["apply_chain", "available_backends", "chosen_backend"]
+__all__ = ["apply_chain", "at_once", "available_backends", "chosen_backend"]
 
 Backend = Callable[[Tensor, Sequence[Tensor], int, Tensor | None, str | None], Tensor]
 
@@ -84,3 +84,11 @@ def apply_chain(
         name = chosen_backend()
         _chosen = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
     return _chosen(x, factors, dim, bias, activation)
+
+
+def at_once(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, activation: str | None
+) -> Tensor | None:
+    """``apply_chain(x, factors, -1, bias, activation)`` where a backend can have it without looking further,
+    else None: a short cut for layers, whose own Python takes as long as a small product."""
+    return cpu.at_once(x, factors, bias, activation) if _chosen is cpu.apply_chain else None

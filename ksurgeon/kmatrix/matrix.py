@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kernels import apply_chain
+from ksurgeon.kernels import apply_chain, at_once
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kmatrix import initialise
 from ksurgeon.kmatrix.merge import merge_chain
@@ -139,6 +139,10 @@ class KMatrix(nn.Module):
         # The list's own iterator is slow; parametrised factors are had through it all the same.
         held = self._modules["factors"]._parameters  # type: ignore[union-attr]
         factors = tuple(held.values()) if len(held) == len(self.patterns) else tuple(self.factors)
+        if dim == -1 and not self._padded:
+            y = at_once(x, factors, bias, activation)  # type: ignore[arg-type]
+            if y is not None:
+                return y
         sizes = self.groups, self.in_features, self.out_features
         return multiply(x, factors, dim, *sizes, self._padded, bias, activation)  # type: ignore[arg-type]
 

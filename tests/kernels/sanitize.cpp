@@ -55,6 +55,54 @@ static bool close(double got, double want, double tolerance, const char* what) {
   return false;
 }
 
+// Complex numbers: a chain of the same shapes with random steps, on vectors in rows and in columns.
+template <class T> static bool complex_case(const std::vector<KsStep>& shapes, int64_t rows, int threads, double tolerance) {
+  const int is_double = sizeof(T) == 8, kind = is_double ? KS_COMPLEX128 : KS_COMPLEX64;
+  const int64_t in = shapes.front().a * shapes.front().c * shapes.front().d;
+  const int64_t out = shapes.back().a * shapes.back().b * shapes.back().d;
+  std::vector<KsStep> plain, packed, back;
+  Chain<T> memory;
+  std::vector<void*> gradients;
+  const auto pack = [&](KsStep step, const void* weight, std::vector<KsStep>& to) {
+    memory.emplace_back(ks_size(&step, is_double));
+    ks_pack(&step, weight, memory.back().get(), is_double);
+    step.weight = memory.back().get();
+    to.push_back(step);
+    return memory.back().size;
+  };
+  for (const KsStep& s : shapes)
+    for (int p = 0; p < 2; ++p) {
+      memory.emplace_back(2 * s.a * s.b * s.c * s.d);
+      plain.push_back({s.a, s.d, s.b, 2 * s.c, memory.back().get(), 2});
+      const int64_t size = pack(plain.back(), plain.back().weight, packed);
+      memory.emplace_back(size);
+      gradients.push_back(memory.back().get());
+    }
+  for (auto s = shapes.rbegin(); s != shapes.rend(); ++s)
+    for (int p = 0; p < 2; ++p) {
+      Exact<T> weight(2 * s->a * s->b * s->c * s->d);
+      pack({s->a, s->d, s->c, 2 * s->b, nullptr, 2}, weight.get(), back);
+    }
+  const auto whole = [&](const std::vector<KsStep>& steps) {
+    KsChain chain = describe(steps, nullptr);
+    chain.steps /= 2, chain.in_features /= 2;
+    return chain;
+  };
+  const KsChain forward = whole(packed), columns = whole(plain), backward = whole(back);
+  Exact<T> x(2 * rows * in), xc(2 * rows * in), y(2 * rows * out), yc(2 * rows * out), bias(2 * out), g(2 * rows * out);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < 2 * in; ++k) xc.get()[(k / 2 * rows + r) * 2 + k % 2] = x.get()[r * 2 * in + k];
+  ks_rows(&forward, x.get(), in, y.get(), rows, bias.get(), 0, threads, kind);
+  ks_columns(&columns, xc.get(), yc.get(), 1, rows, bias.get(), 0, threads, kind);
+  bool fine = true;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < 2 * out; ++k)
+      fine = fine && close(yc.get()[(k / 2 * rows + r) * 2 + k % 2], y.get()[r * 2 * out + k], tolerance, "complex");
+  ks_backward(&forward, &backward, x.get(), g.get(), xc.get(), gradients.data(), rows, 0, threads, kind);
+  ks_backward(&forward, &backward, x.get(), g.get(), xc.get(), gradients.data(), rows, rows, threads, kind);
+  return fine;
+}
+
 template <class T> static bool one_case(int threads) {
   const int is_double = sizeof(T) == 8;
   const double tolerance = is_double ? 1e-9 : 2e-3;
@@ -64,6 +112,7 @@ template <class T> static bool one_case(int threads) {
   int64_t n = 0;
   for (int64_t j = 0; j < count; ++j) {
     KsStep s{};
+    s.planes = 1;
     if (!j) {
       s.a = among({1, 2, 3, 8}), s.d = among({1, 2, 3, 4, 5, 8, 12, 16, 17, 33}), s.c = among({1, 2, 3, 4, 8, 11});
     } else {
@@ -88,7 +137,7 @@ template <class T> static bool one_case(int threads) {
     for (int64_t k = 0; k < s.a * s.d; ++k)
       for (int64_t o = 0; o < s.b; ++o)
         for (int64_t i = 0; i < s.c; ++i) flipped.back().get()[(k * s.c + i) * s.b + o] = w[(k * s.b + o) * s.c + i];
-    KsStep t{s.a, s.d, s.c, s.b, nullptr};
+    KsStep t{s.a, s.d, s.c, s.b, nullptr, 1};
     weights_transposed.emplace_back(ks_size(&t, is_double));
     ks_pack(&t, flipped.back().get(), weights_transposed.back().get(), is_double);
     t.weight = weights_transposed.back().get();
@@ -184,6 +233,8 @@ template <class T> static bool one_case(int threads) {
       ks_backward(&forward, &backward, xh.get(), gh.get(), gxh.get(), pointers.data(), rows, 0, threads, kind);
       ks_backward(&forward, &backward, xh.get(), gh.get(), gxh.get(), pointers.data(), rows, rows, threads, kind);
     }
+
+  if (rows) fine = fine && complex_case<T>(plain, rows, threads, tolerance);
 
   const int64_t last = weights[0].size - 1;  // a write that nobody was told of
   weights[0].get()[last] += 1;

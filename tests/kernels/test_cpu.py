@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ksurgeon.kernels import apply_chain, cpu, reference
 from ksurgeon.kernels.activation import ACTIVATIONS, activate
@@ -17,13 +18,33 @@ from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
 from tests.chains import assert_near, chains, dense
 
+DTYPES = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.complex64: torch.complex64,
+    torch.complex128: torch.complex128,
+}
+"""What the kernels take, and what to draw it in."""
+
+
+def drawn(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=DTYPES[dtype]).to(dtype)
+
+
+class Doubled(nn.Module):
+    def forward(self, factor: Tensor) -> Tensor:
+        return 2 * factor
+
+
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     shapes=chains(),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    dtype=st.sampled_from(list(DTYPES)),
     before=st.sampled_from([(), (1,), (3,), (0,), (2, 5), (37,), (70,)]),
     after=st.sampled_from([(), (1,), (7,), (0,), (3, 5), (50,), (70,)]),
     layout=st.sampled_from(["contiguous", "last", "sliced"]),
@@ -42,18 +63,18 @@ def test_forward_equals_the_dense_product(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    factors = [(torch.randn(shape) / shape[3] ** 0.5).to(dtype) for shape in shapes]
+    factors = [drawn(dtype, *shape) / shape[3] ** 0.5 for shape in shapes]
     matrix = dense(factors)
     outputs, inputs = matrix.shape
-    x, dim = torch.randn(*before, inputs, *after).to(dtype), len(before)
+    x, dim = drawn(dtype, *before, inputs, *after), len(before)
     if layout == "last":
         x = x.movedim(dim, -1).contiguous().movedim(-1, dim)
     elif layout == "sliced":
         x = torch.stack([x, x], -1)[..., 0]
-    bias = torch.randn(outputs).to(dtype) if with_bias else None
-    want = (x.double().movedim(dim, -1) @ matrix.T).movedim(-1, dim)
+    bias = drawn(dtype, outputs) if with_bias else None
+    want = (x.to(matrix.dtype).movedim(dim, -1) @ matrix.T).movedim(-1, dim)
     if bias is not None:
-        want = want + bias.double().view(-1, *[1] * len(after))
+        want = want + bias.to(matrix.dtype).view(-1, *[1] * len(after))
     kept = x.clone()
     got = ops.chain(x, factors, bias, dim) if light else cpu.apply_chain(x, factors, dim, bias)
     assert_near(got, want, dtype)
@@ -63,7 +84,7 @@ def test_forward_equals_the_dense_product(
 @settings(max_examples=60, deadline=None)
 @given(
     shapes=chains(),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    dtype=st.sampled_from(list(DTYPES)),
     before=st.sampled_from([(), (0,), (1,), (3,), (40,), (2, 35)]),
     after=st.sampled_from([(), (3,), (9,), (3, 5), (61,)]),
     seed=st.integers(0, 2**20),
@@ -79,16 +100,17 @@ def test_gradients_are_those_of_the_reference(
     inputs, outputs = Pattern.of(shapes[0]).in_features, Pattern.of(shapes[-1]).out_features
     dim = len(before)
     leaves = [
-        torch.randn(*before, inputs, *after),
-        torch.randn(outputs),
-        *(torch.randn(shape) / shape[3] ** 0.5 for shape in shapes),
+        drawn(dtype, *before, inputs, *after),
+        drawn(dtype, outputs),
+        *(drawn(dtype, *shape) / shape[3] ** 0.5 for shape in shapes),
     ]
-    leaves = [leaf.to(dtype).requires_grad_() for leaf in leaves]
-    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    exact = torch.complex128 if dtype.is_complex else torch.float64
+    doubles = [leaf.detach().to(exact).requires_grad_() for leaf in leaves]
     y = ops.chain(leaves[0], leaves[2:], leaves[1], dim)
-    g = torch.randn(y.shape).to(dtype)
+    g = drawn(dtype, *y.shape)
     want_y = reference.apply_chain(doubles[0], doubles[2:], dim, doubles[1])
-    wanted = torch.autograd.grad(want_y, doubles, g.double())
+    wanted = torch.autograd.grad(want_y, doubles, g.to(exact))
     for got, want in zip(torch.autograd.grad(y, leaves, g), wanted, strict=True):
         assert_near(got, want, dtype)
 
@@ -108,11 +130,12 @@ def test_half_precision_is_rounded_as_torch_rounds(dtype: torch.dtype, dim: int)
     assert torch.equal(got[~x.isnan()], want[~x.isnan()])
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_gradcheck(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    matrix = KMatrix(12, 18, dtype=torch.float64)
-    x = torch.randn(2, 12, 2, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(18, dtype=torch.float64, requires_grad=True)
+    matrix = KMatrix(6, 4, dtype=dtype)
+    x = torch.randn(2, 6, 2, dtype=dtype, requires_grad=True)
+    bias = torch.randn(4, dtype=dtype, requires_grad=True)
 
     def apply(x: Tensor, bias: Tensor, *factors: Tensor) -> Tensor:
         return ops.chain(x, list(factors), bias, 1)
@@ -125,7 +148,7 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize(
     ("shape", "dim"), [((5, 24), -1), ((2, 24, 3, 4), 1), ((24,), 0), ((0, 24), -1), ((2, 24, 3), 1)]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
 def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
     matrix = KMatrix(24, 36, dtype=dtype)
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
@@ -208,16 +231,17 @@ def test_activations_follow_the_bias(
         assert x.grad is not None
 
 
-def test_compile_and_export_give_the_same_numbers() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_compile_and_export_give_the_same_numbers(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    layer, x = KLinear(32, 48), torch.randn(5, 32)
+    layer, x = KLinear(32, 48, dtype=dtype), torch.randn(5, 32, dtype=dtype)
     want = layer(x)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), want)
-    compiled(x).sum().backward()
+    compiled(x).abs().sum().backward()
     got = [parameter.grad.clone() for parameter in layer.parameters()]
     layer.zero_grad()
-    layer(x).sum().backward()
+    layer(x).abs().sum().backward()
     for one, parameter in zip(got, layer.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad)
     exported = torch.export.export(layer, (x,))
@@ -240,7 +264,7 @@ def test_pointwise_convolution(memory_format: torch.memory_format, size: int) ->
         torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("transform", ["vmap", "jacrev", "jacfwd", "autocast", "complex"])
+@pytest.mark.parametrize("transform", ["vmap", "jacrev", "jacfwd", "autocast", "real"])
 def test_what_the_kernels_leave_to_the_reference(transform: str) -> None:
     torch.manual_seed(0)
     layer, x = KLinear(8, 12), torch.randn(3, 8)
@@ -249,7 +273,7 @@ def test_what_the_kernels_leave_to_the_reference(transform: str) -> None:
     elif transform == "autocast":
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
-    elif transform == "complex":
+    elif transform == "real":
         layer = KLinear(8, 12, dtype=torch.complex64)
         want = x.to(torch.complex64) @ layer.weight.T + layer.bias
         torch.testing.assert_close(layer(x), want)
@@ -258,12 +282,57 @@ def test_what_the_kernels_leave_to_the_reference(transform: str) -> None:
         torch.testing.assert_close(jacobian, layer.weight)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("gradients", [False, True])
+def test_jit_trace_records_the_product(gradients: bool) -> None:
+    layer = KLinear(8, 12)
+    with torch.set_grad_enabled(gradients):
+        layer(torch.randn(1, 8))
+        traced = torch.jit.trace(layer, (torch.randn(1, 8),), check_trace=False)
+    x = torch.randn(1, 8)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
 def test_lazily_negated_tensors() -> None:
     pairs = torch.randn(3, 16, dtype=torch.complex64).conj()
     x, factors = pairs.imag, [factor.detach() for factor in KMatrix(16, 16).factors]
     assert x.is_neg()
     want = reference.apply_chain(x.resolve_neg(), factors, -1)
     torch.testing.assert_close(cpu.apply_chain(x, factors, -1, torch.zeros(16)), want)
+
+
+def test_a_second_call_obeys_what_the_first_did() -> None:
+    """Kept weights open a short cut; hooks, subclasses, modes and a changed backend are seen all the same."""
+    layer, x, seen = KLinear(16, 16), torch.randn(2, 16), []
+    want = x @ layer.weight.T + layer.bias
+
+    class Odd(Tensor):
+        pass
+
+    with torch.no_grad():
+        layer(x)
+        torch.testing.assert_close(layer(x), want)
+        hook = layer.register_forward_hook(lambda *_: seen.append(1))
+        assert isinstance(layer(x.as_subclass(Odd)), Odd) and seen
+        hook.remove()
+        parametrize.register_parametrization(layer.matrix.factors, "0", Doubled())
+        torch.testing.assert_close(layer(x) - layer.bias, 2 * (want - layer.bias))
+        torch.testing.assert_close(torch.func.vmap(layer)(x) - layer.bias, 2 * (want - layer.bias))
+
+
+def test_lazily_conjugated_tensors_and_activations_of_complex_numbers() -> None:
+    layer = KLinear(16, 16, dtype=torch.complex64)
+    layer.bias = nn.Parameter(layer.bias.detach().conj())
+    factors = [factor.detach().conj() for factor in layer.matrix.factors]
+    x = torch.randn(3, 16, dtype=torch.complex64).conj()
+    assert x.is_conj() and factors[0].is_conj() and layer.bias.is_conj()
+    want = reference.apply_chain(x.resolve_conj(), [factor.resolve_conj() for factor in factors], -1)
+    with torch.inference_mode():
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
+            torch.testing.assert_close(apply_chain(x, factors), want)
+        with pytest.raises(RuntimeError):
+            apply_chain(x.resolve_conj(), factors, -1, None, "relu")
 
 
 def test_permutations_run_as_an_index_copy() -> None:

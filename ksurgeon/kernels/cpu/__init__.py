@@ -13,13 +13,14 @@ from ksurgeon.kernels.cpu.native import instruction_set, is_available, why_missi
 from ksurgeon.kernels.cpu.pack import forget
 from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
 
-__all__ = ["apply_chain", "forget", "instruction_set", "is_available", "why_missing"]
+__all__ = ["apply_chain", "at_once", "forget", "instruction_set", "is_available", "why_missing"]
 
 _PLAIN = (Tensor, nn.Parameter)
 is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 any_autocast = torch._C._is_any_autocast_enabled
 transforms = torch._C._functorch.peek_interpreter_stack
 modes = torch._C._len_torch_dispatch_stack
+jit_trace = torch._C._get_tracing_state
 
 
 def apply_chain(
@@ -32,29 +33,27 @@ def apply_chain(
     """Apply a chain by the compiled kernels where they can, by the reference elsewhere.
 
     Eager inference on plain CPU tensors calls the library at once. Where gradients are wanted, or the call
-    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Complex
-    numbers, other devices, autocast, ``torch.func`` transforms and forward-mode derivatives are left to
-    the reference.
+    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Activations
+    of complex numbers, other devices, autocast, ``torch.func`` transforms, ``torch.jit.trace`` and
+    forward-mode derivatives are left to the reference.
     """
-    if (
-        dim == -1
-        and not is_compiling()
-        and not is_grad_enabled()
-        and type(x) is Tensor
-        and not any_autocast()
-        and transforms() is None
-        and forward_ad._current_level < 0
-        and not modes()
-    ):
-        y = shortly(x, factors, bias, activation)
+    if dim == -1:
+        y = at_once(x, factors, bias, activation)
         if y is not None:
             return y
     first, dtype = factors[0], x.dtype
     if dtype not in DTYPES or first.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
         return reference.apply_chain(x, factors, dim, bias, activation)
+    if activation is not None and dtype.is_complex:
+        return reference.apply_chain(x, factors, dim, bias, activation)  # which refuses it
     if is_compiling():
         return _by_operator(x, factors, dim, bias, activation)
-    if any_autocast() or transforms() is not None or forward_ad._current_level >= 0:
+    if (
+        any_autocast()
+        or transforms() is not None
+        or forward_ad._current_level >= 0
+        or jit_trace() is not None
+    ):
         return reference.apply_chain(x, factors, dim, bias, activation)
     if modes():
         return _by_operator(x, factors, dim, bias, activation)
@@ -67,6 +66,25 @@ def apply_chain(
     ):
         return _by_operator(x, factors, dim, bias, activation)
     return forward(x, factors, bias, dim, activation)
+
+
+def at_once(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, activation: str | None
+) -> Tensor | None:
+    """What ``apply_chain`` gives along the last dimension if the library can be called without further ado:
+    eager inference on plain tensors, with factors packed before. None elsewhere."""
+    if (
+        is_compiling()
+        or is_grad_enabled()
+        or type(x) is not Tensor
+        or any_autocast()
+        or transforms() is not None
+        or forward_ad._current_level >= 0
+        or modes()
+        or jit_trace() is not None
+    ):
+        return None
+    return shortly(x, factors, bias, activation)
 
 
 def _by_operator(

@@ -23,8 +23,8 @@ def pull_back(factors: Sequence[Tensor], counts: Sequence[int], gradients: Seque
         of_group: list[Tensor] = []
         for first, second in zip(reversed(products), reversed(group[1:]), strict=False):
             left, right = widen_pair(first, second)
-            of_group.append(_narrow(gradient @ right.mT, second.shape))
-            gradient = _narrow(left.mT @ gradient, first.shape)
+            of_group.append(_narrow(gradient @ right.mH, second.shape))
+            gradient = _narrow(left.mH @ gradient, first.shape)
         results += [gradient, *reversed(of_group)]
         position += count
     return results

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ksurgeon.kmatrix.patterns import Pattern
+
 __all__ = [
     "ACTIVATIONS",
     "KINDS",
@@ -24,8 +26,6 @@ __all__ = [
     "why_missing",
 ]
 
-Shape = tuple[int, int, int, int]
-
 ACTIVATIONS: dict[str | None, int] = {
     None: 0,
     "relu": 1,
@@ -37,7 +37,14 @@ ACTIVATIONS: dict[str | None, int] = {
 }
 """``KsActivation`` of chain.h."""
 
-KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+KINDS = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.complex64: 4,
+    torch.complex128: 5,
+}
 """``KsKind`` of chain.h."""
 
 
@@ -50,6 +57,7 @@ class Step(ctypes.Structure):
         ("b", c_int64),
         ("c", c_int64),
         ("weight", c_void_p),
+        ("planes", c_int64),
     ]
 
 
@@ -122,12 +130,12 @@ _LIBRARY, _WHY = _load()
 
 
 def _load_fast() -> Any:
+    address = ctypes.cast(library().ks_rows, c_void_p).value
     try:
         module = importlib.import_module("ksurgeon.kernels.cpu._fast")
-    except ImportError:
+        module.bind(address, torch.empty_like, torch._C.TensorBase)
+    except (ImportError, TypeError):
         return None
-    address = ctypes.cast(library().ks_rows, c_void_p).value
-    module.bind(address, torch.empty_like)
     return module
 
 
@@ -175,63 +183,86 @@ fast: Any = _load_fast() if is_available() else None
 
 
 class Chain:
-    """A chain in the library's form; keeps the memory of its weights alive."""
+    """A chain in the library's form; keeps the memory of its weights alive.
+
+    Attributes:
+        steps: of the library, in order: one for each real factor; for a complex one those of the real and of
+            the imaginary parts of its outputs, which take the real and the imaginary parts of its inputs.
+    """
 
     __slots__ = (
         "_guard",
-        "_steps",
         "_structure",
         "_weights",
         "address",
         "in_features",
         "is_double",
         "out_features",
-        "shapes",
+        "steps",
     )
 
-    def __init__(
-        self, shapes: Sequence[Shape], weights: Sequence[Tensor], is_double: bool, guard: Guard | None
-    ) -> None:
-        """``shapes`` are (a, d, b, c); ``weights`` what the called function wants, in the same order."""
-        self._weights, self._guard = list(weights), guard
-        self.shapes, self.is_double = list(shapes), is_double
-        self._steps = (Step * len(shapes))(
-            *(Step(*shape, weight.data_ptr()) for shape, weight in zip(shapes, weights, strict=True))
+    def __init__(self, factors: Sequence[Tensor], pack: bool, guard: Guard | None = None) -> None:
+        patterns = [Pattern.of(factor.shape) for factor in factors]
+        planes = 2 if factors[0].is_complex() else 1
+        self._guard, self.is_double = guard, factors[0].dtype in (torch.float64, torch.complex128)
+        self._weights = [part for factor in factors for part in as_steps(factor)]
+        shapes = [tuple(weight.shape) for weight in self._weights]
+        if pack:
+            self._weights = [self._packed(weight, planes) for weight in self._weights]
+        self.steps = (Step * len(shapes))(
+            *(
+                Step(*shape, weight.data_ptr(), planes)
+                for shape, weight in zip(shapes, self._weights, strict=True)
+            )
         )
-        inputs = [a * c * d for a, d, _, c in shapes]
-        outputs = [a * b * d for a, d, b, _ in shapes]
-        self.in_features, self.out_features = inputs[0], outputs[-1]
+        self.in_features, self.out_features = patterns[0].in_features, patterns[-1].out_features
         self._structure = _Chain(
-            inputs[0],
-            outputs[-1],
-            max(inputs + outputs),
-            sum(a * d * b * c for a, d, b, c in shapes),
-            len(shapes),
-            self._steps,
+            self.in_features,
+            self.out_features,
+            max(max(pattern.in_features, pattern.out_features) for pattern in patterns),
+            planes**2 * sum(pattern.numel for pattern in patterns),
+            len(factors),
+            self.steps,
             None if guard is None else guard.address,
         )
         self.address = ctypes.addressof(self._structure)
 
+    def _packed(self, weight: Tensor, planes: int) -> Tensor:
+        step = Step(*weight.shape, None, planes)
+        packed = weight.new_empty(library().ks_size(step, self.is_double))
+        library().ks_pack(step, weight.data_ptr(), packed.data_ptr(), self.is_double)
+        return packed
+
     @classmethod
     def packed(cls, factors: Sequence[Tensor], guard: Guard | None = None) -> "Chain":
-        """A chain for ``ks_rows``: weights of float32 or float64 factors in the order of the kernel."""
-        shapes = [_shape(factor) for factor in factors]
-        weights = []
-        for shape, factor in zip(shapes, factors, strict=True):
-            step, is_double = Step(*shape, None), factor.dtype == torch.float64
-            factor = factor.contiguous()
-            weight = factor.new_empty(library().ks_size(step, is_double))
-            library().ks_pack(step, factor.data_ptr(), weight.data_ptr(), is_double)
-            weights.append(weight)
-        return cls(shapes, weights, factors[0].dtype == torch.float64, guard)
+        """A chain for ``ks_rows``: weights in the order of the kernel, in single or double precision."""
+        return cls(factors, True, guard)
 
     @classmethod
     def plain(cls, factors: Sequence[Tensor], guard: Guard | None = None) -> "Chain":
         """A chain for ``ks_columns``: weights as they are."""
-        weights = [factor.contiguous() for factor in factors]
-        return cls([_shape(factor) for factor in factors], weights, factors[0].dtype == torch.float64, guard)
+        return cls(factors, False, guard)
+
+    def gradients(self, of_steps: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the factors from those of the steps, the latter packed."""
+        plain = []
+        for step, packed in zip(self.steps, of_steps, strict=True):
+            plain.append(packed.new_empty(step.a, step.d, step.b, step.c))
+            library().ks_unpack(step, packed.data_ptr(), plain[-1].data_ptr(), self.is_double)
+        if self.steps[0].planes == 1:
+            return plain
+        return [_of_complex(real, imag) for real, imag in zip(plain[::2], plain[1::2], strict=True)]
 
 
-def _shape(factor: Tensor) -> Shape:
-    a, d, b, c = factor.shape
-    return a, d, b, c
+def as_steps(factor: Tensor) -> list[Tensor]:
+    """The weights of the steps of a factor, contiguous."""
+    if not factor.is_complex():
+        return [factor.contiguous()]
+    real, imag = factor.resolve_conj().real, factor.resolve_conj().imag
+    return [torch.cat([real, -imag], -1), torch.cat([imag, real], -1)]
+
+
+def _of_complex(of_real: Tensor, of_imag: Tensor) -> Tensor:
+    """The gradient of a complex factor: the adjoint of ``as_steps``."""
+    (of_real, minus), (plus, second) = of_real.chunk(2, -1), of_imag.chunk(2, -1)
+    return torch.complex(of_real + second, plus - minus)

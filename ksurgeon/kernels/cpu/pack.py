@@ -13,7 +13,7 @@ from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
-__all__ = ["Pack", "find_pack", "forget", "kept"]
+__all__ = ["Pack", "find_pack", "forget", "record_of"]
 
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
@@ -100,7 +100,7 @@ class Pack:
                 # Records hold addresses of chains, so that none may be replaced: the first thread wins.
                 chain = self._chains.setdefault(("packed", counts), Chain.packed(merged, self._guard))
                 if self.light:
-                    transposed = Chain.packed([factor.mT for factor in reversed(merged)])
+                    transposed = Chain.packed([factor.mH for factor in reversed(merged)])
                     self._chains.setdefault("transposed", transposed)
             chain = self._chains.setdefault(kind, chain)
             if fast is not None and not self.light and self.lasting:
@@ -153,7 +153,10 @@ class Pack:
 
 def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
     """The factors in the dtype of the computation, with no graph behind them."""
-    return [factor.detach().resolve_neg().to(_EXACT.get(factor.dtype, factor.dtype)) for factor in factors]
+    return [
+        factor.detach().resolve_neg().resolve_conj().to(_EXACT.get(factor.dtype, factor.dtype))
+        for factor in factors
+    ]
 
 
 @torch.no_grad()
@@ -202,10 +205,11 @@ def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
     return pack
 
 
-def kept(first: Tensor) -> Pack | None:
-    """The pack that is kept for factors of which this is the first; it may be outdated."""
+def record_of(first: Tensor) -> object:
+    """The record of the pack kept for factors of which this is the first; it may be outdated. None if there
+    is none."""
     known = _PACKS.get(id(first))
-    return None if known is None else known[0]
+    return None if known is None else known[0].record
 
 
 def forget(factors: Sequence[Tensor]) -> None:

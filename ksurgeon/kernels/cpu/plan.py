@@ -54,7 +54,7 @@ def candidates(patterns: tuple[Pattern, ...], dtype: torch.dtype, kind: Kind) ->
 
     Each says how many neighbouring factors make up each step, as ``merge_counts`` takes it.
     """
-    lanes = int(library().ks_lanes(dtype == torch.float64))
+    lanes = int(library().ks_lanes(dtype in (torch.float64, torch.complex128)))
     plans = [
         merge_plan(patterns, _LARGEST_RADIX, partial(_COSTS[kind], lanes=lanes, move=move))
         for move in (_MOVE, *_OTHER_MOVES)

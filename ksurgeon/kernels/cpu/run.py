@@ -10,8 +10,8 @@ from torch import Tensor
 from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
 from ksurgeon.kernels.cpu.merging import pull_back
-from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, Step, fast, is_available, library
-from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, kept
+from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, fast, is_available, library
+from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, record_of
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
 
 __all__ = ["DTYPES", "backward", "forward", "shortly"]
@@ -32,10 +32,11 @@ def shortly(
     All checks of a product whose factors have been packed are made in one call of ``_fast``, where that was
     compiled.
     """
-    known = kept(factors[0])
-    if known is None or known.record is None or activation not in ACTIVATIONS:
+    record = record_of(factors[0])
+    code = ACTIVATIONS.get(activation, -1)
+    if record is None or code < 0:
         return None
-    y: Tensor | None = fast.rows(x, factors, bias, known.record, ACTIVATIONS[activation], _threads())
+    y: Tensor | None = fast.rows(x, factors, bias, record, code, _threads())
     return y
 
 
@@ -60,9 +61,9 @@ def forward(
         y = shortly(x, factors, bias, activation)
         if y is not None:
             return y
-    x = x.resolve_neg()
+    x = resolved(x)
     if bias is not None:
-        bias = bias.to(x.dtype).resolve_neg().contiguous()
+        bias = resolved(bias.to(x.dtype)).contiguous()
     y = _forward(x, factors, find_pack(factors, light), bias, dim, code)
     if y is None:  # the contents of the factors have changed behind the back of their version counters
         forget(factors)
@@ -123,6 +124,11 @@ def _permuted(x: Tensor, pack: Pack, factors: Sequence[Tensor], bias: Tensor | N
     return y if bias is None else y.add_(bias.view(-1, *[1] * (x.dim() - axis - 1)))
 
 
+def resolved(x: Tensor) -> Tensor:
+    """``x`` with what its entries are in memory, nothing being left to negate or conjugate."""
+    return x.resolve_neg().resolve_conj()
+
+
 def _check(size: int, chain: Chain, bias: Tensor | None) -> None:
     if size != chain.in_features:
         raise ValueError(f"the chain takes vectors of {chain.in_features} entries, got {size}")
@@ -141,16 +147,14 @@ def backward(
     by_rows = in_rows(x, axis)
     if by_rows:
         x, g = x.movedim(axis, -1), g.movedim(axis, -1)
-    x, g = x.resolve_neg().contiguous(), g.resolve_neg().contiguous()
+    x, g = resolved(x).contiguous(), resolved(g).contiguous()
     chain, transposed = pack.rows(factors, FEW_ROWS), pack.transposed(factors)
     _check(x.shape[-1 if by_rows else axis], chain, None)
     gx = torch.empty_like(x) if need_x else None
-    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
-    gradients, steps = [], []
+    sums = torch.float64 if chain.is_double else torch.float32
+    gradients = []
     if need_factors:
-        for shape in chain.shapes:
-            step = Step(*shape, None)
-            steps.append(step)
+        for step in chain.steps:
             gradients.append(x.new_zeros(library().ks_size(step, chain.is_double), dtype=sums))
     pointers = (ctypes.c_void_p * len(gradients))(*(packed.data_ptr() for packed in gradients))
     if x.numel():
@@ -169,10 +173,7 @@ def backward(
     result_x = gx.movedim(-1, axis) if gx is not None and by_rows else gx
     if not need_factors:
         return result_x, None
-    plain = []
-    for shape, step, packed in zip(chain.shapes, steps, gradients, strict=True):
-        weight = packed.new_empty(shape)
-        library().ks_unpack(step, packed.data_ptr(), weight.data_ptr(), chain.is_double)
-        plain.append(weight)
-    of_factors = pull_back([f.detach().to(sums) for f in factors], pack.counts(factors, "rows"), plain)
+    plain = chain.gradients(gradients)
+    exact = [factor.detach().to(plain[0].dtype) for factor in factors]
+    of_factors = pull_back(exact, pack.counts(factors, "rows"), plain)
     return result_x, [gradient.to(factors[0].dtype) for gradient in of_factors]

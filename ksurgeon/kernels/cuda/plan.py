@@ -107,7 +107,7 @@ def outer_tiles(
     shares = max(wanted // programs, 1)
     # A power of two: the kernel is compiled for it.
     each = max(1 << (max(rows // shares, 1).bit_length() - 1), min(_side(rows, _FEWEST), _FEWEST))
-    return Tiles(_side(each, 32), group, out, inner, 8 if group * out * inner >= 8192 else 4, 2), each
+    return Tiles(_side(each, largest // 2), group, out, inner, 8 if group * out * inner >= 8192 else 4, 2), each
 
 
 # Entries of a padded vector that a thread holds where a chain is applied at once, by bytes of an entry.

@@ -57,16 +57,23 @@ uint64_t fingerprint(const KsGuard& guard, bool whole) {
       continue;
     }
     const int64_t words = bytes / 2, step = words / SAMPLES + 1;  // of the shortest dtype
+    uint64_t part = 0;  // apart: the sums of several factors are made at a time
     for (int64_t at = 0; at < words; at += step) {
       uint16_t word;
       memcpy(&word, data + 2 * at, 2);
-      sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
+      part = (part ^ word) * 0x9E3779B97F4A7C15u;
     }
+    sum = (sum ^ part) * 0x9E3779B97F4A7C15u;
   }
   return sum;
 }
 
-int64_t entry_bytes(int kind) { return kind == KS_FLOAT64 ? 8 : kind == KS_FLOAT32 ? 4 : 2; }
+int64_t entry_bytes(int kind) {
+  constexpr int64_t bytes[] = {4, 8, 2, 2, 8, 16};  // as KsKind
+  return bytes[kind];
+}
+
+bool is_double(int kind) { return kind == KS_FLOAT64 || kind == KS_COMPLEX128; }
 
 bool changed(const KsGuard* guard, int64_t rows) {
   if (!guard) return false;
@@ -132,7 +139,7 @@ KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* 
                       int activation, int threads, int kind) {
   if (changed(chain->guard, count)) return 0;
   expect_writes(y, count * chain->out_features * entry_bytes(kind));
-  table->rows[kind == KS_FLOAT64](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind);
+  table->rows[is_double(kind)](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind);
   return 1;
 }
 
@@ -140,7 +147,7 @@ KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t i
                          const void* bias, int activation, int threads, int kind) {
   if (changed(chain->guard, images * columns)) return 0;
   expect_writes(y, images * columns * chain->out_features * entry_bytes(kind));
-  table->columns[kind == KS_FLOAT64](*chain, x, y, images, columns, bias, activation, threads, kind);
+  table->columns[is_double(kind)](*chain, x, y, images, columns, bias, activation, threads, kind);
   return 1;
 }
 
@@ -148,5 +155,5 @@ KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t i
 // and zero at first.
 KS_EXPORT void ks_backward(const KsChain* forward, const KsChain* transposed, const void* x, const void* g, void* gx,
                            void* const* gradients, int64_t count, int64_t columns, int threads, int kind) {
-  table->backward[kind == KS_FLOAT64](*forward, *transposed, x, g, gx, gradients, count, columns, threads, kind);
+  table->backward[is_double(kind)](*forward, *transposed, x, g, gx, gradients, count, columns, threads, kind);
 }

@@ -5,6 +5,7 @@
 struct KsStep {
   int64_t a, d, b, c;  // y[a, o, d] = sum_i w[a, d, o, i] x[a, i, d]
   const void* weight;  // packed, see layout.h
+  int64_t planes;      // 1; or 2, where inputs i >= c / 2 lie one plane further on
 };
 
 // The factors that weights were made from. PyTorch's version counter does not see writes through `.data` or
@@ -21,13 +22,16 @@ struct KsGuard {
 enum KsActivation { KS_NONE, KS_RELU, KS_RELU6, KS_GELU, KS_GELU_TANH, KS_SILU, KS_HARDSWISH };
 
 // What vectors are stored in; half precision is computed in float32, from weights in float32.
-enum KsKind { KS_FLOAT32, KS_FLOAT64, KS_BFLOAT16, KS_FLOAT16 };
+enum KsKind { KS_FLOAT32, KS_FLOAT64, KS_BFLOAT16, KS_FLOAT16, KS_COMPLEX64, KS_COMPLEX128 };
+
+// A tile of complex numbers is two planes, of real and of imaginary parts, and a complex factor two steps: of the
+// real parts of its outputs, weights [Re, -Im], and of their imaginary parts, weights [Im, Re].
 
 struct KsChain {
   int64_t in_features, out_features;
   int64_t widest;   // the largest intermediate vector
   int64_t weights;  // entries of all factors
-  int64_t steps;
-  const KsStep* step;
+  int64_t steps;    // factors
+  const KsStep* step;  // as many as there are planes for each factor
   const KsGuard* guard;  // may be null
 };

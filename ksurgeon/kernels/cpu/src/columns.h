@@ -9,6 +9,7 @@ template <class T> struct Columns {
   int64_t y_row;
   int64_t registers;
   int64_t last_in, last_out;  // columns read from and written to the last register
+  int64_t plane;              // from the first plane of inputs to the second
 };
 
 // B outputs of one (a, d): offsets between rows, and where the first ones lie.
@@ -21,6 +22,7 @@ template <class T> struct Outputs {
   int64_t y_step;
   const T* bias;
   int64_t bias_step;
+  int64_t planes, x_plane;
 };
 
 template <class T, int B, int K, bool WHOLE>
@@ -31,8 +33,9 @@ KS_INLINE void tile(const Outputs<T>& s, int64_t at, int64_t last_in, int64_t la
     KS_UNROLL for (int k = 0; k < K; ++k) sum[o][k] = s.bias ? V::rep1(s.bias + o * s.bias_step) : V::zero();
   const T* x = s.x + at;
   const T* weight = s.weight;
-  const int64_t c = s.c, x_step = s.x_step, y_step = s.y_step;
+  const int64_t c = s.c, x_step = s.x_step, y_step = s.y_step, half = s.planes == 1 ? -1 : c / 2;
   for (int64_t i = 0; i < c; ++i, x += x_step, ++weight) {
+    if (i == half) x += s.x_plane;
     typename V::Reg in[K];
     KS_UNROLL for (int k = 0; k < K - 1; ++k) in[k] = V::load(x + k * V::N);
     in[K - 1] = WHOLE ? V::load(x + (K - 1) * V::N) : V::loadn(x + (K - 1) * V::N, last_in);
@@ -73,7 +76,7 @@ template <class T> void factor_columns(const KsStep& step, const Columns<T>& m, 
   using Run = void (*)(const Outputs<T>&, const Columns<T>&);
   static constexpr Run run[] = {tiles<T, 1>, tiles<T, 2>, tiles<T, 3>, tiles<T, 4>,
                                 tiles<T, 5>, tiles<T, 6>, tiles<T, 7>, tiles<T, 8>};
-  const int64_t parts = (step.b + OUTPUTS - 1) / OUTPUTS;
+  const int64_t parts = (step.b + OUTPUTS - 1) / OUTPUTS, inputs = step.c / step.planes;
   const T* weight = (const T*)step.weight;
   for (int64_t a = 0; a < step.a; ++a)
     for (int64_t d = 0; d < step.d; ++d, weight += step.b * step.c)
@@ -81,9 +84,10 @@ template <class T> void factor_columns(const KsStep& step, const Columns<T>& m, 
         count = parts == 1 ? step.b : step.b * (q + 1) / parts - o;
         const int64_t at = (a * step.b + o) * step.d + d;
         const Outputs<T> s{weight + o * step.c, step.c,
-                           m.x + (a * step.c * step.d + d) * m.x_row, step.d * m.x_row,
+                           m.x + (a * inputs * step.d + d) * m.x_row, step.d * m.x_row,
                            m.y + at * m.y_row, step.d * m.y_row,
-                           bias ? bias + at : nullptr, step.d};
+                           bias ? bias + at : nullptr, step.d,
+                           step.planes, m.plane - inputs * step.d * m.x_row};
         run[count - 1](s, m);
       }
 }
@@ -92,31 +96,34 @@ static constexpr int64_t COLUMNS_BYTES = 3 << 17;  // of scratch for a tile of c
 
 // Registers of columns in a tile: as many as the scratch holds, and a row of them an odd number of cache lines.
 template <class T> int64_t tile_registers(const KsChain& chain) {
-  const int64_t fit = COLUMNS_BYTES / (2 * chain.widest * (int64_t)sizeof(T) * Vec<T>::N);
+  const int64_t fit = COLUMNS_BYTES / (2 * chain.step[0].planes * chain.widest * (int64_t)sizeof(T) * Vec<T>::N);
   return fit < 4 ? 4 : fit > 12 ? 12 : fit / 4 * 4;
 }
 
-// A chain applied to `count` columns; scratch holds 2 * widest rows of `row` entries.
+// A chain applied to `count` columns; scratch holds 2 * widest rows of `row` entries, for each plane.
 template <class T>
 void chain_columns(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
                    int activation, T* scratch, int64_t row) {
   constexpr int N = Vec<T>::N;
   const int64_t registers = (count + N - 1) / N, last = count - (registers - 1) * N;
-  T *here = scratch, *other = scratch + chain.widest * row;
-  Columns<T> m{x, x_row, nullptr, row, registers, last, N};
+  const int64_t planes = chain.step[0].planes, plane = chain.widest * row;
+  T *here = scratch, *other = scratch + planes * plane;
+  Columns<T> m{x, x_row, nullptr, row, registers, last, N, plane};
   for (int64_t j = 0; j < chain.steps; ++j) {
-    const KsStep& step = chain.step[j];
+    const KsStep& step = chain.step[j * planes];
     const bool end = j == chain.steps - 1;
-    if (j && !(step.b == step.c && step.b <= OUTPUTS)) {  // else every block writes just what it has read
+    if (j && !(planes == 1 && step.b == step.c && step.b <= OUTPUTS)) {  // else every block writes just what it has read
       T* swapped = here;
       here = other;
       other = swapped;
     }
-    m.y = end ? y : here;
     m.y_row = end ? y_row : row;
     m.last_out = end ? last : N;
-    factor_columns<T>(step, m, end ? bias : nullptr);
-    m.x = m.y;
+    for (int64_t p = 0; p < planes; ++p) {
+      m.y = (end ? y : here) + p * plane;
+      factor_columns<T>((&step)[p], m, end && bias ? bias + p * chain.out_features : nullptr);
+    }
+    m.x = end ? y : here;
     m.x_row = m.y_row;
     m.last_in = N;
   }

@@ -24,8 +24,16 @@ typedef struct {
 } Record;
 
 static rows_function ks_rows;
-static PyObject *empty_like, *s_version, *s_data_ptr, *s_shape, *s_dtype, *s_is_contiguous, *s_is_neg, *s_is_cpu,
-    *s_new_empty;
+static PyObject *empty_like, *s_is_contiguous, *s_new_empty;
+
+/* Attributes and methods of tensors, looked up once: doing so for every call takes longer than the call. */
+static PyTypeObject* tensor_type;
+static PyGetSetDef *version, *shape_of, *dtype_of, *is_cpu;
+static PyMethodDef *data_ptr, *is_neg, *is_conj;
+static PyObject* get(PyObject* tensor, const PyGetSetDef* attribute) {
+  return attribute->get(tensor, attribute->closure);
+}
+static PyObject* call(PyObject* tensor, const PyMethodDef* method) { return method->ml_meth(tensor, NULL); }
 
 static const char NAME[] = "ksurgeon.record";
 
@@ -36,18 +44,21 @@ static int number_of(PyObject* value, long long* result) { /* steals the referen
   return !(*result == -1 && PyErr_Occurred());
 }
 
-static int is_same(PyObject* object, PyObject* name, PyObject* wanted) { /* 1, 0, or -1 for an error */
-  PyObject* value = PyObject_GetAttr(object, name);
+static int is_it(PyObject* value, PyObject* wanted) { /* 1, 0, or -1 for an error; steals the reference */
   if (!value) return -1;
   Py_DECREF(value);
   return value == wanted;
 }
 
-static int answers(PyObject* object, PyObject* method, PyObject* wanted) {
-  PyObject* value = PyObject_CallMethodNoArgs(object, method);
-  if (!value) return -1;
-  Py_DECREF(value);
-  return value == wanted;
+/* Whether the entries lie on the CPU, in the record's dtype, one after the other and as they are. */
+static int is_plain(PyObject* tensor, PyObject* dtype) {
+  if (!PyObject_TypeCheck(tensor, tensor_type)) return 0;
+  int fine = is_it(get(tensor, dtype_of), dtype);
+  if (fine == 1) fine = is_it(get(tensor, is_cpu), Py_True);
+  if (fine == 1) fine = is_it(PyObject_CallMethodNoArgs(tensor, s_is_contiguous), Py_True);
+  if (fine == 1) fine = is_it(call(tensor, is_neg), Py_False);
+  if (fine == 1) fine = is_it(call(tensor, is_conj), Py_False);
+  return fine;
 }
 
 static void forget(PyObject* capsule) {
@@ -72,8 +83,9 @@ static PyObject* make_record(PyObject* self, PyObject* arguments) {
   for (Py_ssize_t k = 0; k < count; ++k) {
     Known* known = &record->known[k];
     known->factor = PyTuple_GET_ITEM(factors, k);
-    if (!number_of(PyObject_GetAttr(known->factor, s_version), &known->version) ||
-        !number_of(PyObject_CallMethodNoArgs(known->factor, s_data_ptr), &known->address)) {
+    if (!PyObject_TypeCheck(known->factor, tensor_type)) PyErr_SetString(PyExc_TypeError, "factors are tensors");
+    if (PyErr_Occurred() || !number_of(get(known->factor, version), &known->version) ||
+        !number_of(call(known->factor, data_ptr), &known->address)) {
       PyMem_Free(record);
       return NULL;
     }
@@ -100,19 +112,17 @@ static int same_factors(const Record* record, PyObject* factors) {
   for (Py_ssize_t k = 0; k < record->count; ++k) {
     const Known* known = &record->known[k];
     PyObject* factor = PyTuple_GET_ITEM(factors, k);
-    long long version, address;
+    long long now, address;
     if (factor != known->factor) return 0;
-    if (!number_of(PyObject_GetAttr(factor, s_version), &version) ||
-        !number_of(PyObject_CallMethodNoArgs(factor, s_data_ptr), &address))
-      return -1;
-    if (version != known->version || address != known->address) return 0;
+    if (!number_of(get(factor, version), &now) || !number_of(call(factor, data_ptr), &address)) return -1;
+    if (now != known->version || address != known->address) return 0;
   }
   return 1;
 }
 
 /* The number of rows of x, or -1 where its last dimension is not the chain's, or -2 for an error. */
 static long long rows_of(PyObject* x, long long in_features, PyObject** shape) {
-  *shape = PyObject_GetAttr(x, s_shape);
+  *shape = get(x, shape_of);
   if (!*shape) return -2;
   const Py_ssize_t dims = PyTuple_Check(*shape) ? PyTuple_GET_SIZE(*shape) : 0;
   long long rows = 1;
@@ -127,10 +137,7 @@ static long long rows_of(PyObject* x, long long in_features, PyObject** shape) {
 
 static int fits(const Record* record, PyObject* bias) {
   PyObject* shape;
-  int fine = is_same(bias, s_dtype, record->dtype);
-  if (fine == 1) fine = is_same(bias, s_is_cpu, Py_True);
-  if (fine == 1) fine = answers(bias, s_is_contiguous, Py_True);
-  if (fine == 1) fine = answers(bias, s_is_neg, Py_False);
+  int fine = is_plain(bias, record->dtype);
   if (fine != 1) return fine;
   const long long rows = rows_of(bias, record->out_features, &shape);
   fine = rows == -2 ? -1 : rows == 1 && PyTuple_GET_SIZE(shape) == 1;
@@ -168,10 +175,8 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   const long activation = PyLong_AsLong(arguments[4]), threads = PyLong_AsLong(arguments[5]);
   if (!record || PyErr_Occurred()) return NULL;
   int fine = same_factors(record, factors);
-  if (fine == 1) fine = is_same(x, s_dtype, record->dtype);
-  if (fine == 1) fine = is_same(x, s_is_cpu, Py_True);
-  if (fine == 1) fine = answers(x, s_is_contiguous, Py_True);
-  if (fine == 1) fine = answers(x, s_is_neg, Py_False);
+  if (activation && record->kind > 3) fine = 0; /* KS_COMPLEX64: has none */
+  if (fine == 1) fine = is_plain(x, record->dtype);
   if (fine == 1 && bias != Py_None) fine = fits(record, bias);
   if (fine == -1) return NULL;
   if (!fine) Py_RETURN_NONE;
@@ -180,9 +185,9 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   int done = 0;
   const long long address = vectors < record->limit ? record->few : record->many;
   if (vectors >= 0 && address && (y = new_output(record, x, shape)) &&
-      number_of(PyObject_CallMethodNoArgs(x, s_data_ptr), &from) &&
-      number_of(PyObject_CallMethodNoArgs(y, s_data_ptr), &to) &&
-      (bias == Py_None || number_of(PyObject_CallMethodNoArgs(bias, s_data_ptr), &start))) {
+      number_of(call(x, data_ptr), &from) &&
+      number_of(call(y, data_ptr), &to) &&
+      (bias == Py_None || number_of(call(bias, data_ptr), &start))) {
     const void *chain = (const void*)(intptr_t)address, *source = (const void*)(intptr_t)from;
     const void* added = (const void*)(intptr_t)start;
     const int64_t features = record->in_features;
@@ -201,15 +206,39 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   return y;
 }
 
-/* bind(address of ks_rows, torch.empty_like) */
+static int attribute(const char* name, PyGetSetDef** found) {
+  PyObject* value = PyObject_GetAttrString((PyObject*)tensor_type, name);
+  if (value && Py_TYPE(value) == &PyGetSetDescr_Type) *found = ((PyGetSetDescrObject*)value)->d_getset;
+  else PyErr_Format(PyExc_TypeError, "%s is no attribute of tensors", name);
+  Py_XDECREF(value);
+  return !PyErr_Occurred();
+}
+
+static int method(const char* name, PyMethodDef** found) {
+  PyObject* value = PyObject_GetAttrString((PyObject*)tensor_type, name);
+  if (value && Py_TYPE(value) == &PyMethodDescr_Type &&
+      ((PyMethodDescrObject*)value)->d_method->ml_flags == METH_NOARGS)
+    *found = ((PyMethodDescrObject*)value)->d_method;
+  else PyErr_Format(PyExc_TypeError, "%s is no method of tensors without arguments", name);
+  Py_XDECREF(value);
+  return !PyErr_Occurred();
+}
+
+/* bind(address of ks_rows, torch.empty_like, the C type of tensors); TypeError where that is not what it was */
 static PyObject* bind(PyObject* self, PyObject* arguments) {
   long long address;
-  PyObject* function;
+  PyObject *function, *type;
   (void)self;
-  if (!PyArg_ParseTuple(arguments, "LO", &address, &function)) return NULL;
+  if (!PyArg_ParseTuple(arguments, "LOO!", &address, &function, &PyType_Type, &type)) return NULL;
   ks_rows = (rows_function)(intptr_t)address;
   Py_INCREF(function);
   Py_XSETREF(empty_like, function);
+  Py_INCREF(type);
+  Py_XSETREF(tensor_type, (PyTypeObject*)type);
+  if (!attribute("_version", &version) || !attribute("shape", &shape_of) || !attribute("dtype", &dtype_of) ||
+      !attribute("is_cpu", &is_cpu) || !method("data_ptr", &data_ptr) || !method("is_neg", &is_neg) ||
+      !method("is_conj", &is_conj))
+    return NULL;
   Py_RETURN_NONE;
 }
 
@@ -223,15 +252,8 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_fast", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__fast(void) {
-  s_version = PyUnicode_InternFromString("_version");
-  s_data_ptr = PyUnicode_InternFromString("data_ptr");
-  s_shape = PyUnicode_InternFromString("shape");
-  s_dtype = PyUnicode_InternFromString("dtype");
   s_is_contiguous = PyUnicode_InternFromString("is_contiguous");
-  s_is_neg = PyUnicode_InternFromString("is_neg");
-  s_is_cpu = PyUnicode_InternFromString("is_cpu");
   s_new_empty = PyUnicode_InternFromString("new_empty");
-  if (!s_version || !s_data_ptr || !s_shape || !s_dtype || !s_is_contiguous || !s_is_neg || !s_is_cpu || !s_new_empty)
-    return NULL;
+  if (!s_is_contiguous || !s_new_empty) return NULL;
   return PyModule_Create(&definition);
 }

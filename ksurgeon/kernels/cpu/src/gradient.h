@@ -6,6 +6,7 @@ template <class T> struct Gradient {
   const T* g;  // gradient of what it gave
   int64_t g_row;
   int64_t count;
+  int64_t plane = 0;  // from the first plane of x to the second
 };
 
 template <class T, int I, int K, class Load>
@@ -61,33 +62,35 @@ template <class T, class Load>
 void gradient_groups(const Layout& s, const Gradient<T>& m, T* weight, Load load) {
   constexpr int N = Vec<T>::N;
   const int64_t blocks = s.blocks(), g_step = s.d >= N ? s.d : s.lanes;
+  const int64_t inputs = s.inputs();
   auto block = [&](int64_t k, const Gradient<T>& here, int64_t lanes, int64_t last, auto take) {
     switch (k) {
-      case 1: return outer_sized<T, 1>(here, s.c, s.d, g_step, lanes, last, weight, take);
-      case 2: return outer_sized<T, 2>(here, s.c, s.d, g_step, lanes, last, weight, take);
-      case 3: return outer_sized<T, 3>(here, s.c, s.d, g_step, lanes, last, weight, take);
-      case 4: return outer_sized<T, 4>(here, s.c, s.d, g_step, lanes, last, weight, take);
-      case 5: return outer_sized<T, 5>(here, s.c, s.d, g_step, lanes, last, weight, take);
-      case 6: return outer_sized<T, 6>(here, s.c, s.d, g_step, lanes, last, weight, take);
-      case 7: return outer_sized<T, 7>(here, s.c, s.d, g_step, lanes, last, weight, take);
-      default: return outer_sized<T, 8>(here, s.c, s.d, g_step, lanes, last, weight, take);
+      case 1: return outer_sized<T, 1>(here, inputs, s.d, g_step, lanes, last, weight, take);
+      case 2: return outer_sized<T, 2>(here, inputs, s.d, g_step, lanes, last, weight, take);
+      case 3: return outer_sized<T, 3>(here, inputs, s.d, g_step, lanes, last, weight, take);
+      case 4: return outer_sized<T, 4>(here, inputs, s.d, g_step, lanes, last, weight, take);
+      case 5: return outer_sized<T, 5>(here, inputs, s.d, g_step, lanes, last, weight, take);
+      case 6: return outer_sized<T, 6>(here, inputs, s.d, g_step, lanes, last, weight, take);
+      case 7: return outer_sized<T, 7>(here, inputs, s.d, g_step, lanes, last, weight, take);
+      default: return outer_sized<T, 8>(here, inputs, s.d, g_step, lanes, last, weight, take);
     }
   };
   const int64_t groups = s.groups();
   for (int64_t group = 0, a = 0, run = 0; group < groups; ++group, ++run) {
     if (run == s.runs) run = 0, ++a;
-    const int64_t x_at = a * s.c * s.d + run * N, g_at = a * s.b * s.d + run * N;
+    const int64_t x_at = a * inputs * s.d + run * N, g_at = a * s.b * s.d + run * N;
     const bool tail = s.d >= N && s.d - run * N < N;
     const int64_t lanes = tail ? s.d - run * N : s.lanes;
     for (int64_t q = 0, k0 = 0, k; q < blocks; ++q, k0 += k) {
       k = blocks == 1 ? s.vectors : s.first(q + 1) - k0;
       const int64_t last = tail ? lanes : q == blocks - 1 ? s.last : s.lanes;
       Gradient<T> here{m.x + x_at, m.x_row, m.g + g_at + k0 * g_step, m.g_row, m.count};
-      if (tail)
-        block(k, here, lanes, last, Tail<T>{lanes});
-      else
-        block(k, here, lanes, last, load);
-      weight += k * s.c * N;
+      for (int64_t p = 0; p < s.planes; ++p, here.x += m.plane, weight += k * inputs * N) {
+        if (tail)
+          block(k, here, lanes, last, Tail<T>{lanes});
+        else
+          block(k, here, lanes, last, load);
+      }
     }
   }
 }

@@ -22,6 +22,13 @@ template <class T> int64_t scratch_row(int64_t features) {
   return ((features + line - 1) / line | 1) * line;
 }
 
+// How far the second plane of a row of complex numbers lies from the first.
+template <class T> int64_t plane_of(const KsChain& chain) { return scratch_row<T>(chain.widest); }
+template <class T> int64_t row_of(const KsChain& chain) {
+  const int64_t plane = plane_of<T>(chain);
+  return chain.step[0].planes == 1 ? plane : scratch_row<T>(2 * plane);
+}
+
 template <class T> int64_t tile_rows(int64_t row, int64_t buffers, int64_t count, int64_t threads) {
   const int64_t step = threads > 1 ? 4 : ROWS_STEP;  // evenly shared, or blocks of full size
   const int64_t fit = larger(8, TILE_BYTES / (int64_t)sizeof(T) / (buffers * row));
@@ -34,16 +41,22 @@ template <class T> int64_t tile_rows(int64_t row, int64_t buffers, int64_t count
 // Whether every group of a factor writes exactly what it has read, in one block: then it may work in place,
 // which halves the memory touched.
 template <class T> bool in_place(const KsStep& step) {
-  return step.b == step.c && Layout(step, Vec<T>::N).blocks() == 1;
+  return step.planes == 1 && step.b == step.c && Layout(step, Vec<T>::N).blocks() == 1;
+}
+
+// A factor, which is one step or (complex numbers) one for each plane.
+template <class T> void planes_rows(const KsStep* step, Rows<T> rows, const T* bias, int64_t bias_plane) {
+  for (int64_t p = 0; p < step->planes; ++p, rows.y += rows.plane, bias += bias ? bias_plane : 0)
+    factor_rows<T>(step[p], rows, bias, 0, Layout(step[p], Vec<T>::N).groups());
 }
 
 template <class T>
 void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y_row, int64_t count, const T* bias,
                 int activation, T* scratch, int64_t row) {
-  Rows<T> rows{x, x_row, nullptr, row, count};
+  Rows<T> rows{x, x_row, nullptr, row, count, plane_of<T>(chain)};
   T *here = scratch, *other = scratch + count * row;
   for (int64_t j = 0; j < chain.steps; ++j) {
-    const KsStep& step = chain.step[j];
+    const KsStep& step = chain.step[j * chain.step[0].planes];
     const bool end = j == chain.steps - 1;
     if (j && !in_place<T>(step)) {
       T* swapped = here;
@@ -52,7 +65,7 @@ void chain_rows(const KsChain& chain, const T* x, int64_t x_row, T* y, int64_t y
     }
     rows.y = end ? y : here;
     rows.y_row = end ? y_row : row;
-    factor_rows<T>(step, rows, end ? bias : nullptr, 0, Layout(step, Vec<T>::N).groups());
+    planes_rows<T>(&step, rows, end ? bias : nullptr, chain.out_features);
     rows.x = rows.y;
     rows.x_row = rows.y_row;
   }
@@ -76,27 +89,32 @@ template <class T> struct RowsCall {
 // Few rows: the groups of every factor are shared out, with a barrier after each factor.
 template <class T> void rows_together(void* context, int thread, int threads) {
   RowsCall<T>& call = *(RowsCall<T>*)context;
-  Rows<T> rows{(const T*)call.x, call.x_row, nullptr, call.row, call.count};
+  const int64_t planes = call.chain.step[0].planes, n = call.chain.out_features;
+  Rows<T> rows{(const T*)call.x, call.x_row, nullptr, call.row, call.count, plane_of<T>(call.chain)};
   for (int64_t j = 0; j < call.chain.steps; ++j) {
-    const KsStep& step = call.chain.step[j];
     const bool end = j == call.chain.steps - 1;
-    rows.y = end ? (T*)call.y : call.shared + (j % 2) * call.count * call.row;
+    T* to = end ? (T*)call.y : call.shared + (j % 2) * call.count * call.row;
     rows.y_row = end ? call.y_row : call.row;
-    const int64_t groups = Layout(step, Vec<T>::N).groups();
-    factor_rows<T>(step, rows, end ? call.bias : nullptr, groups * thread / threads, groups * (thread + 1) / threads);
+    for (int64_t p = 0; p < planes; ++p) {
+      const KsStep& step = call.chain.step[j * planes + p];
+      const int64_t groups = Layout(step, Vec<T>::N).groups();
+      rows.y = to + p * rows.plane;
+      factor_rows<T>(step, rows, end && call.bias ? call.bias + p * n : nullptr, groups * thread / threads,
+                     groups * (thread + 1) / threads);
+    }
     if (threads > 1 && (!end || call.activation)) call.barrier.wait();
-    rows.x = rows.y;
+    rows.x = to;
     rows.x_row = rows.y_row;
   }
-  const int64_t n = call.chain.out_features, from = n * thread / threads, to = n * (thread + 1) / threads;
+  const int64_t from = n * thread / threads, to = n * (thread + 1) / threads;
   activate_rows(call.activation, (T*)call.y + from, call.y_row, call.count, to - from);
 }
 
 // Many rows: tiles are handed out.
 template <class T> void rows_tiled(void* context, int, int) {
   RowsCall<T>& call = *(RowsCall<T>*)context;
-  const bool converted = is_stored_short(call.kind);
-  const int64_t row = call.row, buffer = call.tile * row;
+  const bool converted = is_converted(call.kind);
+  const int64_t row = call.row, buffer = call.tile * row, plane = plane_of<T>(call.chain);
   T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
   T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
   for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;) {
@@ -107,28 +125,29 @@ template <class T> void rows_tiled(void* context, int, int) {
       continue;
     }
     for (int64_t r = 0; r < count; ++r)
-      Storage<T>::load(call.kind, call.x, (at + r) * call.x_row, taken + r * row, call.chain.in_features);
+      Storage<T>::load(call.kind, call.x, (at + r) * call.x_row, taken + r * row, call.chain.in_features, plane);
     chain_rows(call.chain, (const T*)taken, row, given, row, count, call.bias, call.activation, scratch, row);
     for (int64_t r = 0; r < count; ++r)
-      Storage<T>::store(call.kind, given + r * row, call.y, (at + r) * call.y_row, call.chain.out_features);
+      Storage<T>::store(call.kind, given + r * row, call.y, (at + r) * call.y_row, call.chain.out_features,
+                        plane);
   }
 }
 
 template <class T>
 void run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
               const void* bias, int activation, int threads, int kind) {
-  const int64_t row = scratch_row<T>(chain.widest);
+  const int64_t row = row_of<T>(chain), plane = plane_of<T>(chain);
   const Bias<T> added(kind, bias, chain.out_features);
   RowsCall<T> call{chain, kind, x, x_row, y, y_row, count, added.data, activation, row, 0, 0, nullptr, {threads}};
-  const bool converted = is_stored_short(kind);
+  const bool converted = is_converted(kind);
   if (count < 8 * (int64_t)threads && chain.weights >= SHARED_WEIGHTS) {
     call.shared = (T*)ks_scratch((converted ? 4 : 2) * count * row * sizeof(T));
     if (!converted) return ks_parallel(threads, rows_together<T>, &call);
     T *taken = call.shared + 2 * count * row, *given = taken + count * row;
-    for (int64_t r = 0; r < count; ++r) Storage<T>::load(kind, x, r * x_row, taken + r * row, chain.in_features);
+    for (int64_t r = 0; r < count; ++r) Storage<T>::load(kind, x, r * x_row, taken + r * row, chain.in_features, plane);
     call.x = taken, call.x_row = row, call.y = given, call.y_row = row;
     ks_parallel(threads, rows_together<T>, &call);
-    for (int64_t r = 0; r < count; ++r) Storage<T>::store(kind, given + r * row, y, r * y_row, chain.out_features);
+    for (int64_t r = 0; r < count; ++r) Storage<T>::store(kind, given + r * row, y, r * y_row, chain.out_features, plane);
     return;
   }
   if (count * chain.weights < SHARED_WEIGHTS) threads = 1;
@@ -151,8 +170,8 @@ template <class T> void columns_tiled(void* context, int, int) {
   ColumnsCall<T>& call = *(ColumnsCall<T>*)context;
   constexpr int64_t N = Vec<T>::N;
   const KsChain& chain = call.chain;
-  const bool converted = is_stored_short(call.kind);
-  const int64_t row = call.row, buffer = chain.widest * row;
+  const bool converted = is_converted(call.kind);
+  const int64_t row = call.row, plane = chain.widest * row, buffer = chain.step[0].planes * plane;
   T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
   T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
   const int64_t registers = (call.columns + N - 1) / N;
@@ -168,10 +187,10 @@ template <class T> void columns_tiled(void* context, int, int) {
       continue;
     }
     for (int64_t k = 0; k < chain.in_features; ++k)
-      Storage<T>::load(call.kind, call.x, x_at + k * call.columns, taken + k * row, count);
+      Storage<T>::load(call.kind, call.x, x_at + k * call.columns, taken + k * row, count, plane);
     chain_columns<T>(chain, taken, row, given, row, count, call.bias, call.activation, scratch, row);
     for (int64_t k = 0; k < chain.out_features; ++k)
-      Storage<T>::store(call.kind, given + k * row, call.y, y_at + k * call.columns, count);
+      Storage<T>::store(call.kind, given + k * row, call.y, y_at + k * call.columns, count, plane);
   }
 }
 

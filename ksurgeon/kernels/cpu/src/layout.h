@@ -10,14 +10,14 @@
 static constexpr int BLOCK = 8;
 
 struct Layout {
-  int64_t a, d, b, c;
+  int64_t a, d, b, c, planes;
   int64_t fold;     // values of a in one group
   int64_t runs;     // groups for each a
   int64_t vectors;  // vectors of a group
   int64_t lanes;    // lanes used in every vector but the last of a group (d < N)
   int64_t last;     // lanes used in that one
 
-  Layout(const KsStep& s, int64_t n) : a(s.a), d(s.d), b(s.b), c(s.c) {
+  Layout(const KsStep& s, int64_t n) : a(s.a), d(s.d), b(s.b), c(s.c), planes(s.planes) {
     fold = 1;
     if (d >= n) {
       runs = (d + n - 1) / n;
@@ -29,12 +29,13 @@ struct Layout {
       vectors = (b + m - 1) / m;
       lanes = m * d;
       last = (b - (vectors - 1) * m) * d;
-      if (c <= b)
+      if (c <= b && s.planes == 1)
         for (int64_t p = n / (b * d); p > 1 && fold == 1; --p)
           if (a % p == 0) fold = p;
       if (fold > 1) lanes = last = fold * b * d;
     }
   }
+  int64_t inputs() const { return c / planes; }  // of one plane
   int64_t groups() const { return a / fold * runs; }
   int64_t blocks() const { return (vectors + BLOCK - 1) / BLOCK; }
   // First vector of block q when the vectors are spread evenly.

@@ -37,14 +37,16 @@ template <class T> struct Rows {
   T* y;
   int64_t y_row;
   int64_t count;
+  int64_t plane = 0;  // from the first plane of inputs to the second
 };
 
 // One block of a group: K vectors of outputs, for R rows.
 template <class T> struct Block {
-  int64_t c, x_step, y_step;
+  int64_t c, x_step, y_step;  // c inputs of a plane
   const T* weight;
   const T* bias;
   int64_t lanes, last;  // lanes of the vectors, and of the last one
+  int64_t planes, x_plane;  // from the end of one plane's inputs to the next one's
 };
 
 template <class T, int R, int K, class Load>
@@ -72,10 +74,13 @@ KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t
     x += x_step;
     w += K * V::N;
   };
-  if (K == 4 && s.c == 4) {  // most factors; a loop unrolled is a tenth faster
-    input(), input(), input(), input();
-  } else {
-    for (int64_t i = 0; i < s.c; ++i) input();
+  for (int64_t plane = s.planes;; x += s.x_plane) {
+    if (K == 4 && s.c == 4) {  // most factors; a loop unrolled is a tenth faster
+      input(), input(), input(), input();
+    } else {
+      for (int64_t i = 0; i < s.c; ++i) input();
+    }
+    if (!--plane) break;
   }
   if (s.lanes == V::N && s.last == V::N) {
     KS_UNROLL for (int r = 0; r < R; ++r)
@@ -126,10 +131,11 @@ template <class T, int K, class Load>
 void single_row(const Layout& s, const T* weight, const Rows<T>& row, const T* bias, int64_t from, int64_t to,
                 int64_t y_step, Load load) {
   constexpr int64_t N = Vec<T>::N;
-  Block<T> part{s.c, s.d, y_step, weight, nullptr, s.lanes, s.last};
-  const int64_t x_skip = (s.c - 1) * s.d, y_skip = (s.b - 1) * s.d, weights = K * s.c * N;
+  const int64_t inputs = s.inputs();
+  Block<T> part{inputs, s.d, y_step, weight, nullptr, s.lanes, s.last, s.planes, row.plane - inputs * s.d};
+  const int64_t x_skip = (inputs - 1) * s.d, y_skip = (s.b - 1) * s.d, weights = K * s.c * N;
   int64_t a = from / s.runs, run = from % s.runs;
-  const T* x = row.x + a * s.c * s.d + run * N;
+  const T* x = row.x + a * inputs * s.d + run * N;
   T* y = row.y + a * s.b * s.d + run * N;
   const int64_t x_group = s.d >= N ? N : s.d, y_group = s.d >= N ? N : s.d;
   for (int64_t group = from; group < to; ++group) {
@@ -166,21 +172,22 @@ template <class T, class Load>
 void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, int64_t from, int64_t to,
             Load load) {
   constexpr int N = Vec<T>::N;
-  const int64_t blocks = s.blocks(), y_step = s.d >= N ? s.d : s.lanes;
+  const int64_t blocks = s.blocks(), y_step = s.d >= N ? s.d : s.lanes, inputs = s.inputs();
   weight += from * s.vectors * s.c * N;
   if (rows.count == 1 && blocks == 1 && (s.d < N || s.d % N == 0))
     return single_row_sized(s, weight, rows, bias, from, to, y_step, load);
   int64_t a = from / s.runs, run = from % s.runs;  // counted, not divided: a division costs as much as a block
   for (int64_t group = from; group < to; ++group, ++run) {
     if (run == s.runs) run = 0, ++a;
-    const int64_t x_at = a * s.c * s.d + run * N, y_at = a * s.b * s.d + run * N;
+    const int64_t x_at = a * inputs * s.d + run * N, y_at = a * s.b * s.d + run * N;
     const bool tail = s.d >= N && s.d - run * N < N;
     const int64_t lanes = tail ? s.d - run * N : s.lanes;
     for (int64_t q = 0, k0 = 0, k; q < blocks; ++q, k0 += k) {
       k = blocks == 1 ? s.vectors : s.first(q + 1) - k0;
       const int64_t at = y_at + k0 * y_step;
       const int64_t last = tail ? lanes : q == blocks - 1 ? s.last : s.lanes;
-      Block<T> part{s.c, s.d, y_step, weight, bias ? bias + at : nullptr, lanes, last};
+      Block<T> part{inputs, s.d, y_step, weight, bias ? bias + at : nullptr, lanes, last, s.planes,
+                    rows.plane - inputs * s.d};
       Rows<T> here{rows.x + x_at, rows.x_row, rows.y + at, rows.y_row, rows.count};
       if (tail)
         block_sized(k, part, here, Tail<T>{lanes});

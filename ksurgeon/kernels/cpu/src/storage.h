@@ -34,15 +34,28 @@ static inline uint16_t to_half(float f) {
   return (uint16_t)((u & 0x80000000u) >> 16 | (twice > 0xFF000000u ? 0x7E00u : value));
 }
 
+static inline bool is_complex(int kind) { return kind == KS_COMPLEX64 || kind == KS_COMPLEX128; }
+
+// `plane` is how far the imaginary parts of a tile lie from its real parts.
 template <class T> struct Storage {
-  static void load(int kind, const void* from, int64_t at, T* to, int64_t n) {
+  static void load(int kind, const void* from, int64_t at, T* to, int64_t n, int64_t plane) {
+    if (is_complex(kind)) {
+      const T* pairs = (const T*)from + 2 * at;
+      for (int64_t k = 0; k < n; ++k) to[k] = pairs[2 * k], to[plane + k] = pairs[2 * k + 1];
+      return;
+    }
     const uint16_t* p = (const uint16_t*)from + at;
     if (kind == KS_BFLOAT16)
       for (int64_t k = 0; k < n; ++k) to[k] = (T)from_bfloat(p[k]);
     else
       for (int64_t k = 0; k < n; ++k) to[k] = (T)from_half(p[k]);
   }
-  static void store(int kind, const T* from, void* to, int64_t at, int64_t n) {
+  static void store(int kind, const T* from, void* to, int64_t at, int64_t n, int64_t plane) {
+    if (is_complex(kind)) {
+      T* pairs = (T*)to + 2 * at;
+      for (int64_t k = 0; k < n; ++k) pairs[2 * k] = from[k], pairs[2 * k + 1] = from[plane + k];
+      return;
+    }
     uint16_t* p = (uint16_t*)to + at;
     if (kind == KS_BFLOAT16)
       for (int64_t k = 0; k < n; ++k) p[k] = to_bfloat((float)from[k]);
@@ -51,17 +64,17 @@ template <class T> struct Storage {
   }
 };
 
-static inline bool is_stored_short(int kind) { return kind == KS_BFLOAT16 || kind == KS_FLOAT16; }
+static inline bool is_converted(int kind) { return kind >= KS_BFLOAT16; }
 
-// The bias in the dtype of the sums: as it is, or a copy.
+// The bias as tiles are: as it is, or a copy, whose second plane follows the first.
 template <class T> struct Bias {
   const T* data;
   T* copy;
   Bias(int kind, const void* bias, int64_t n) : data((const T*)bias), copy(nullptr) {
-    if (!bias || !is_stored_short(kind)) return;
-    copy = (T*)malloc(n * sizeof(T));
+    if (!bias || !is_converted(kind)) return;
+    copy = (T*)malloc(2 * n * sizeof(T));
     if (!copy) abort();
-    Storage<T>::load(kind, bias, 0, copy, n);
+    Storage<T>::load(kind, bias, 0, copy, n, n);
     data = copy;
   }
   ~Bias() { free(copy); }
