@@ -3,10 +3,12 @@
 import json as json_module
 import os
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from ksurgeon.cli.console import out
@@ -25,14 +27,20 @@ _PACKAGES = (
     "safetensors",
     "einops",
     "torchaudio",
+    "nnAudio",
+    "torchlibrosa",
+    "speechbrain",
+    "librosa",
 )
+_UNUSED = "nothing, unless your models use it"
 _COSTS = {
     "torchvision": "models of torchvision and timm do not work",
     "timm": "bare model names are looked up in torchvision only",
     "transformers": "hf: models do not work",
     "triton": "no CUDA kernels; the reference backend runs on the device",
-    "einops": "nothing, unless your models use it",
-    "torchaudio": "nothing, unless your models use it",
+    "einops": _UNUSED,
+    **dict.fromkeys(("torchaudio", "nnAudio", "torchlibrosa", "speechbrain"), _UNUSED),
+    "librosa": "some feature extractors of transformers do not work",
 }
 
 
@@ -61,7 +69,7 @@ def run(json: bool) -> None:
     table.add_column(style="dim")
     table.add_row("python", platform.python_version(), "")
     for name, number in found.items():
-        table.add_row(name, number or "[yellow]missing[/]", "" if number else _COSTS.get(name, ""))
+        table.add_row(name, number or "[yellow]missing[/]", _package_note(name, number))
     table.add_row(
         "threads", str(torch.get_num_threads()), "torch.set_num_threads or OMP_NUM_THREADS changes it"
     )
@@ -79,6 +87,17 @@ def run(json: bool) -> None:
         f"KSURGEON_BACKEND={asked}" if asked else "of " + ", ".join(available_backends()),
     )
     out.print(table)
+
+
+def _package_note(name: str, number: str | None) -> str:
+    if number is None:
+        return _COSTS.get(name, "")
+    if name == "torchaudio":  # refuses a torch that was built for another CUDA, and speechbrain needs it
+        try:
+            import_module(name)
+        except Exception as error:
+            return f"[yellow]cannot be imported[/]: {escape(str(error).strip())}"
+    return ""
 
 
 def _gpu_note(index: int) -> str:

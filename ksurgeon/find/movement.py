@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ksurgeon.find.tracer import Trace, packed
+from ksurgeon.find.patches import packed
+from ksurgeon.find.tracer import Trace
 
 __all__ = [
     "Region",

@@ -5,13 +5,9 @@ as it is made, so that ``len``, iteration and conditions on shapes have an answe
 the graph: the traced forward still takes any batch.
 """
 
-import functools
 import inspect
-import operator
-import sys
 from collections import defaultdict
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -22,62 +18,19 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from ksurgeon.find.attributes import Attributes
+from ksurgeon.find.guards import known_object, require, require_length, require_names
+from ksurgeon.find.patches import noting_contexts, seeing_sizes
+from ksurgeon.find.proxies import AttributeProxy, ValueProxy
 from ksurgeon.find.recording import Call, TensorSpec
 
-__all__ = ["Trace", "TraceFailure", "attribute_of", "packed", "require", "trace_module"]
+__all__ = ["ModuleTracer", "Trace", "TraceFailure", "attribute_of", "trace_module"]
 
 _CONSTANT = (type(None), bool, str)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-# Functions that do not dispatch on their sizes, and so would not see one that is a node.
-_SIZED = (
-    "arange",
-    "broadcast_to",
-    "empty",
-    "eye",
-    "finfo",
-    "full",
-    "iinfo",
-    "linspace",
-    "ones",
-    "rand",
-    "randn",
-    "randint",
-    "reshape",
-    "tensor",
-    "tile",
-    "unflatten",
-    "zeros",
-)
 
 
 class TraceFailure(Exception):
     """A module's forward that could not be traced; the message says why."""
-
-
-def require(actual: Any, expected: Any) -> None:
-    """Guard in a traced forward: a condition that was decided while tracing must come out the same.
-
-    Raises:
-        RuntimeError: it came out differently.
-    """
-    if actual != expected:
-        raise RuntimeError(
-            f"this module's forward was rewritten by ksurgeon for inputs where a condition on their shape "
-            f"was {expected!r}, and it is now {actual!r}; revert the module, or convert the model with such "
-            "inputs"
-        )
-
-
-def _require_length(value: Any, expected: int) -> None:
-    require(len(value), expected)
-
-
-def _require_names(value: dict[str, Any], *expected: str) -> None:
-    require(sorted(value), sorted(expected))
-
-
-def _object(name: str) -> Any:
-    raise RuntimeError(f"{name} is known while a forward is traced only")
 
 
 class Trace:
@@ -105,66 +58,9 @@ class Trace:
         self.contexts = contexts
 
 
-class _Proxy(fx.Proxy):
-    tracer: "_Tracer"
+class ModuleTracer(fx.Tracer):
+    """Traces one call of a module's forward; see ``trace_module``."""
 
-    def __getattr__(self, name: str) -> Any:
-        value = self.tracer.known(self)
-        if value is not None and not hasattr(value, name):
-            raise AttributeError(f"'{type(value).__name__}' object has no attribute '{name}'")
-        attribute = _Attribute(self, name)
-        if value is not None and isinstance(getattr(value, name), str):  # such as the type of a device
-            return self.tracer.fix(attribute, freely=True)
-        return attribute
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not args and not kwargs and not callable(self.tracer.known(self)):
-            return self  # every proxy looks callable
-        return super().__call__(*args, **kwargs)
-
-    @property
-    def keys(self) -> Any:  # type: ignore[override]
-        """The method of a mapping; of anything else what its attribute ``keys`` is."""
-        if isinstance(self.tracer.known(self), Mapping):
-            return lambda: self.tracer.keys(self)
-        return _Attribute(self, "keys")
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """What ``isinstance`` is told. Never that it is a tensor: PyTorch would take it for one in C++."""
-        value = self.tracer.known(self)
-        return type(self) if value is None or isinstance(value, Tensor) else type(value)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def __len__(self) -> int:
-        return self.tracer.length(self)
-
-    def __int__(self) -> int:
-        return int(self.tracer.fix(self))
-
-    def __index__(self) -> int:
-        return self.tracer.fix(self).__index__()
-
-    def __float__(self) -> float:
-        return float(self.tracer.fix(self))
-
-    def __contains__(self, item: object) -> bool:
-        return item in self.tracer.value_of(self)
-
-
-class _Attribute(_Proxy, fx.proxy.Attribute):
-    """An attribute of a proxy, such as its shape; becomes a node when it is used."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return fx.proxy.Attribute.__call__(self, *args, **kwargs)
-
-    def __init__(self, root: fx.Proxy, attr: str) -> None:
-        fx.proxy.Attribute.__init__(self, root, attr)
-
-
-class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, module: nn.Module, call: Call) -> None:
@@ -189,7 +85,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return ValueProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
@@ -229,10 +125,10 @@ class _Tracer(fx.Tracer):
         name = _STARS.get(parameter.kind, "") + parameter.name
         proxy = self.create_proxy("placeholder", name, default, {})
         if parameter.kind is parameter.VAR_POSITIONAL:
-            self.create_node("call_function", _require_length, (proxy.node, len(recorded)), {})
+            self.create_node("call_function", require_length, (proxy.node, len(recorded)), {})
             return tuple(self._item(proxy, index) for index in range(len(recorded)))
         if parameter.kind is parameter.VAR_KEYWORD:
-            self.create_node("call_function", _require_names, (proxy.node, *recorded), {})
+            self.create_node("call_function", require_names, (proxy.node, *recorded), {})
             return {key: self._item(proxy, key) for key in recorded}
         return proxy
 
@@ -257,13 +153,13 @@ class _Tracer(fx.Tracer):
         except NotImplementedError:
             name = f"{type(a).__name__}_{id(a)}"
             self.objects[name] = a
-            node = self.create_node("call_function", _object, (name,), {})
+            node = self.create_node("call_function", known_object, (name,), {})
             node.meta["value"] = a
             return node
 
     def known(self, proxy: fx.Proxy) -> Any:
         """The value of a proxy, without making a node of an attribute."""
-        if type(proxy) is _Attribute and proxy._node is None:
+        if type(proxy) is AttributeProxy and proxy._node is None:
             return getattr(self.known(proxy.root), proxy.attr)
         return proxy.node.meta.get("value")
 
@@ -286,7 +182,7 @@ class _Tracer(fx.Tracer):
         """Length of a value, guarded unless it is the number of dimensions of a shape."""
         value = self.value_of(proxy)
         if not isinstance(value, torch.Size):
-            self.create_node("call_function", _require_length, (proxy.node, len(value)), {})
+            self.create_node("call_function", require_length, (proxy.node, len(value)), {})
         return len(value)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -359,89 +255,6 @@ def attribute_of(module: nn.Module, path: str) -> Any:
     return attribute
 
 
-def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, _Proxy):
-                return leaf.tracer.create_proxy("call_function", function, args, kwargs)
-        return function(*args, **kwargs)
-
-    return call
-
-
-def packed(tensors: Any, pattern: str) -> Tensor:
-    """The tensor that ``einops.pack`` gives."""
-    from einops.packing import pack  # not under the name that is wrapped while a forward is traced
-
-    tensor: Tensor = pack(tensors, pattern)[0]
-    return tensor
-
-
-def _packed_shapes(tensors: Any, pattern: str) -> Any:
-    from einops.packing import pack
-
-    return pack(tensors, pattern)[1]
-
-
-def _pack(tensors: Any, pattern: str) -> Any:
-    """``einops.pack`` in a forward that is traced: the tensor and the shapes each are a node."""
-    return _wrapped(packed)(tensors, pattern), _wrapped(_packed_shapes)(tensors, pattern)
-
-
-@contextmanager
-def _seeing_sizes() -> Iterator[None]:
-    """Make functions that cannot dispatch on a proxy do so: some of torch, and einops under any name."""
-    einops = sys.modules.get("einops")
-    names = ("rearrange", "reduce", "repeat", "einsum", "unpack")
-    functions = [getattr(einops, name) for name in names] if einops else []
-    wrapped = {id(function): _wrapped(function) for function in functions}
-    if einops:
-        wrapped[id(einops.pack)] = _pack
-    holders = [(torch, name, _wrapped(getattr(torch, name))) for name in _SIZED]
-    if wrapped:
-        for module_name, module in list(sys.modules.items()):
-            if module is not None and not module_name.startswith(("einops.", "torch.")):
-                held = list(getattr(module, "__dict__", {}).items())
-                holders += [
-                    (module, name, wrapped[id(value)]) for name, value in held if id(value) in wrapped
-                ]
-    originals = [(module, name, getattr(module, name)) for module, name, _ in holders]
-    try:
-        for module, name, wrapper in holders:
-            setattr(module, name, wrapper)
-        yield
-    finally:
-        for module, name, function in originals:
-            setattr(module, name, function)
-
-
-@contextmanager
-def _noting_contexts(tracer: _Tracer) -> Iterator[None]:
-    """Note the contexts that are entered while a forward runs."""
-
-    def noting(name: str, enter: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not tracer.evaluating:
-                tracer.contexts.append(name)
-            return enter(self, *args, **kwargs)
-
-        return wrapper
-
-    classes = (torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode)
-    originals = [(cls, cls.__enter__) for cls in classes]
-    set_grad = torch.set_grad_enabled.__init__
-    try:
-        for cls, enter in originals:
-            cls.__enter__ = noting(cls.__name__, enter)  # type: ignore[method-assign]
-        torch.set_grad_enabled.__init__ = noting("set_grad_enabled", set_grad)  # type: ignore[method-assign]
-        yield
-    finally:
-        for cls, enter in originals:
-            cls.__enter__ = enter  # type: ignore[method-assign]
-        torch.set_grad_enabled.__init__ = set_grad  # type: ignore[method-assign]
-
-
 def trace_module(module: nn.Module, call: Call) -> Trace:
     """Trace a module's own forward as it was called, its children left as leaves.
 
@@ -452,8 +265,8 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
     """
     attributes = Attributes(module)
     try:
-        tracer = _Tracer(module, call)
-        with torch.no_grad(), _seeing_sizes(), _noting_contexts(tracer):
+        tracer = ModuleTracer(module, call)
+        with torch.no_grad(), seeing_sizes(), noting_contexts(tracer):
             graph = tracer.trace(module)
     except TraceFailure:
         raise

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from ksurgeon.errors import RecordError
 from ksurgeon.find import Finder, Site
+from ksurgeon.find.guards import require
 from ksurgeon.find.movement import as_function
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 from ksurgeon.kmatrix.conv import KPointwiseConv
@@ -161,7 +162,7 @@ def _pairs(owner: str, trace: Trace) -> Iterator[tuple[str, str]]:
 
 
 def _is_guard(node: fx.Node) -> bool:
-    return getattr(node.target, "__module__", None) == trace_module.__module__
+    return getattr(node.target, "__module__", None) == require.__module__
 
 
 def _places(model: nn.Module) -> Mapping[int, int]:

@@ -11,6 +11,7 @@ import torch
 import ksurgeon
 from ksurgeon.kernels import cpu
 from ksurgeon.kernels.cache import Cache
+from ksurgeon.rules.load import builtin_rules
 from tests.cli.conftest import MODEL, SIZE
 
 
@@ -75,7 +76,8 @@ def test_an_earlier_conversion_is_replaced_only_with_yes(run):
 
 def test_rules(run):
     listed = run("rules")
-    assert all(name in listed.out for name in ("shuffle", "linear", "pointwise"))
+    assert all(name in listed.out for name in builtin_rules())
+    assert {"filterbank", "linear", "permutation", "shuffle", "transform"} <= set(builtin_rules())
     shown = run("rules", "show", "shuffle")
     assert "[[replace]]" in shown.out and 'find = "channel_shuffle"' in shown.out
 
@@ -84,6 +86,19 @@ def test_doctor(run):
     done = run("doctor")
     assert done.status == 0 and torch.__version__ in done.out and "reference" in done.out
     assert json.loads(run("doctor", "--json").out)["packages"]["torch"]
+
+
+def test_doctor_tells_of_a_torchaudio_that_refuses_this_torch(run, tmp_path, monkeypatch):
+    for name, text in {
+        "torchaudio/__init__.py": "raise RuntimeError('built for [another] CUDA')",
+        "torchaudio-9.8.7.dist-info/METADATA": "Metadata-Version: 2.1\nName: torchaudio\nVersion: 9.8.7\n",
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+    told = " ".join(run("doctor").out.split())
+    assert "torchaudio 9.8.7 cannot be imported: built for [another] CUDA" in told
 
 
 @pytest.mark.skipif(not cpu.is_available(), reason="no compiled kernels")

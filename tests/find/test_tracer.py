@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from ksurgeon.find.guards import require
 from ksurgeon.find.recording import Recording, record_run
 from ksurgeon.find.recording import _hooks as hooks
-from ksurgeon.find.tracer import TraceFailure, require, trace_module
+from ksurgeon.find.tracer import TraceFailure, trace_module
 
 
 def trace(module, *args, **kwargs):
