@@ -279,3 +279,11 @@ def test_the_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert dispatch._chosen is dispatch._BACKENDS[name]
     monkeypatch.setattr(dispatch, "_chosen", dispatch._BACKENDS["cpu"])
     torch.testing.assert_close(apply_chain(x, factors), want)
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ksurgeon.kernels.cpu import native
+
+    monkeypatch.setattr(native, "_ABI", native._ABI + 1)
+    loaded, why = native._load()
+    assert loaded is None and "install ksurgeon again" in why

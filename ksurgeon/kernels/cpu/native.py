@@ -92,6 +92,7 @@ _SIGNATURES = {
     "ks_choose": (c_int, (c_char_p,)),
     "ks_spin": (c_int64, (c_int64,)),
     "ks_read": (c_float, (c_void_p, c_int64)),
+    "ks_abi": (c_int64, ()),
     "ks_lanes": (c_int64, (c_int,)),
     "ks_size": (c_int64, (POINTER(Step), c_int)),
     "ks_pack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
@@ -107,6 +108,9 @@ _SIGNATURES = {
 }
 
 
+_ABI = 2  # of ks_abi in api.cpp
+
+
 def _load() -> tuple[ctypes.CDLL | None, str]:
     folder = Path(__file__).parent
     given = os.environ.get("KSURGEON_CPU_LIBRARY")
@@ -120,6 +124,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         return None, f"{found[0].name} cannot be loaded: {error}"
+    if loaded.ks_abi() != _ABI:
+        return None, f"{found[0].name} was compiled from other sources than these: install ksurgeon again"
     wanted = os.environ.get("KSURGEON_CPU_ISA")
     if wanted and not loaded.ks_choose(wanted.encode()):
         return None, f"KSURGEON_CPU_ISA={wanted!r}: this machine has no such instruction set"

@@ -118,6 +118,8 @@ KS_EXPORT int ks_choose(const char* name) {
 KS_EXPORT int64_t ks_spin(int64_t times) { return table->spin(times); }
 KS_EXPORT float ks_read(const float* data, int64_t count) { return table->read_all(data, count); }
 
+KS_EXPORT int64_t ks_abi() { return 2; }  // as native.py has it: raised with every change of what is passed
+
 KS_EXPORT int64_t ks_lanes(int is_double) { return table->lanes[is_double]; }
 
 KS_EXPORT int64_t ks_size(const KsStep* step, int is_double) { return ks_packed_size(*step, table->lanes[is_double]); }
