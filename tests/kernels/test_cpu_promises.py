@@ -287,3 +287,11 @@ def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(native, "_ABI", native._ABI + 1)
     loaded, why = native._load()
     assert loaded is None and "install ksurgeon again" in why
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_a_permutation_of_any_numbers_is_an_index_copy(dtype: torch.dtype) -> None:
+    factor = torch.eye(4)[[2, 0, 3, 1]].to(dtype).view(1, 1, 4, 4)
+    x = torch.randn(3, 4, dtype=dtype)
+    x[0, 0] = float("inf")  # times zero it would be NaN
+    assert torch.equal(apply_chain(x, [factor]), x[:, [2, 0, 3, 1]])

@@ -171,7 +171,7 @@ def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
     index = torch.arange(Pattern.of(factors[0].shape).in_features, device=factors[0].device)
     for factor in factors:
         a, d, _, c = factor.shape
-        taken = factor.argmax(-1).transpose(1, 2)  # (a, b, d): the input i that output o takes
+        taken = (factor == 1).int().argmax(-1).transpose(1, 2)  # (a, b, d): the input i that output o takes
         index = index.view(a, c, d).gather(1, taken).flatten()
     return index
 
