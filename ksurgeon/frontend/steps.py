@@ -1,5 +1,6 @@
 """What a front end does to its features after the logarithm, one small class for each habit."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,12 +12,12 @@ __all__ = ["Affine", "Fill", "Length", "Normalise", "Range", "Repeat", "Stack", 
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ABC):
     """Maps features ``(…, frames, bins)``; ``valid`` is a mask ``(…, frames)``."""
 
+    @abstractmethod
     def __call__(self, features: Tensor, valid: Tensor) -> Tensor:
         """The features after the step."""
-        raise NotImplementedError
 
     def mask(self, valid: Tensor) -> Tensor:
         """The mask after the step."""
