@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -129,6 +130,37 @@ def show_rule(name: Annotated[str, typer.Argument(metavar="NAME", help="a rule's
     from ksurgeon.cli.rules import print_rule
 
     print_rule(name)
+
+
+@app.command()
+def survey(
+    json: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="results, one line a model; those it has are not looked at again"),
+    ],
+    table: Annotated[Path | None, typer.Option(metavar="FILE.md", help="write them as a page, too")] = None,
+    library: Annotated[
+        list[str] | None, typer.Option(help="timm, torchvision or transformers; may be given again")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="every N-th model only")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="these models only; patterns such as swin* do")
+    ] = None,
+    convert: Annotated[
+        bool, typer.Option("--convert", help="convert each exactly, save, load and revert it, too")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes, one thread each; as many as processors if not given")
+    ] = None,
+    seconds: Annotated[int, typer.Option(min=1, help="CPU time for one model")] = 120,
+    memory: Annotated[
+        float | None, typer.Option(min=0.5, help="GiB for one process; an equal share if not given")
+    ] = None,
+) -> None:
+    """Look for linear maps in whole libraries of models, and for those that the finder misses."""
+    from ksurgeon.cli.survey import run
+
+    run(json, table, library or (), every, only or (), convert, workers, seconds, memory)
 
 
 @app.command()

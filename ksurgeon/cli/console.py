@@ -31,8 +31,11 @@ def status(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(verb: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar with rate and time left, or plain lines where there is no terminal."""
+def progress_bar(verb: str, first: str | None = None) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with rate and time left, or plain lines where there is no terminal.
+
+    Until the total is known it says ``first``, if that is given.
+    """
     if not err.is_terminal:
         yield lambda done, total, path: _line(verb, done, total, path)
         return
@@ -57,7 +60,7 @@ def progress_bar(verb: str) -> Iterator[Callable[[int, int, str], None]]:
         TextColumn("[dim]{task.fields[path]}"),
     )
     with Progress(*columns, console=err, transient=True, speed_estimate_period=600) as progress:
-        task = progress.add_task("finding sites", total=None, path="")
+        task = progress.add_task(first or verb, total=None, path="")
         yield lambda done, total, path: progress.update(
             task, description=verb, completed=done, total=total, path=path
         )

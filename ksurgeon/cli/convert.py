@@ -38,7 +38,7 @@ def run(
         return
     target = agree_on_target(output or _default_folder(model, chosen), yes)
     loaded = open_on(model, weights, input_size, seed, device)
-    with progress_bar("fitting") as progress:
+    with progress_bar("fitting", "finding sites") as progress:
         conversion = convert(
             loaded.model, chosen, loaded.example_inputs, source=loaded.source, seed=seed, progress=progress
         )

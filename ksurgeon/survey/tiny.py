@@ -10,8 +10,9 @@ from torch import nn
 
 from ksurgeon.survey import tiny_transformers
 
-__all__ = ["build", "names"]
+__all__ = ["LIBRARIES", "build", "names"]
 
+LIBRARIES = ("timm", "torchvision", "transformers")
 _SMALL_NAMES = ("atto", "test", "nano", "pico", "tiny", "xxs", "xs", "050", "small", "_s")
 
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmarks.oracle import Oracle
 from torch import nn
 
-from benchmarks.oracle import Oracle
 from benchmarks.survey import LIBRARIES, compare, look_at, table
 from ksurgeon.survey.tiny import names
 

@@ -1,0 +1,124 @@
+"""Worker processes, and what becomes of a model whose worker dies or does not answer."""
+
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from ksurgeon.survey.result import Result
+from ksurgeon.survey.worker import Task, serve
+
+__all__ = ["look_at_all"]
+
+_PATIENCE = 10  # times the CPU time that a model has
+_MODELS = 50  # a worker looks at so many; libraries keep things
+_MEANINGS = {"SIGKILL": ", as a system does that runs out of memory", "SIGXCPU": ": out of CPU time"}
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+class _Worker:
+    """A process, and the task it is at."""
+
+    def __init__(self, work: Callable[..., None], seconds: int, gibibytes: float) -> None:
+        self.connection, other = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=work, args=(other, seconds, gibibytes), daemon=True)
+        self.process.start()
+        other.close()
+        self.task: Task | None = None
+        self.since, self.done = 0.0, 0
+
+    def begin(self, task: Task) -> None:
+        self.task, self.since = task, time.monotonic()
+        self.done += 1
+        self.connection.send(task)
+
+    def answer(self) -> Result | None:
+        """The result of its task; None if the process ended without one."""
+        try:
+            return Result.model_validate_json(self.connection.recv())
+        except (EOFError, OSError):
+            return None
+
+    def end(self) -> int:
+        """Stop the process; returns its exit status."""
+        self.connection.close()
+        self.process.join(timeout=1)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        return self.process.exitcode or 0
+
+
+def look_at_all(
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    seconds: int,
+    gibibytes: float,
+    work: Callable[..., None] = serve,
+) -> Iterator[Result]:
+    """Results as they come, one for every task, whatever becomes of the process that works on it.
+
+    Args:
+        tasks: models to look at.
+        workers: processes, each with one thread.
+        seconds: CPU time that one model may take.
+        gibibytes: memory that one process may take.
+        work: what a process runs: it is given a connection, the seconds and the gibibytes.
+    """
+    waiting = deque(tasks)
+    count = min(workers, len(waiting))
+    busy: dict[Any, _Worker] = {}
+    idle: list[_Worker] = []
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < count:
+                worker = idle.pop() if idle else _Worker(work, seconds, gibibytes)
+                if not worker.process.is_alive():  # killed while it waited
+                    worker.end()
+                    continue
+                busy[worker.connection] = worker
+                worker.begin(waiting.popleft())
+            for connection in wait(list(busy), timeout=1.0):
+                assert isinstance(connection, Connection)
+                yield _collect(busy.pop(connection), idle)
+            for worker in list(busy.values()):
+                if time.monotonic() - worker.since > _PATIENCE * seconds:
+                    del busy[worker.connection]
+                    worker.process.kill()
+                    worker.end()
+                    yield _failed(worker, f"did not answer for {_PATIENCE * seconds} seconds")
+    finally:
+        for worker in [*busy.values(), *idle]:
+            worker.process.kill()
+            worker.end()
+
+
+def _collect(worker: _Worker, idle: list[_Worker]) -> Result:
+    """The worker's answer, or what it died of; a worker that may go on waits in ``idle``."""
+    result = worker.answer()
+    if result is None:
+        return _failed(worker, _cause(worker.end()))
+    if result.state == "failed" or worker.done >= _MODELS:
+        worker.end()
+    else:
+        idle.append(worker)
+    return result
+
+
+def _failed(worker: _Worker, reason: str) -> Result:
+    assert worker.task is not None
+    return Result(library=worker.task.library, name=worker.task.name, state="failed", reason=reason)
+
+
+def _cause(status: int) -> str:
+    if status >= 0:
+        return f"its process ended with status {status}"
+    name = signal.Signals(-status).name
+    why = {"SIGKILL": ", as a system does that runs out of memory", "SIGXCPU": ": out of CPU time"}.get(
+        name, ""
+    )
+    return f"its process was killed by {name}{why}"
