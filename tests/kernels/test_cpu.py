@@ -13,7 +13,7 @@ from ksurgeon.kernels.cpu import ops
 from ksurgeon.kernels.cpu.plan import Kind, candidates, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.matrix import KMatrix, Start
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
 from tests.chains import assert_near, chains, dense
@@ -262,6 +262,18 @@ def test_pointwise_convolution(memory_format: torch.memory_format, size: int) ->
     assert got.is_contiguous(memory_format=memory_format)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["random", "identity"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [1, 7])
+def test_what_follows_may_work_in_place(start: Start, memory_format: torch.memory_format, size: int) -> None:
+    layer = KPointwiseConv(12, 12, start=start)
+    x = torch.randn(2, 12, size, size).to(memory_format=memory_format)
+    layer(x).relu_().sum().backward()
+    expected = torch.relu(nn.functional.conv2d(x, layer.weight, layer.bias))
+    assert layer.bias is not None and layer.bias.grad is not None
+    torch.testing.assert_close(layer.bias.grad, (expected > 0).sum((0, 2, 3)).to(x.dtype))
 
 
 @pytest.mark.parametrize("transform", ["vmap", "jacrev", "jacfwd", "autocast", "real"])

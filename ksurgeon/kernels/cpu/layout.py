@@ -25,10 +25,18 @@ def in_rows(x: Tensor, dim: int) -> bool:
 
 
 def new_result(x: Tensor, dim: int, out_features: int, rows: bool) -> Tensor:
-    """An uninitialised result, its vectors laid out as they were computed on."""
+    """An uninitialised result, its vectors laid out as they were computed on.
+
+    It is no view: autograd lets nobody change a view in place that an operator gave, and an in-place ReLU
+    behind a convolution does.
+    """
     shape = list(x.shape)
-    if not rows:
-        shape[dim] = out_features
+    shape[dim] = out_features
+    if not rows or dim == len(shape) - 1:
         return torch.empty(shape, dtype=x.dtype, device=x.device)
-    del shape[dim]
-    return torch.empty([*shape, out_features], dtype=x.dtype, device=x.device).movedim(-1, dim)
+    strides, step = [1] * len(shape), out_features
+    for other in reversed(range(len(shape))):
+        if other != dim:
+            strides[other] = step
+            step = step * shape[other]
+    return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)

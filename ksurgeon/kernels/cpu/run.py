@@ -91,18 +91,15 @@ def _forward(
 def _general(
     x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, axis: int, code: int
 ) -> Tensor | None:
-    if axis == x.dim() - 1:
+    if in_rows(x, axis):
         rows = x.numel() // max(x.shape[axis], 1)
         chain = pack.rows(factors, rows)
-        x = x.contiguous()
-        _check(x.shape[-1], chain, bias)
-        y = x.new_empty((*x.shape[:-1], chain.out_features))
+        _check(x.shape[axis], chain, bias)
+        y = new_result(x, axis, chain.out_features, True)
+        x = x.movedim(axis, -1).contiguous()
         source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
         inputs, kind = chain.in_features, KINDS[x.dtype]
         return y if _rows(chain.address, source, inputs, to, rows, start, code, _threads(), kind) else None
-    if in_rows(x, axis):
-        moved = _general(x.movedim(axis, -1), factors, pack, bias, x.dim() - 1, code)
-        return None if moved is None else moved.movedim(-1, axis)
     chain = pack.columns(factors)
     x = x.contiguous()
     _check(x.shape[axis], chain, bias)
@@ -122,9 +119,11 @@ def _permuted(x: Tensor, pack: Pack, factors: Sequence[Tensor], bias: Tensor | N
     assert index is not None
     if x.shape[axis] != len(index):
         raise ValueError(f"the chain takes vectors of {len(index)} entries, got {x.shape[axis]}")
-    if axis != x.dim() - 1 and in_rows(x, axis):
-        return _permuted(x.movedim(axis, -1), pack, factors, bias, x.dim() - 1).movedim(-1, axis)
-    y = torch.index_select(x.contiguous(), axis, index)
+    y = new_result(x, axis, len(index), rows := in_rows(x, axis))
+    if rows:
+        torch.index_select(x.movedim(axis, -1).contiguous(), -1, index, out=y.movedim(axis, -1))
+    else:
+        torch.index_select(x.contiguous(), axis, index, out=y)
     return y if bias is None else y.add_(bias.view(-1, *[1] * (x.dim() - axis - 1)))
 
 
