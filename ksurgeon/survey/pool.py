@@ -14,6 +14,7 @@ from ksurgeon.survey.worker import Task, serve
 __all__ = ["look_at_all"]
 
 _PATIENCE = 10  # times the CPU time that a model has
+_STARTING = 600  # seconds that a process may take to begin
 _MODELS = 50  # a worker looks at so many; libraries keep things
 _MEANINGS = {"SIGKILL": ", as a system does that runs out of memory", "SIGXCPU": ": out of CPU time"}
 _SPAWN = multiprocessing.get_context("spawn")
@@ -28,19 +29,25 @@ class _Worker:
         self.process.start()
         other.close()
         self.task: Task | None = None
-        self.since, self.done = 0.0, 0
+        self.deadline, self.done = 0.0, 0
+        self._patience = _PATIENCE * seconds
 
     def begin(self, task: Task) -> None:
-        self.task, self.since = task, time.monotonic()
+        self.task, self.deadline = task, time.monotonic() + _STARTING
         self.done += 1
         self.connection.send(task)
 
-    def answer(self) -> Result | None:
-        """The result of its task; None if the process ended without one."""
+    def has_begun(self) -> None:
+        """The time that the task may take runs from now on."""
+        self.deadline = time.monotonic() + self._patience
+
+    def answer(self) -> str | None:
+        """What it says: nothing when it begins, then the result; None if the process ended without one."""
         try:
-            return Result.model_validate_json(self.connection.recv())
+            answer: str = self.connection.recv()
         except (EOFError, OSError):
             return None
+        return answer
 
     def end(self) -> int:
         """Stop the process; returns its exit status."""
@@ -84,9 +91,15 @@ def look_at_all(
                 worker.begin(waiting.popleft())
             for connection in wait(list(busy), timeout=1.0):
                 assert isinstance(connection, Connection)
-                yield _collect(busy.pop(connection), idle)
+                worker = busy[connection]
+                answer = worker.answer()
+                if answer == "":
+                    worker.has_begun()
+                    continue
+                del busy[connection]
+                yield _collect(worker, answer, idle)
             for worker in list(busy.values()):
-                if time.monotonic() - worker.since > _PATIENCE * seconds:
+                if time.monotonic() > worker.deadline:
                     del busy[worker.connection]
                     worker.process.kill()
                     worker.end()
@@ -97,11 +110,11 @@ def look_at_all(
             worker.end()
 
 
-def _collect(worker: _Worker, idle: list[_Worker]) -> Result:
-    """The worker's answer, or what it died of; a worker that may go on waits in ``idle``."""
-    result = worker.answer()
-    if result is None:
+def _collect(worker: _Worker, answer: str | None, idle: list[_Worker]) -> Result:
+    """The worker's result, or what it died of; a worker that may go on waits in ``idle``."""
+    if answer is None:
         return _failed(worker, _cause(worker.end()))
+    result = Result.model_validate_json(answer)
     if result.state == "failed" or worker.done >= _MODELS:
         worker.end()
     else:

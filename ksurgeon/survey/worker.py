@@ -22,9 +22,10 @@ class Task(NamedTuple):
 
 
 def serve(connection: Connection, seconds: int, gibibytes: float) -> None:
-    """Answer tasks with results, as JSON, until the other end is closed; what libraries print goes nowhere.
+    """Answer each task with an empty string and then its result as JSON, until the other end is closed.
 
-    After a model that took too long the process ends: nobody knows what it left behind.
+    What libraries print goes nowhere. After a model that took too long the process ends: nobody
+    knows what it left behind.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the survey decides when it ends
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -42,6 +43,7 @@ def serve(connection: Connection, seconds: int, gibibytes: float) -> None:
             task: Task = connection.recv()
         except EOFError:
             return
+        connection.send("")  # it has begun
         try:
             with cpu_time(seconds):
                 result = _look(task)

@@ -1,0 +1,79 @@
+"""Trips of whole models, and that a trip notices what goes wrong on it."""
+
+import pytest
+import torch
+from torch import nn
+
+from ksurgeon.models.inputs import inputs_for
+from ksurgeon.rules.schema import Rule
+from ksurgeon.survey import round_trip as trips
+from ksurgeon.survey.round_trip import round_trip
+from ksurgeon.survey.tiny import build
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "generates"),
+    [
+        ("transformers", "gpt2", True),
+        ("transformers", "t5", True),
+        ("transformers", "bart", True),
+        ("transformers", "fnet", False),
+        ("timm", "test_nfnet", False),
+        ("timm", "test_vit", False),
+    ],
+)
+def test_a_model_comes_back(library, name, generates):
+    model = next(build(library, name))
+    told = round_trip(model, inputs_for(model))
+    assert told.failed == "" and told.replaced > 0
+    assert bool(told.generated) == generates
+
+
+def _keeps(folder, model):
+    return model
+
+
+def _stays(model):
+    return model
+
+
+def _shifts(model, rule, inputs):
+    conversion = convert(model, rule, inputs)
+    with torch.no_grad():
+        model[0].bias.add_(1)
+    return conversion
+
+
+def _detaches(model, rule, inputs):
+    conversion = convert(model, rule, inputs)
+    model[0].matrix.requires_grad_(False)
+    model[0].bias.requires_grad_(False)
+    return conversion
+
+
+convert = trips.convert
+
+
+@pytest.mark.parametrize(
+    ("name", "instead", "said"),
+    [
+        ("load", _keeps, "another state dict|load: "),
+        ("revert", _stays, "revert: another state dict"),
+        ("convert", _shifts, "forward: the outputs changed"),
+        ("convert", _detaches, "backward: no gradient reaches 0"),
+    ],
+)
+def test_what_goes_wrong_is_noticed(monkeypatch, name, instead, said):
+    monkeypatch.setattr(trips, name, instead)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    told = round_trip(model, (torch.randn(3, 6),))
+    assert any(part in told.failed for part in said.split("|")), told
+
+
+def test_a_model_without_sites_comes_back():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert round_trip(model, (torch.randn(1, 3, 8, 8),)) == trips.Trip()
+
+
+def test_the_rule_takes_every_weight_exactly():
+    assert isinstance(trips.EXACT, Rule) and {part.start for part in trips.EXACT.replace} == {"exact"}
