@@ -147,10 +147,11 @@ def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 def _gradients(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """Gradients of the mean square of what the model gives, of every parameter that gets one."""
     args, kwargs = as_call(inputs)
-    torch.manual_seed(0)
-    loss = sum(t.square().mean() for t in tensors_of(model(*args, **kwargs)) if t.requires_grad)
-    if isinstance(loss, Tensor):
-        loss.backward()
+    with evaluating(model), torch.enable_grad():
+        torch.manual_seed(0)
+        loss = sum(t.square().mean() for t in tensors_of(model(*args, **kwargs)) if t.requires_grad)
+        if isinstance(loss, Tensor):
+            loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return gradients
