@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ksurgeon.errors import SurgeryError, WeightsError
 from ksurgeon.find import Site, open_finder
@@ -31,7 +32,13 @@ from ksurgeon.surgery.record import (
     record_of,
     resolve_source,
 )
-from ksurgeon.surgery.verify import output_change, outputs_and_errors, require_exact
+from ksurgeon.surgery.verify import (
+    amplified,
+    is_exact,
+    output_change,
+    outputs_and_errors,
+    require_steady,
+)
 
 __all__ = ["Conversion", "Progress", "Result", "convert", "replace_modules"]
 
@@ -180,22 +187,45 @@ def convert(
             )
         )
     parameters = _count_parameters(model)
-    swap_all(swaps)
-    try:
-        change = output_change(model, example_inputs, before)
-        if all(decision.start == "exact" for decision, _ in pairs) and change is not None:
-            require_exact(change, before)
-    except BaseException:
-        undo_all(swaps)
-        raise
+    change, warning = _swap_and_verify(model, example_inputs, swaps, results, before)
+    record.warnings += [warning] if warning else []
     record.outcome = Outcome(
         parameters=(parameters, _count_parameters(model)),
         parts=describe_parts(plan, chosen),
         found=_found(plan),
-        output_change=change,
+        output_change=change if change is None or isfinite(change) else None,
     )
     attach(model, record)
     return Conversion(model, plan, finder.sites, results, record, change, swaps)
+
+
+def _swap_and_verify(
+    model: nn.Module,
+    example_inputs: ExampleInputs | None,
+    swaps: Sequence[Swap],
+    results: Sequence[Result],
+    before: Sequence[Tensor],
+) -> tuple[float | None, str]:
+    """Change of the outputs, and what the user has to be told; a model that is refused is as it was."""
+    swap_all(swaps)
+    try:
+        change = output_change(model, example_inputs, before)
+    except BaseException:
+        undo_all(swaps)
+        raise
+    exact = all(result.start == "exact" for result in results)
+    if change is None or is_exact(change, before) or (not exact and isfinite(change)):
+        return change, ""
+    undo_all(swaps)
+    errors = [result.output_error for result in results]
+    size = 0.0 if exact else max((error for error in errors if error is not None), default=0.0)
+    amplification = amplified(model, example_inputs, [result.site for result in results], before, size)
+    require_steady(change, before, errors if exact else (), amplification)
+    swap_all(swaps)
+    return change, (
+        "the outputs are not those of the original, and cannot be: it decides by comparing numbers, and "
+        f"noise as small as the errors of the replacements changes them by {amplification:.1e}, too"
+    )
 
 
 def replace_modules(

@@ -19,6 +19,7 @@ class Trip(BaseModel):
     Attributes:
         failed: the first step that went wrong and how; empty if none did.
         replaced: sites that were replaced.
+        steady: whether the model does not amplify rounding, as one does that picks the best of its proposals.
         change: of the outputs, relative to what they were.
         gradients: change of the gradients of what was not replaced, relative.
         generated: tokens that were compared; 0 where the model generates none.
@@ -28,6 +29,7 @@ class Trip(BaseModel):
 
     failed: str = ""
     replaced: int = 0
+    steady: bool = True
     change: float = 0.0
     gradients: float = 0.0
     generated: int = 0

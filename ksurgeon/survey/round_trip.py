@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from math import inf, isfinite
 from pathlib import Path
 
 import torch
@@ -46,22 +47,24 @@ class _Trip:
         """Every step in turn; the one that did something else than it should, or nothing."""
         model = self.model
         try:
-            replaced = len(convert(model, EXACT, self.inputs).results)
+            conversion = convert(model, EXACT, self.inputs)
         except MatchError:  # each site has its reason
             return ""
+        steady = (conversion.output_change or 0.0) <= _OUTPUTS  # else it amplifies rounding
         converted = _run(model, self.inputs)
         change = _change(converted, self.outputs)
         gradients = _gradients(model, self.inputs)
         moved = _gradient_change(gradients, self.gradients)
         self.told = Trip(
-            replaced=replaced,
-            change=change,
-            gradients=moved,
+            replaced=len(conversion.results),
+            steady=steady,
+            change=change if isfinite(change) else 0.0,
+            gradients=moved if isfinite(moved) else 0.0,
             generated=0 if self.tokens is None else self.tokens.numel(),
         )
-        if not change <= _OUTPUTS:
+        if steady and not change <= _OUTPUTS:
             return f"forward: the outputs changed by {change:.1e}"
-        if not moved <= _GRADIENTS:
+        if steady and not moved <= _GRADIENTS:
             return f"backward: the gradients changed by {moved:.1e}"
         owners = {name.rpartition(".")[0] for name in self.gradients.keys() - gradients.keys()}
         for owner in owners:
@@ -164,6 +167,8 @@ def _gradient_change(new: dict[str, Tensor], old: dict[str, Tensor]) -> float:
 
 
 def _change(new: list[Tensor], old: list[Tensor]) -> float:
+    if [t.shape for t in new] != [t.shape for t in old]:
+        return inf
     total = sum(t.double().square().sum().item() for t in old)
     moved = sum((a.double() - b.double()).square().sum().item() for a, b in zip(new, old, strict=True))
     return float((moved / total) ** 0.5) if total else float(moved)
