@@ -23,7 +23,7 @@ RESULTS = [
             "it has size 2: there is nothing to structure": 1,
             "it has size 3: there is nothing to structure": 2,
         },
-        trip=Trip(replaced=3, generated=6),
+        trip=Trip(replaced=3, generated=6, steady=False),
     ),
     Result(library="timm", name="absent", state="not installed", reason="requires the natten library"),
     Result(library="transformers", name="fails", state="failed", reason="killed by SIGSEGV"),
@@ -70,4 +70,5 @@ def test_the_page_tells_what_is_left_and_why():
     ):
         assert line in text.splitlines()
     assert "1 of 2 models passed" in text and "(1 models generate)" in text
+    assert "1 answer rounding by other outputs" in text
     assert text.endswith("\n") and "\n\n\n" not in text
