@@ -1,0 +1,195 @@
+"""What a model of transformers tells about its inputs."""
+
+from collections.abc import Callable, Iterator
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.errors import InputError
+from ksurgeon.models.inputs_random import Random, resized
+
+__all__ = ["SAMPLES", "TOKENS", "Example", "named"]
+
+TOKENS = 16
+SAMPLES = 16_000
+_FRAMES = 128
+_VISION = ("vision_config", "image_config", "vit_config", "visual_config", "vision_encoder_config", "backbone_config", "vision_encoder_config", "vision_tower_config")
+_AUDIO = ("audio_config", "audio_encoder_config", "encoder_config", "encoder", "speech_config", "asr_config")
+_IN_AUDIO = ("audio", "encoder", "speech")
+_MELS = ("num_mel_bins", "feature_size", "input_feat_size", "input_dim", "n_mels", "feature_projection_input_dim",
+         "mel_bins", "num_mels", "input_feat_per_channel", "encoder_input_dim")  # fmt: skip
+
+
+def named(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """The parameters that a function names."""
+    found = signature(function).parameters
+    return {n: p for n, p in found.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    for value in vars(config).values():
+        if hasattr(value, "to_dict"):
+            yield value
+            yield from _parts(value)
+
+
+class Example:
+    """One example in the making: the model's parts, and what has been made so far."""
+
+    def __init__(self, model: Any, sizes: tuple[int, ...] | None, random: Random) -> None:
+        self.model, self.sizes, self.random = model, sizes, random
+        self.config = model.config
+        self.accepted = named(model.forward)
+        self.packed: Any = self.accepted  # the inputs of the tower that is being made inputs for
+        self.values: dict[str, Any] = {}
+        main = model.main_input_name
+        self.main = (main,) if isinstance(main, str) else tuple(main)
+        self.text = self.config.get_text_config()
+        if not isinstance(getattr(self.text, "vocab_size", None), int):
+            self.text = next((p for p in _parts(self.config) if hasattr(p, "vocab_size")), self.text)
+        self.vision = self.part(_VISION)
+        self.audio = self.part(_AUDIO)
+
+    def part(self, names: tuple[str, ...]) -> Any:
+        found = (getattr(self.config, name, None) for name in names)
+        return next((p for p in found if hasattr(p, "to_dict")), None)
+
+    def get(self, *names: str, parts: tuple[Any, ...] | None = None, default: Any = None) -> Any:
+        """The first of the attributes that the configuration or one of its parts has."""
+        for part in (self.config, self.vision, self.audio, self.text) if parts is None else parts:
+            for name in names:
+                if (value := getattr(part, name, None)) is not None:
+                    return value
+        return default
+
+    def number(self, *names: str, **options: Any) -> Any:
+        value = self.get(*names, **options)
+        return value[0] if isinstance(value, list | tuple) else value
+
+    @property
+    def has_text(self) -> bool:
+        return isinstance(getattr(self.text, "vocab_size", None), int) or hasattr(self.config, "num_hash_functions")
+
+    @property
+    def has_placeholders(self) -> bool:
+        names = ("image_token_id", "image_token_index")
+        return any(isinstance(getattr(self.config, n, None), int) for n in names) and "input_ids" in self.accepted
+
+    @property
+    def has_pictures(self) -> bool:
+        return self.vision is not None or hasattr(self.config, "image_size")
+
+    @property
+    def has_sounds(self) -> bool:
+        names = ("audio_token_id", "audio_token_index")
+        return any(isinstance(getattr(self.config, n, None), int) for n in names) and "input_ids" in self.accepted
+
+    @property
+    def special(self) -> set[int]:
+        tokens: set[int] = set()
+        for part in (self.config, self.text):
+            for name in dir(part):
+                if name.endswith(("token_id", "token_index")) and isinstance(v := getattr(part, name, None), int):
+                    tokens.add(v)
+        return tokens
+
+    def tokens(self, length: int | None = None, vocabulary: int | None = None) -> Tensor:
+        size = vocabulary or getattr(self.text, "vocab_size", None)
+        if not isinstance(size, int):
+            raise InputError(f"{type(self.text).__name__} tells no size of a vocabulary; give example inputs")
+        longest = max(getattr(self.text, "max_position_embeddings", None) or 0, 0) or TOKENS
+        alone = self.sizes if self.main == ("input_ids",) else None
+        count = length or (alone[0] if alone else min(TOKENS, longest))
+        return self.random.tokens(size, count, self.special)
+
+    def input_ids(self) -> Tensor:
+        ids = self.tokens()
+        end, size = getattr(self.text, "eos_token_id", None), getattr(self.text, "vocab_size", None)
+        if isinstance(end, int) and size and 0 <= end < size:
+            ids[:, -1] = end  # some heads read the output at the end of the sentence
+        return ids
+
+    def text_with(self, parts: list[tuple[str, int, int]]) -> dict[str, Tensor]:
+        """Tokens with placeholders, one run for each of (kind, token, count), between them plain text."""
+        pieces, kinds = [self.tokens(4)], [torch.zeros(4, dtype=torch.long)]
+        for kind, token, count in parts:
+            start, end = (getattr(self.config, f"vision_{edge}_token_id", None) for edge in ("start", "end"))
+            edges = kind != "audio" and isinstance(start, int) and isinstance(end, int)
+            run = [start] * edges + [token] * count + [end] * edges
+            what = {"image": 1, "video": 2, "audio": 3}[kind]
+            pieces.append(torch.tensor([run]))
+            kinds.append(torch.tensor([0] * edges + [what] * count + [0] * edges))
+        pieces.append(self.tokens(4))
+        kinds.append(torch.zeros(4, dtype=torch.long))
+        ids = torch.cat(pieces, 1)
+        types = torch.cat(kinds)[None]
+        values = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
+        return {n: v for n, v in values.items() if n in self.accepted}
+
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        parts = (self.config, self.vision) if self.vision is None or hasattr(self.config, "image_size") else (self.vision,)
+        size = self.get("image_size", parts=(*parts, self.config, *_parts(self.vision or self.config)), default=224)
+        if isinstance(size, dict):
+            size = (size["height"], size["width"])
+        height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
+        channels = self.get("num_channels", "in_channels", "in_chans", parts=(self.vision, self.config), default=3)
+        shape = (channels if isinstance(channels, int) else 3, height, width)
+        return resized(shape, self.sizes)
+
+    def image(self) -> Tensor:
+        shape = self.image_shape()
+        frames = getattr(self.config, "num_frames", None)
+        return self.random.normal(1, *((frames,) if isinstance(frames, int) else ()), *shape)
+
+    def tiles(self) -> int:
+        """How many crops of its picture a model of LLaVA-NeXT's kind takes, the whole picture among them."""
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        pinpoints, size = self.config.image_grid_pinpoints, self.image_shape()[-2:]
+        return image_size_to_num_patches(torch.tensor(size), pinpoints, size[0])
+
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of patches: a small picture whose patches can be merged."""
+        parts = (self.vision, self.config)
+        merge = self.number("spatial_merge_size", "merge_size", "merge_kernel_size", "spatial_pool_size", parts=parts, default=2)
+        side = 2 * (merge if isinstance(merge, int) else 2)
+        return (1, side, side)
+
+    def patch_embedding(self) -> nn.Module:
+        """The first layer with a weight in the tower for pictures."""
+        for name, module in self.model.named_modules():
+            inside = self.vision is None or any(w in name for w in ("vis", "image", "img", "patch", "embed_vision"))
+            if inside and isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+                return module
+        raise InputError(f"{type(self.model).__name__} has no layer that tells the size of a patch; give example inputs")
+
+    def patch_size(self) -> int:
+        weight = self.patch_embedding().weight
+        assert isinstance(weight, Tensor)
+        return weight[0].numel()
+
+    def mels(self) -> int:
+        for part in (self.audio, self.config, *_parts(self.config)):
+            for name in _MELS:
+                if type(value := getattr(part, name, None)) is int:
+                    return value
+        raise InputError(f"nothing tells how many mels a {type(self.config).__name__} takes; give example inputs")
+
+    def sound_features(self) -> Tensor:
+        """(1, mels, frames) where a convolution over time comes first, (1, frames, mels) elsewhere."""
+        mels = self.mels()
+        part = self.audio or self.config
+        longest = getattr(part, "max_source_positions", None)
+        inside = [m for n, m in self.model.named_modules() if self.audio is None or any(w in n for w in _IN_AUDIO)]
+        first = next((m for m in inside if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)), None)
+        window = getattr(part, "n_window", None)
+        if isinstance(window, int):
+            shape = (mels, 2 * window)
+        elif isinstance(first, nn.Conv1d) and first.in_channels == mels:
+            shape = (mels, 2 * longest if isinstance(longest, int) else _FRAMES)
+        else:
+            shape = (_FRAMES, mels)
+        return self.random.normal(1, *resized(shape, self.sizes if self.main == ("input_features",) else None))

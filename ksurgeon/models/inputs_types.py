@@ -1,0 +1,189 @@
+"""Inputs of the few model types that neither names nor configurations tell enough about."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ksurgeon.models.inputs_example import SAMPLES, TOKENS, Example
+
+__all__ = ["OF_TYPE"]
+
+_Make = Callable[[Example], dict[str, Any]]
+_STEPS = 8
+
+
+def _ones(*shape: int) -> Tensor:
+    return torch.ones(*shape, dtype=torch.long)
+
+
+def _pair_of_images(e: Example) -> dict[str, Any]:
+    return {"pixel_values": e.random.normal(1, 2, *e.image_shape())}
+
+
+def _mono(e: Example) -> dict[str, Any]:
+    """Sounds with a dimension of channels."""
+    return {"input_values": e.random.normal(1, 1, SAMPLES)}
+
+
+def _two_codecs(e: Example) -> dict[str, Any]:
+    """A waveform, and the features that its semantic half takes for the same frames of 20 ms."""
+    return _mono(e) | {"input_features": e.random.normal(1, SAMPLES // 320, e.mels())}
+
+
+def _codes(e: Example) -> dict[str, Any]:
+    """A token of text and one for each codebook at every step."""
+    books = e.config.num_codebooks
+    return {"input_ids": e.random.tokens(min(e.config.codebook_vocab_size, e.config.vocab_size), _STEPS * (books + 1)).view(1, _STEPS, -1)}
+
+
+def _dia(e: Example) -> dict[str, Any]:
+    decoder = e.config.decoder_config
+    tokens = e.random.tokens(decoder.vocab_size, _STEPS * decoder.num_channels)
+    return {"decoder_input_ids": tokens.view(1, _STEPS, decoder.num_channels)}
+
+
+def _mllama(e: Example) -> dict[str, Any]:
+    tiles = e.config.vision_config.max_num_tiles
+    return {
+        "pixel_values": e.random.normal(1, 1, tiles, *e.image_shape()),
+        "aspect_ratio_ids": _ones(1, 1),
+        "aspect_ratio_mask": _ones(1, 1, tiles),
+        "cross_attention_mask": _ones(1, TOKENS, 1, tiles),
+    }
+
+
+def _omdet(e: Example) -> dict[str, Any]:
+    classes, task = e.tokens(16, e.config.text_config.vocab_size).view(2, 8), e.tokens(8)
+    return {
+        "classes_input_ids": classes,
+        "classes_attention_mask": torch.ones_like(classes),
+        "tasks_input_ids": task,
+        "tasks_attention_mask": torch.ones_like(task),
+        "classes_structure": torch.tensor([2]),
+    }
+
+
+def _video_session(e: Example) -> dict[str, Any]:
+    """Two frames, and a click on the first."""
+    module = import_module(type(e.model).__module__)
+    session = getattr(module, type(e.model).__name__.removesuffix("Model") + "InferenceSession")
+    video = e.random.normal(2, *e.image_shape())
+    found = session(video=video, video_height=video.shape[-2], video_width=video.shape[-1], dtype=e.random.dtype)
+    if hasattr(found, "add_prompt"):
+        found.add_prompt("a cat")
+        prompt = next(iter(found.prompts))
+        found.prompt_input_ids[prompt] = e.tokens(TOKENS)
+        found.prompt_attention_masks[prompt] = _ones(1, TOKENS)
+    else:
+        index = found.obj_id_to_idx(1)
+        point = {"point_coords": torch.full((1, 1, 1, 2), 4.0, dtype=e.random.dtype), "point_labels": torch.ones(1, 1, 1, dtype=torch.int32)}
+        found.add_point_inputs(index, 0, point)
+        found.obj_with_new_inputs = [1]
+    return {"inference_session": found, "frame_idx": 0}
+
+
+def _kosmos(e: Example) -> dict[str, Any]:
+    queries = e.config.latent_query_num
+    mask = torch.cat([torch.zeros(1, 4), torch.ones(1, queries), torch.zeros(1, 4)], 1).long()
+    ids = e.tokens(queries + 8)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_embeds_position_mask": mask}
+
+
+def _speecht5(e: Example) -> dict[str, Any]:
+    width = e.config.hidden_size
+    return {"input_values": e.random.normal(1, TOKENS, width), "decoder_input_values": e.random.normal(1, _STEPS, width)}
+
+
+def _timesfm(e: Example) -> dict[str, Any]:
+    values = e.random.normal(1, e.config.context_length)
+    return {"past_values": values, "past_values_padding": torch.zeros_like(values, dtype=torch.long), "freq": torch.zeros(1, 1, dtype=torch.long)}
+
+
+def _luke(e: Example) -> dict[str, Any]:
+    positions = torch.full((1, 2, 4), -1)
+    positions[0, 0, :2], positions[0, 1, 0] = torch.tensor([1, 2]), 3
+    return {"entity_ids": torch.tensor([[1, 2]]), "entity_position_ids": positions, "entity_attention_mask": _ones(1, 2)}
+
+
+def _clap(e: Example) -> dict[str, Any]:
+    audio = e.audio or e.config
+    return {"input_features": e.random.normal(1, 1, 1001, audio.num_mel_bins), "is_longer": torch.zeros(1, 1, dtype=torch.bool)}
+
+
+def _minicpm(e: Example) -> dict[str, Any]:
+    """Patches one beside the other."""
+    vision = e.vision or e.config
+    _, rows, columns = e.grid()
+    return {"pixel_values": e.random.normal(1, 3, vision.patch_size, vision.patch_size * rows * columns)}
+
+
+def _square_patches(e: Example) -> dict[str, Any]:
+    vision = e.vision or e.config
+    frames, rows, columns = e.grid()
+    return {"pixel_values": e.random.normal(frames * rows * columns, 3, vision.patch_size, vision.patch_size)}
+
+
+def _pi0(e: Example) -> dict[str, Any]:
+    return {"action_embeds": e.random.normal(1, _STEPS, e.config.dit_config.hidden_size)}
+
+
+def _depth_pro(e: Example) -> dict[str, Any]:
+    side = int(e.config.patch_size / min(e.config.scaled_images_ratios))
+    return {"pixel_values": e.random.normal(1, 3, side, side)}
+
+
+def _flash(e: Example) -> dict[str, Any]:
+    width = e.config.hidden_size
+    return {
+        "noise_embeds": e.random.normal(1, _STEPS, width),
+        "context_hidden_states": e.random.normal(1, _STEPS, width * len(e.config.target_layer_ids)),
+    }
+
+
+def _longformer(e: Example) -> dict[str, Any]:
+    ids = e.input_ids()
+    mask = torch.zeros_like(ids)
+    mask[:, 0] = 1
+    return {"input_ids": ids, "global_attention_mask": mask}
+
+
+def _stacked(e: Example) -> dict[str, Any]:
+    """Frames that the feature extractor has put side by side."""
+    audio = e.audio or e.config
+    stacked = getattr(audio, "num_stacked_frames", 4)
+    return {"input_features": e.random.normal(1, 32, stacked * e.mels()), "input_features_mask": _ones(1, 32)}
+
+
+def _idefics(e: Example) -> dict[str, Any]:
+    return {"pixel_values": e.random.normal(1, 1, *e.image_shape()), "image_attention_mask": _ones(1, TOKENS, 1)}
+
+
+OF_TYPE: dict[str, _Make] = {
+    "canine": lambda e: {"input_ids": e.random.tokens(1000, 4 * TOKENS)},
+    "clap": _clap,
+    "dac": _mono, "omniasr_audio": _mono, "omniasr_ctc": _mono, "omniasr": _mono, "pe_audio": _mono, "pe_audio_encoder": _mono,
+    "pe_audio_video": _mono, "pe_audio_video_encoder": _mono, "xcodec": _mono,
+    "fun_asr_nano": _stacked, "fun_asr_nano_encoder": _stacked, "granite_speech5_ctc": _stacked, "granite_speech5_encoder": _stacked,
+    "idefics": _idefics,
+    "speech_to_text": lambda e: {"input_features": e.random.normal(1, 128, e.mels())},
+    "depth_pro": _depth_pro,
+    "dia": _dia,
+    "edgetam_video": _video_session, "sam2_video": _video_session, "sam3_video": _video_session, "sam3_tracker_video": _video_session,
+    "efficientloftr": _pair_of_images, "lightglue": _pair_of_images, "superglue": _pair_of_images,
+    "kimi_k25": _square_patches, "kimi_k25_vision": _square_patches,
+    "kosmos-2": _kosmos,
+    "kyutai_speech_to_text": _codes,
+    "longformer": _longformer, "led": _longformer,
+    "luke": _luke,
+    "minicpm_ocr": _minicpm, "minicpm_ocr_vision": _minicpm, "minicpmv4_6": _minicpm, "minicpmv4_6_vision": _minicpm, "minicpmv4_7": _minicpm, "minicpmv4_7_vision": _minicpm,
+    "mllama": _mllama,
+    "muse_glimmer_assistant": _flash,
+    "neucodec": _two_codecs, "xcodec2": _two_codecs,
+    "omdet-turbo": _omdet,
+    "pi0": _pi0,
+    "speecht5": _speecht5,
+    "timesfm": _timesfm, "timesfm2_5": _timesfm,
+}  # fmt: skip
