@@ -50,6 +50,8 @@ def _waveform(e: Example) -> Tensor:
     shape: tuple[int, ...] = (channels, SAMPLES) if isinstance(channels, int) else (SAMPLES,)
     if isinstance(mels, int) and isinstance(length, int):
         shape = (length, mels)
+    elif samples := e.get("samples_per_token", parts=(e.config, e.audio)):
+        shape = (SAMPLES // samples * samples,)
     return e.random.normal(1, *resized(shape, e.sizes))
 
 

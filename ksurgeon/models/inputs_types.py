@@ -39,6 +39,12 @@ def _codes(e: Example) -> dict[str, Any]:
     return {"input_ids": e.random.tokens(min(e.config.codebook_vocab_size, e.config.vocab_size), _STEPS * (books + 1)).view(1, _STEPS, -1)}
 
 
+def _codebooks(e: Example) -> dict[str, Any]:
+    """One sequence of codes for each codebook."""
+    ids = e.random.tokens(e.config.vocab_size, e.config.num_codebooks * _STEPS)
+    return {"input_ids": ids.view(e.config.num_codebooks, _STEPS), "attention_mask": _ones(1, _STEPS)}
+
+
 def _dia(e: Example) -> dict[str, Any]:
     decoder = e.config.decoder_config
     tokens = e.random.tokens(decoder.vocab_size, _STEPS * decoder.num_channels)
@@ -162,6 +168,9 @@ def _idefics(e: Example) -> dict[str, Any]:
 
 
 OF_TYPE: dict[str, _Make] = {
+    "blt": lambda e: {"use_cache": False},  # its configuration does not tell the layers of a cache
+    "llama4": lambda e: {"return_dict": False},  # 5.24 reads a field that its output does not have
+    "musicgen_decoder": _codebooks, "musicgen_melody_decoder": _codebooks,
     "canine": lambda e: {"input_ids": e.random.tokens(1000, 4 * TOKENS)},
     "clap": _clap,
     "dac": _mono, "omniasr_audio": _mono, "omniasr_ctc": _mono, "omniasr": _mono, "pe_audio": _mono, "pe_audio_encoder": _mono,

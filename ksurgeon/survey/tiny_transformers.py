@@ -14,7 +14,8 @@ _VOCABULARY = 128
 _LARGEST = 130_000_000
 _DEPTHS = frozenset(
     "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_decoder_layers depth "
-    "num_encoder_layers num_blocks num_hidden_groups transformer_layers num_transformer_layers".split()
+    "num_encoder_layers num_blocks num_hidden_groups transformer_layers num_transformer_layers "
+    "speech_encoder_layers t2u_encoder_layers t2u_decoder_layers".split()
 )
 _MOST_DISTINCT = 4
 
@@ -112,8 +113,10 @@ class _Shrink:
         small |= self.heads(values)
         if small.get("head_dim") == 0:
             small["head_dim"] = small.get("hidden_size", values["hidden_size"]) // small.get("num_attention_heads", values["num_attention_heads"])
-        staged = "depths" in values or values.get("out_indices") or values.get("_out_indices")
-        return small if staged else small | self.layers(values)
+        staged = {"depths", "patch_sizes"} & values.keys() or getattr(config, "_out_indices", None)
+        if not staged:
+            small |= self.layers(values)
+        return _merged(small, EXCEPTIONS.get(config.model_type, {}))
 
     def absent(self, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
         if key == "vocab_size":
@@ -149,7 +152,7 @@ class _Shrink:
             small[key] = len(kept)
             small |= {k: type(v)(v[i] for i in kept) for k, v in lists.items()}
             for k, v in values.items():
-                if isinstance(v, list) and v and k.endswith(("indexes", "indices")) and not k.startswith("out_"):
+                if isinstance(v, list | tuple) and v and k.endswith(("indexes", "indices")) and k[:4] != "out_":
                     small[k] = sorted({i for i in v if i < len(kept)} | {len(kept) - 1})
         return small
 
