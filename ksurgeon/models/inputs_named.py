@@ -44,6 +44,12 @@ def _positions(e: Example) -> Tensor:
     return torch.cartesian_prod(torch.arange(columns), torch.arange(rows)).flip(1)[None]
 
 
+def _pixel_mask(e: Example) -> Tensor:
+    _, rows, columns = e.grid()
+    shape = (rows * columns,) if "spatial_shapes" in e.packed else (1, *e.image_shape()[-2:])
+    return torch.ones(1, *shape, dtype=torch.long)
+
+
 def _waveform(e: Example) -> Tensor:
     mels, length = e.get("num_mel_bins"), e.get("max_length", parts=(e.config,))
     channels = e.get("audio_channels", parts=(e.config, e.audio))
@@ -99,7 +105,7 @@ MAKERS: dict[str, Callable[[Example], Any]] = {
     "pixel_position_ids": _positions,
     "image_position_ids": _positions,
     "spatial_shapes": lambda e: torch.tensor([e.grid()[1:]]),
-    "pixel_attention_mask": lambda e: torch.ones(1, e.grid()[1] * e.grid()[2], dtype=torch.long) if "spatial_shapes" in e.packed else None,
+    "pixel_attention_mask": _pixel_mask,
     "image_sizes": lambda e: torch.tensor([e.image_shape()[-2:]]),
     "input_values": _waveform,
     "input_features": Example.sound_features,

@@ -35,14 +35,13 @@ def transformers_inputs(model: Any, sizes: tuple[int, ...] | None, random: Rando
             f"give one of its parts, or example inputs to it"
         )
     example = Example(model, sizes, random)
-    make = OF_TYPE.get(example.config.model_type)
-    if make is not None:
-        example.values |= make(example)
+    special = OF_TYPE[model_type](example) if (model_type := example.config.model_type) in OF_TYPE else {}
+    example.values |= special
     _towers(example)
     for name in _wanted(example):
         if name not in example.values:
             example.values[name] = _made(example, name)
-    given = {k: v for k, v in example.values.items() if k in example.accepted and v is not None}
+    given = {k: v for k, v in example.values.items() if k in example.accepted or k in special}
     return {k: v.to(random.device) if isinstance(v, Tensor) else v for k, v in given.items()}
 
 
@@ -102,7 +101,7 @@ def _tower_values(example: Example, taken: dict[str, Parameter]) -> Iterator[dic
         for name in names:
             if name not in example.values:
                 example.values[name] = MAKERS[name](example)
-        made = {n: v for n in names if (v := example.values[n]) is not None}
+        made = {n: example.values[n] for n in names if n != "input_ids" or n in must}
     except InputError:
         return
     finally:

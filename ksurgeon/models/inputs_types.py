@@ -132,8 +132,32 @@ def _square_patches(e: Example) -> dict[str, Any]:
     return {"pixel_values": e.random.normal(frames * rows * columns, 3, vision.patch_size, vision.patch_size)}
 
 
+def _row_of_patches(e: Example) -> dict[str, Any]:
+    return {"pixel_values": e.random.normal(1, 4, e.model.get_submodule("vision_embed_tokens").in_features)}
+
+
+def _rows_of_square_patches(e: Example) -> dict[str, Any]:
+    return {"pixel_values": _square_patches(e)["pixel_values"][None]}
+
+
+def _qwen2_audio(e: Example) -> dict[str, Any]:
+    frames = 2 * e.config.audio_config.max_source_positions
+    return {
+        "input_features": e.random.normal(1, e.config.audio_config.num_mel_bins, frames),
+        "feature_attention_mask": _ones(1, frames),
+    } | e.text_with([("audio", e.config.audio_token_index, (frames // 2 - 2) // 2 + 1)])
+
+
 def _pi0(e: Example) -> dict[str, Any]:
-    return {"action_embeds": e.random.normal(1, _STEPS, e.config.dit_config.hidden_size)}
+    images = e.random.normal(1, 1, *e.image_shape())
+    with torch.no_grad():
+        count = e.model.vlm.get_image_features(images[0].to(e.random.home)).pooler_output.shape[1]
+    ids = torch.cat([torch.full((1, count), e.config.vlm_config.image_token_id), e.tokens(_STEPS)], 1)
+    actions = e.random.normal(1, _STEPS, e.config.dit_config.hidden_size)
+    return {
+        "action_embeds": actions, "pixel_values": images, "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool),
+        "input_ids": ids, "attention_mask": torch.ones_like(ids),
+    }  # fmt: skip
 
 
 def _depth_pro(e: Example) -> dict[str, Any]:
@@ -169,13 +193,16 @@ def _idefics(e: Example) -> dict[str, Any]:
 
 OF_TYPE: dict[str, _Make] = {
     "blt": lambda e: {"use_cache": False},  # its configuration does not tell the layers of a cache
-    "llama4": lambda e: {"return_dict": False},  # 5.24 reads a field that its output does not have
     "musicgen_decoder": _codebooks, "musicgen_melody_decoder": _codebooks,
     "canine": lambda e: {"input_ids": e.random.tokens(1000, 4 * TOKENS)},
     "clap": _clap,
     "dac": _mono, "omniasr_audio": _mono, "omniasr_ctc": _mono, "omniasr": _mono, "pe_audio": _mono, "pe_audio_encoder": _mono,
     "pe_audio_video": _mono, "pe_audio_video_encoder": _mono, "xcodec": _mono,
     "fun_asr_nano": _stacked, "fun_asr_nano_encoder": _stacked, "granite_speech5_ctc": _stacked, "granite_speech5_encoder": _stacked,
+    "fuyu": _row_of_patches,
+    "granite_docling": lambda e: {"pixel_values": e.random.normal(1, 1, *e.image_shape()), "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool)},
+    "paddleocr_vl": _square_patches, "paddleocr_vl_vision": _rows_of_square_patches,
+    "qwen2_audio": _qwen2_audio,
     "idefics": _idefics,
     "speech_to_text": lambda e: {"input_features": e.random.normal(1, 128, e.mels())},
     "depth_pro": _depth_pro,

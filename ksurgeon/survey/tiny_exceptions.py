@@ -7,7 +7,7 @@ __all__ = ["EXCEPTIONS", "SIZES"]
 
 _WIDTHS = (
     "hidden_size d_model n_embd embed_dim dim emb_dim embedding_size projection_dim word_embed_proj_dim d_embed "
-    "encoder_hidden_size decoder_hidden_size out_hidden_size text_hidden_size vision_hidden_size "
+    "encoder_hidden_size decoder_hidden_size out_hidden_size text_hidden_size vision_hidden_size hidden_size_global "
     "audio_hidden_size adapter_in_dim adapter_out_dim adapter_input_size adaptor_input_dim"
 ).split()
 _HIDDEN = (
@@ -24,7 +24,7 @@ _EXPERTS = "num_experts num_local_experts n_routed_experts moe_num_experts".spli
 _OTHER = {
     "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_k": 2, "moe_topk": 2, "num_queries": 16, "n_group": 2, "topk_group": 1, "num_expert_group": 2, "vocab_size": 128, "vocab_size_per_layer_input": 128,
     "image_size": 32, "patch_size": 8, "max_position_embeddings": 128, "n_positions": 128,
-    "max_source_positions": 32, "max_target_positions": 32, "num_mel_bins": 16, "num_labels": 3, "num_filters": 8,
+    "max_source_positions": 32, "max_target_positions": 32, "num_mel_bins": 16, "num_labels": 3, "num_filters": 8, "n_window": 8,
     "mm_tokens_per_image": 4, "context_length": 64, "entity_vocab_size": 64, "t2u_vocab_size": 64,
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ _EDGETAM = {
     "backbone_config": {
         "model_type": "timm_wrapper",
         "architecture": "repvit_m1",
-        "num_labels": 2,
+        "num_classes": 2,
         "model_args": {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
     },
 }
@@ -164,7 +164,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 64, "indexer_budget": 8,
         "indexer_compress_ratio": 4, "ple_layer_ids": [1], "ple_embed_dim": 64, "heads_per_ngram": 2,
-        "ngram_vocab_size_base": 17, "make_ngram_vocab_size_divisible_by": 4, "split_ngram_parts": 4,
+        "ngram_vocab_size_base": 17, "make_ngram_vocab_size_divisible_by": 4, "split_ngram_parts": 4, "eos_token_id": 2,
         "rope_parameters": _ROPE | {"partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10]},
     },
     "seamless_m4t": _VOCODER,
@@ -173,5 +173,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "wavtokenizer": {"hidden_size": 512},
     "wavtokenizer_encoder": {"hidden_size": 512},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "granite_speech": {"encoder_config": {"hidden_dim": 256}},
+    "granite_speech_plus": {"encoder_config": {"hidden_dim": 256}},
+    "kimi_k25": {"projection_hidden_size": 256},
+    "llama4_vision_model": {
+        "intermediate_size": 1024, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64,
+    },
+    "muse_glimmer_vision": {"out_hidden_size": 1024},
     "xmod": {"default_language": "en_XX"},
 }
