@@ -15,11 +15,22 @@ __all__ = ["SAMPLES", "TOKENS", "Example", "named"]
 TOKENS = 16
 SAMPLES = 16_000
 _FRAMES = 128
-_VISION = ("vision_config", "image_config", "vit_config", "visual_config", "vision_encoder_config", "backbone_config", "vision_encoder_config", "vision_tower_config")
-_AUDIO = ("audio_config", "audio_encoder_config", "encoder_config", "encoder", "speech_config", "asr_config")
+_VISION = (
+    "vision_config", "image_config", "vit_config", "visual_config", "vision_encoder_config",
+    "backbone_config", "vision_tower_config",
+)  # fmt: skip
+_AUDIO = (
+    "audio_config", "audio_encoder_config", "encoder_config", "encoder", "speech_config", "asr_config",
+)  # fmt: skip
+_MELS = (
+    "num_mel_bins", "feature_size", "input_feat_size", "input_dim", "n_mels", "feature_projection_input_dim",
+    "mel_bins", "num_mels", "input_feat_per_channel", "encoder_input_dim",
+)  # fmt: skip
+_MERGES = ("spatial_merge_size", "merge_size", "merge_kernel_size", "spatial_pool_size")
 _IN_AUDIO = ("audio", "encoder", "speech")
-_MELS = ("num_mel_bins", "feature_size", "input_feat_size", "input_dim", "n_mels", "feature_projection_input_dim",
-         "mel_bins", "num_mels", "input_feat_per_channel", "encoder_input_dim")  # fmt: skip
+_IN_VISION = ("vis", "image", "img", "patch")
+_PLACEHOLDER = ("token_id", "token_index", "soft_token_id")
+_KINDS = {"image": 1, "video": 2, "audio": 3}
 
 
 def named(function: Callable[..., Any]) -> dict[str, Parameter]:
@@ -64,36 +75,26 @@ class Example:
                     return value
         return default
 
-    def number(self, *names: str, **options: Any) -> Any:
-        value = self.get(*names, **options)
-        return value[0] if isinstance(value, list | tuple) else value
-
     @property
     def has_text(self) -> bool:
-        return isinstance(getattr(self.text, "vocab_size", None), int) or hasattr(self.config, "num_hash_functions")
-
-    @property
-    def has_placeholders(self) -> bool:
-        names = ("image_token_id", "image_token_index")
-        return any(isinstance(getattr(self.config, n, None), int) for n in names) and "input_ids" in self.accepted
+        return isinstance(getattr(self.text, "vocab_size", None), int)
 
     @property
     def has_pictures(self) -> bool:
         return self.vision is not None or hasattr(self.config, "image_size")
 
-    @property
-    def has_sounds(self) -> bool:
-        names = ("audio_token_id", "audio_token_index")
-        return any(isinstance(getattr(self.config, n, None), int) for n in names) and "input_ids" in self.accepted
+    def placeholder(self, kind: str) -> int | None:
+        """The token that stands for a part of a picture, sound or video in a text."""
+        found = (getattr(self.config, f"{kind}_{ending}", None) for ending in _PLACEHOLDER)
+        token = next((t for t in found if isinstance(t, int)), None)
+        return token if "input_ids" in self.accepted else None
 
-    @property
     def special(self) -> set[int]:
-        tokens: set[int] = set()
-        for part in (self.config, self.text):
-            for name in dir(part):
-                if name.endswith(("token_id", "token_index")) and isinstance(v := getattr(part, name, None), int):
-                    tokens.add(v)
-        return tokens
+        """Tokens that must not turn up in a plain text."""
+        values = {n: getattr(part, n, None) for part in (self.config, self.text) for n in vars(part)}
+        return {
+            v for n, v in values.items() if n.endswith(("token_id", "token_index")) and isinstance(v, int)
+        }
 
     def tokens(self, length: int | None = None, vocabulary: int | None = None) -> Tensor:
         size = vocabulary or getattr(self.text, "vocab_size", None)
@@ -102,7 +103,7 @@ class Example:
         longest = max(getattr(self.text, "max_position_embeddings", None) or 0, 0) or TOKENS
         alone = self.sizes if self.main == ("input_ids",) else None
         count = length or (alone[0] if alone else min(TOKENS, longest))
-        return self.random.tokens(size, count, self.special)
+        return self.random.tokens(size, count, self.special())
 
     def input_ids(self) -> Tensor:
         ids = self.tokens()
@@ -113,31 +114,27 @@ class Example:
 
     def text_with(self, parts: list[tuple[str, int, int]]) -> dict[str, Tensor]:
         """Tokens with placeholders, one run for each of (kind, token, count), between them plain text."""
-        pieces, kinds = [self.tokens(4)], [torch.zeros(4, dtype=torch.long)]
+        pieces, kinds = self.tokens(4)[0].tolist(), [0] * 4
         for kind, token, count in parts:
-            start, end = (getattr(self.config, f"vision_{edge}_token_id", None) for edge in ("start", "end"))
-            edges = kind != "audio" and isinstance(start, int) and isinstance(end, int)
-            run = [start] * edges + [token] * count + [end] * edges
-            what = {"image": 1, "video": 2, "audio": 3}[kind]
-            pieces.append(torch.tensor([run]))
-            kinds.append(torch.tensor([0] * edges + [what] * count + [0] * edges))
-        pieces.append(self.tokens(4))
-        kinds.append(torch.zeros(4, dtype=torch.long))
-        ids = torch.cat(pieces, 1)
-        types = torch.cat(kinds)[None]
+            edges = [getattr(self.config, f"vision_{edge}_token_id", None) for edge in ("start", "end")]
+            around = kind != "audio" and all(isinstance(edge, int) for edge in edges)
+            pieces += [edges[0]] * around + [token] * count + [edges[1]] * around
+            kinds += [0] * around + [_KINDS[kind]] * count + [0] * around
+        ids = torch.tensor([pieces + self.tokens(4)[0].tolist()])
+        types = torch.tensor([kinds + [0] * 4])
         values = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
         return {n: v for n, v in values.items() if n in self.accepted}
 
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
-        parts = (self.config, self.vision) if self.vision is None or hasattr(self.config, "image_size") else (self.vision,)
-        size = self.get("image_size", parts=(*parts, self.config, *_parts(self.vision or self.config)), default=224)
+        own = self.config if self.vision is None or hasattr(self.config, "image_size") else self.vision
+        size = self.get("image_size", parts=(own, self.vision, *_parts(self.config)), default=224)
         if isinstance(size, dict):
             size = (size["height"], size["width"])
         height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
-        channels = self.get("num_channels", "in_channels", "in_chans", parts=(self.vision, self.config), default=3)
-        shape = (channels if isinstance(channels, int) else 3, height, width)
-        return resized(shape, self.sizes)
+        names = ("num_channels", "in_channels", "in_chans")
+        channels = self.get(*names, parts=(self.vision, self.config), default=3)
+        return resized((channels if isinstance(channels, int) else 3, height, width), self.sizes)
 
     def image(self) -> Tensor:
         shape = self.image_shape()
@@ -153,37 +150,39 @@ class Example:
 
     def grid(self) -> tuple[int, int, int]:
         """Frames, rows and columns of patches: a small picture whose patches can be merged."""
-        parts = (self.vision, self.config)
-        merge = self.number("spatial_merge_size", "merge_size", "merge_kernel_size", "spatial_pool_size", parts=parts, default=2)
-        side = 2 * (merge if isinstance(merge, int) else 2)
+        merge = self.get(*_MERGES, parts=(self.vision, self.config), default=2)
+        side = 2 * (merge[0] if isinstance(merge, list | tuple) else merge)
         return (1, side, side)
 
-    def patch_embedding(self) -> nn.Module:
-        """The first layer with a weight in the tower for pictures."""
-        for name, module in self.model.named_modules():
-            inside = self.vision is None or any(w in name for w in ("vis", "image", "img", "patch", "embed_vision"))
-            if inside and isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-                return module
-        raise InputError(f"{type(self.model).__name__} has no layer that tells the size of a patch; give example inputs")
-
     def patch_size(self) -> int:
-        weight = self.patch_embedding().weight
-        assert isinstance(weight, Tensor)
-        return weight[0].numel()
+        """Numbers in one patch: the inputs of the first layer of the tower for pictures."""
+        for name, module in self.model.named_modules():
+            inside = self.vision is None or any(word in name for word in _IN_VISION)
+            if inside and isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+                return module.weight[0].numel()
+        raise InputError(
+            f"{type(self.model).__name__} has no layer that tells the size of a patch; give example inputs"
+        )
 
     def mels(self) -> int:
         for part in (self.audio, self.config, *_parts(self.config)):
             for name in _MELS:
                 if type(value := getattr(part, name, None)) is int:
                     return value
-        raise InputError(f"nothing tells how many mels a {type(self.config).__name__} takes; give example inputs")
+        raise InputError(
+            f"nothing tells how many mels a {type(self.config).__name__} takes; give example inputs"
+        )
 
     def sound_features(self) -> Tensor:
         """(1, mels, frames) where a convolution over time comes first, (1, frames, mels) elsewhere."""
         mels = self.mels()
         part = self.audio or self.config
         longest = getattr(part, "max_source_positions", None)
-        inside = [m for n, m in self.model.named_modules() if self.audio is None or any(w in n for w in _IN_AUDIO)]
+        inside = (
+            module
+            for name, module in self.model.named_modules()
+            if self.audio is None or any(word in name for word in _IN_AUDIO)
+        )
         first = next((m for m in inside if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)), None)
         window = getattr(part, "n_window", None)
         if isinstance(window, int):
@@ -192,4 +191,6 @@ class Example:
             shape = (mels, 2 * longest if isinstance(longest, int) else _FRAMES)
         else:
             shape = (_FRAMES, mels)
-        return self.random.normal(1, *resized(shape, self.sizes if self.main == ("input_features",) else None))
+        return self.random.normal(
+            1, *resized(shape, self.sizes if self.main == ("input_features",) else None)
+        )

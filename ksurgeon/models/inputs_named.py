@@ -112,7 +112,9 @@ MAKERS: dict[str, Callable[[Example], Any]] = {
     "bbox": lambda e: torch.arange(4).expand(*e.values["input_ids"].shape, 4) * 2,
     "input_features_mask": _sound_mask,
     "feature_attention_mask": _sound_mask,
-    "high_res_pixel_values": lambda e: e.random.normal(1, 3, *([e.get("image_size", parts=(e.config.high_res_vision_config,))] * 2)),
+    "high_res_pixel_values": lambda e: e.random.normal(
+        1, 3, *([e.get("image_size", parts=(e.config.high_res_vision_config,))] * 2)
+    ),
     "past_values": _patch_series,
     "past_time_features": _time_features(True),
     "past_observed_mask": lambda e: torch.ones_like(e.values["past_values"]),
@@ -134,12 +136,22 @@ MAKERS: dict[str, Callable[[Example], Any]] = {
     "prompt_pixel_values": lambda e: e.image(),
     "prompt_masks": lambda e: e.image(),
     "task_inputs": lambda e: e.tokens(e.config.task_seq_len, e.config.text_encoder_vocab_size),
-    "xpath_tags_seq": lambda e: torch.zeros(*e.values["input_ids"].shape, e.config.max_depth, dtype=torch.long),
-    "xpath_subs_seq": lambda e: torch.zeros(*e.values["input_ids"].shape, e.config.max_depth, dtype=torch.long),
+    "xpath_tags_seq": lambda e: torch.zeros(
+        *e.values["input_ids"].shape, e.config.max_depth, dtype=torch.long
+    ),
+    "xpath_subs_seq": lambda e: torch.zeros(
+        *e.values["input_ids"].shape, e.config.max_depth, dtype=torch.long
+    ),
     "audio_mel": lambda e: e.random.normal(1, 128, e.config.input_feat_size),
     "audio_mel_mask": lambda e: torch.zeros(1, 128, dtype=torch.bool),
-    "latents": lambda e: e.random.normal(1, e.config.hidden_size, TOKENS) if e.config.model_type.startswith("mimi") else e.random.normal(1, TOKENS, e.config.latent_dim),
-    "hidden_states": lambda e: _pixels(e) if "grid_thw" in e.accepted else e.random.normal(1, TOKENS, e.config.hidden_size),
+    "latents": lambda e: (
+        e.random.normal(1, e.config.hidden_size, TOKENS)
+        if e.config.model_type.startswith("mimi")
+        else e.random.normal(1, TOKENS, e.config.latent_dim)
+    ),
+    "hidden_states": lambda e: (
+        _pixels(e) if "grid_thw" in e.accepted else e.random.normal(1, TOKENS, e.config.hidden_size)
+    ),
     "audio_input_features": Example.sound_features,
     "target_sizes": lambda e: torch.tensor([e.grid()[1:]], dtype=torch.int32),
     "inputs_embeds": lambda e: e.random.normal(1, TOKENS, e.text.hidden_size),
@@ -165,9 +177,8 @@ ALONGSIDE: dict[str, Callable[[Example, set[str]], bool]] = {
     "returns_to_go": lambda e, wanted: True,
     "timesteps": lambda e, wanted: "states" in wanted,
     "encoder_hidden_states": lambda e, wanted: "query_embeds" in wanted,
-    "input_features": lambda e, wanted: e.audio is not None and not e.has_sounds,
+    "input_features": lambda e, wanted: e.audio is not None and e.placeholder("audio") is None,
     "xpath_tags_seq": lambda e, wanted: True,
     "xpath_subs_seq": lambda e, wanted: True,
     "grid_thw": lambda e, wanted: "pixel_values" in wanted,
 }
-

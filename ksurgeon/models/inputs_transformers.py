@@ -9,18 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import InputError
-from ksurgeon.models.inputs_named import ALONGSIDE, MAKERS
 from ksurgeon.models.inputs_example import Example, named
+from ksurgeon.models.inputs_named import ALONGSIDE, MAKERS
 from ksurgeon.models.inputs_random import Random
 from ksurgeon.models.inputs_types import OF_TYPE
 
 __all__ = ["transformers_inputs"]
 
-_TOWERS = {
-    "image": ("get_image_features", "pixel_values", ("image_token_id", "image_token_index", "image_soft_token_id")),
-    "audio": ("get_audio_features", "input_features", ("audio_token_id", "audio_token_index", "audio_soft_token_id")),
-    "video": ("get_video_features", "pixel_values_videos", ("video_token_id", "video_token_index")),
-}  # fmt: skip
+_TOWERS = {"image": "get_image_features", "audio": "get_audio_features", "video": "get_video_features"}
 
 
 def transformers_inputs(model: Any, sizes: tuple[int, ...] | None, random: Random) -> dict[str, Any]:
@@ -52,7 +48,7 @@ def _wanted(example: Example) -> list[str]:
     wanted = {n for n in (*example.main, *required) if n in accepted}
     if "input_ids" in accepted and example.has_text and not wanted & {"inputs_embeds", "decoder_input_ids"}:
         wanted.add("input_ids")
-    if example.has_pictures and "pixel_values" in accepted and not example.has_placeholders:
+    if example.has_pictures and "pixel_values" in accepted and example.placeholder("image") is None:
         wanted.add("pixel_values")
     wanted |= {n for n, when in ALONGSIDE.items() if n in accepted and when(example, wanted)}
     wanted -= {n for n in wanted if n == "input_ids" and not example.has_text and len(wanted) > 1}
@@ -64,7 +60,8 @@ def _made(example: Example, name: str) -> Any:
     make = MAKERS.get(name)
     if make is None:
         raise InputError(
-            f'no example is known for the input "{name}" of {type(example.model).__name__}; give example inputs'
+            f'no example is known for the input "{name}" of {type(example.model).__name__}; '
+            "give example inputs"
         )
     return make(example)
 
@@ -74,9 +71,8 @@ def _towers(example: Example) -> None:
     if "input_ids" not in example.accepted or "input_ids" in example.values:
         return
     parts: list[tuple[str, int, int]] = []
-    for kind, (method, main, tokens) in _TOWERS.items():
-        token = next((t for n in tokens if isinstance(t := getattr(example.config, n, None), int)), None)
-        features = getattr(example.model, method, None)
+    for kind, method in _TOWERS.items():
+        token, features = example.placeholder(kind), getattr(example.model, method, None)
         if token is None or features is None or (kind == "video" and parts):
             continue
         taken = named(features)

@@ -12,11 +12,16 @@ __all__ = ["NotInstalledError", "build", "names", "small_config"]
 
 _VOCABULARY = 128
 _LARGEST = 130_000_000
-_DEPTHS = frozenset(
-    "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_decoder_layers depth "
-    "num_encoder_layers num_blocks num_hidden_groups transformer_layers num_transformer_layers "
-    "speech_encoder_layers t2u_encoder_layers t2u_decoder_layers".split()
-)
+_DEPTHS = frozenset((
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
+    "num_decoder_layers", "num_encoder_layers", "depth", "num_blocks", "num_hidden_groups",
+    "transformer_layers", "num_transformer_layers", "speech_encoder_layers", "t2u_encoder_layers",
+    "t2u_decoder_layers",
+))  # fmt: skip
+_HEADED = (
+    ("hidden_size", "num_attention_heads"), ("hidden_size", "num_heads"), ("embed_dim", "num_heads"),
+    ("n_embd", "n_head"), ("d_model", "num_heads"),
+)  # fmt: skip
 _MOST_DISTINCT = 4
 
 
@@ -99,31 +104,34 @@ class _Shrink:
         small: dict[str, Any] = {}
         for key, value in values.items():
             if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-                spec = config.sub_configs_defaults.get(key)
-                given = dict(spec.init_kwargs) if spec and spec.model_type == value.model_type else {}
-                small[key] = value if value.model_type.startswith("timm") else given | {"model_type": value.model_type} | self.arguments(value)
+                small[key] = self.part(config, key, value)
             elif type(value) is int and value > self.sizes.get(key, value):
                 small[key] = self.sizes[key]
-            elif value is None and key in ("head_dim", "num_key_value_heads", "vocab_size"):
-                small |= self.absent(key, values)
-            elif key.endswith("depths") and isinstance(value, list | tuple) and all(type(v) is int for v in value):
-                small[key] = type(value)(min(v, 2) for v in value)
+            elif key.endswith("depths") and isinstance(value, list | tuple):
+                small[key] = type(value)(min(v, 2) if type(v) is int else v for v in value)
             elif key.endswith(("token_id", "token_ids", "token_index")):
                 small[key] = self.token(value)
         small |= self.heads(values)
-        if small.get("head_dim") == 0:
-            small["head_dim"] = small.get("hidden_size", values["hidden_size"]) // small.get("num_attention_heads", values["num_attention_heads"])
+        small |= self.absent(values | small)
         staged = {"depths", "patch_sizes"} & values.keys() or getattr(config, "_out_indices", None)
         if not staged:
             small |= self.layers(values)
         return _merged(small, EXCEPTIONS.get(config.model_type, {}))
 
-    def absent(self, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        if key == "vocab_size":
-            return {key: _VOCABULARY}
-        if type(values.get("num_attention_heads")) is not int or type(values.get("hidden_size")) is not int:
-            return {}
-        return {key: 0 if key == "head_dim" else min(values["num_attention_heads"], self.sizes.get("num_attention_heads", 4))}
+    def part(self, config: Any, key: str, part: Any) -> Any:
+        if part.model_type.startswith("timm"):
+            return part
+        spec = config.sub_configs_defaults.get(key)
+        given = spec.init_kwargs if spec and spec.model_type == part.model_type else {}
+        return given | {"model_type": part.model_type} | self.arguments(part)
+
+    def absent(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Sizes that checkpoints always give and default configurations leave out."""
+        width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+        sizes = {"vocab_size": _VOCABULARY}
+        if type(width) is int and type(heads) is int:
+            sizes |= {"head_dim": width // heads, "num_key_value_heads": heads}
+        return {k: v for k, v in sizes.items() if k in values and values[k] is None}
 
     def token(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -140,9 +148,12 @@ class _Shrink:
             if type(depth) is not int or depth <= 2:
                 continue
             lists = {
-                k: v for k, v in values.items()
-                if isinstance(v, list | tuple) and len(v) == depth and all(isinstance(x, str | int) for x in v)
-            }  # fmt: skip
+                k: v
+                for k, v in values.items()
+                if isinstance(v, list | tuple)
+                and len(v) == depth
+                and {type(x) for x in v} <= {str, int, bool}
+            }
             kinds = [v for v in lists.values() if len(set(v)) <= _MOST_DISTINCT]
             rows = list(zip(*kinds, strict=True))
             kept = sorted({rows.index(row) for row in rows}) or [0, 1]
@@ -151,20 +162,24 @@ class _Shrink:
             kept.sort()
             small[key] = len(kept)
             small |= {k: type(v)(v[i] for i in kept) for k, v in lists.items()}
-            for k, v in values.items():
-                if isinstance(v, list | tuple) and v and k.endswith(("indexes", "indices")) and k[:4] != "out_":
-                    small[k] = sorted({i for i in v if i < len(kept)} | {len(kept) - 1})
+            small |= {
+                k: sorted({i for i in v if i < len(kept)} | {len(kept) - 1})
+                for k, v in values.items()
+                if isinstance(v, list | tuple)
+                and v
+                and k.endswith(("indexes", "indices"))
+                and k[:4] != "out_"
+            }
         return small
 
     def heads(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """As many heads as leave their size alone, which rotary embeddings are cut to."""
-        for width, heads in (("hidden_size", "num_attention_heads"), ("hidden_size", "num_heads"),
-                             ("embed_dim", "num_heads"), ("n_embd", "n_head"), ("d_model", "num_heads")):  # fmt: skip
+        for width, heads in _HEADED:
             wide, many = values.get(width), values.get(heads)
-            if type(wide) is not int or type(many) is not int or wide <= self.sizes.get(width, wide) or many < 1:
+            if type(wide) is not int or type(many) is not int or wide <= self.sizes.get(width, wide):
                 continue
             new = self.sizes[width]
-            size = wide // many
+            size = wide // max(many, 1)
             count = new // size if new % size == 0 and new // size > 1 else self.sizes.get(heads, many)
             small = {heads: min(many, count)}
             pairs = values.get("num_key_value_heads")
