@@ -161,6 +161,7 @@ ALONGSIDE: dict[str, Callable[[Example, set[str]], bool]] = {
     "attention_mask": lambda e, wanted: "input_ids" in wanted,
     "decoder_input_ids": lambda e, wanted: bool(getattr(e.config, "is_encoder_decoder", False)),
     "bbox": lambda e, wanted: "input_ids" in wanted,
+    "target_sizes": lambda e, wanted: "pixel_values" in wanted,
     "spatial_shapes": lambda e, wanted: "pixel_values" in wanted,
     "pixel_attention_mask": lambda e, wanted: "spatial_shapes" in e.accepted,
     "input_features_mask": lambda e, wanted: "input_features" in wanted,

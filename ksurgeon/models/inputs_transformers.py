@@ -117,7 +117,8 @@ def _count(example: Example, features: Any, values: dict[str, Any]) -> int | Non
     except Exception:
         return None
     width = getattr(example.text, "hidden_size", None)
-    output = getattr(output, "pooler_output", output)
+    found = (getattr(output, name, None) for name in ("pooler_output", "last_hidden_state"))
+    output = next((value for value in found if value is not None), output)
     tensors = [t for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor)]
     return sum(t.numel() // (width or t.shape[-1]) for t in tensors) or None
 

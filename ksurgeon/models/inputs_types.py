@@ -160,6 +160,14 @@ def _square_patches(e: Example) -> dict[str, Any]:
     return {"pixel_values": e.random.normal(frames * rows * columns, 3, vision.patch_size, vision.patch_size)}
 
 
+def _merged_patches(e: Example) -> dict[str, Any]:
+    """Squares of patches that are merged, channels last."""
+    vision = e.vision or e.config
+    side = vision.patch_size * vision.spatial_merge_size
+    frames, rows, columns = e.grid()
+    return {"pixel_values": e.random.normal(frames * rows * columns, side, side, vision.num_channels)}
+
+
 def _row_of_patches(e: Example) -> dict[str, Any]:
     width = e.config.num_channels * e.config.patch_size**2
     return {"pixel_values": e.random.normal(1, 4, width)}
@@ -235,6 +243,10 @@ _NAMES: tuple[tuple[_Make, tuple[str, ...]], ...] = (
     (_two_codecs, ("neucodec", "xcodec2")),
     (_stacked, ("fun_asr_nano", "fun_asr_nano_encoder", "granite_speech5_ctc", "granite_speech5_encoder")),
     (_clap, ("clap",)),
+    (lambda e: {"input_features": e.random.normal(1, 128, 128)}, ("gemma4_audio",)),  # mels are no option
+    (lambda e: {"input_ids": e.tokens()}, ("glm_image",)),  # pictures come with a grid of one to be made
+    (lambda e: {"pixel_values": e.random.normal(1, 4, *e.image_shape())}, ("instructblipvideo",)),
+    (_merged_patches, ("inkling2", "inkling2_loop", "inkling2_vision")),
     (_qwen2_audio, ("qwen2_audio",)),
     (_speecht5, ("speecht5",)),
     (_codes, ("kyutai_speech_to_text",)),

@@ -73,7 +73,6 @@ _SAM: dict[str, Any] = {
     | {"backbone_config": {"model_type": "sam2_hiera_det_model", "image_size": [128, 128]}},
     "prompt_encoder_config": {"image_size": 128, "patch_size": 16},
 }
-_TWO_KINDS = ["sliding_attention", "full_attention"]
 _VOCODER = {
     "unit_embed_dim": 64,
     "unit_hifi_gan_vocab_size": 64,
@@ -171,12 +170,17 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "granite4_vision": _PINPOINTS
     | {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1], "downsample_rate": "1/2"},
     "lw_detr_vit": {"image_size": 64},
-    "muse_spark": {"projector_hidden_size": 64},
+    "muse_spark": {"out_hidden_size": 1024, "projector_hidden_size": 64},
     "muse_spark_audio": {"hidden_sizes": [32, 64, 64, 128]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1},
     "llama4_text": {"interleave_moe_layer_step": 2},
     "longcat_flash": {"zero_expert_num": 2},
-    "mistral_large4_text": {"num_hidden_layers": 2, "kv_source_layers": [0, 0], "layer_types": _TWO_KINDS},
+    "mistral_large4_text": {
+        "num_hidden_layers": 2,
+        "kv_source_layers": [0, 0],
+        "mlp_layer_types": ["dense", "sparse"],
+        "layer_types": ["indexed_attention"] * 2,
+    },
     "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "pe_video_encoder": {"vision_config": _PE},
@@ -232,5 +236,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "vision_output_dim": 64,
     },
     "muse_glimmer": {"out_hidden_size": 1024, "projector_hidden_size": 64},
+    "edgetam_video": {"image_size": 128, "prompt_encoder_config": _SAM["prompt_encoder_config"]},
+    "hunyuan_vl_text": {"head_dim": 128, "rope_parameters": _ROPE | {"mrope_section": [16, 24, 24]}},
+    "lw_detr": {"projector_scale_factors": [2.0, 0.5]},
     "xmod": {"default_language": "en_XX"},
 }
