@@ -128,7 +128,8 @@ class Example:
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
         own = self.config if self.vision is None or hasattr(self.config, "image_size") else self.vision
-        size = self.get("image_size", parts=(own, self.vision, *_parts(self.config)), default=224)
+        fixed = next((m.img_size for m in self.model.modules() if getattr(m, "strict_img_size", False)), None)
+        size = fixed or self.get("image_size", parts=(own, self.vision, *_parts(self.config)), default=224)
         if isinstance(size, dict):
             size = (size["height"], size["width"])
         height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
@@ -138,7 +139,7 @@ class Example:
 
     def image(self) -> Tensor:
         shape = self.image_shape()
-        frames = getattr(self.config, "num_frames", None)
+        frames = self.get("num_frames", parts=(self.config, self.vision))
         return self.random.normal(1, *((frames,) if isinstance(frames, int) else ()), *shape)
 
     def tiles(self) -> int:

@@ -133,8 +133,6 @@ MAKERS: dict[str, Callable[[Example], Any]] = {
     "returns_to_go": lambda e: e.random.normal(1, 4, 1),
     "timesteps": lambda e: torch.arange(4)[None],
     "inputs": lambda e: e.random.normal(1, TOKENS, e.config.d_model),
-    "prompt_pixel_values": lambda e: e.image(),
-    "prompt_masks": lambda e: e.image(),
     "task_inputs": lambda e: e.tokens(e.config.task_seq_len, e.config.text_encoder_vocab_size),
     "xpath_tags_seq": lambda e: torch.zeros(
         *e.values["input_ids"].shape, e.config.max_depth, dtype=torch.long
@@ -144,15 +142,13 @@ MAKERS: dict[str, Callable[[Example], Any]] = {
     ),
     "audio_mel": lambda e: e.random.normal(1, 128, e.config.input_feat_size),
     "audio_mel_mask": lambda e: torch.zeros(1, 128, dtype=torch.bool),
-    "latents": lambda e: (
-        e.random.normal(1, e.config.hidden_size, TOKENS)
-        if e.config.model_type.startswith("mimi")
-        else e.random.normal(1, TOKENS, e.config.latent_dim)
-    ),
+    "latents": lambda e: e.random.normal(1, e.config.hidden_size, TOKENS),
     "hidden_states": lambda e: (
         _pixels(e) if "grid_thw" in e.accepted else e.random.normal(1, TOKENS, e.config.hidden_size)
     ),
     "audio_input_features": Example.sound_features,
+    "merge_sizes": lambda e: torch.tensor([2]),
+    "image_merge_sizes": lambda e: torch.tensor([2]),
     "target_sizes": lambda e: torch.tensor([e.grid()[1:]], dtype=torch.int32),
     "inputs_embeds": lambda e: e.random.normal(1, TOKENS, e.text.hidden_size),
 }

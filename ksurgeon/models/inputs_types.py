@@ -28,6 +28,28 @@ def _mono(e: Example) -> dict[str, Any]:
     return {"input_values": e.random.normal(1, 1, SAMPLES)}
 
 
+def _film(e: Example) -> dict[str, Any]:
+    return _mono(e) | {"pixel_values_videos": e.random.normal(1, 2, *e.image_shape())}
+
+
+def _vibevoice(e: Example) -> dict[str, Any]:
+    decodes = e.config.model_type.endswith("decoder")
+    shape = (e.config.hidden_size, _STEPS) if decodes else (e.config.channels, SAMPLES)
+    return {"hidden_states": e.random.normal(1, *shape)}
+
+
+def _seggpt(e: Example) -> dict[str, Any]:
+    """A prompt and a picture, which the model puts one above the other."""
+    channels, height, width = e.image_shape()
+    names = ("pixel_values", "prompt_pixel_values", "prompt_masks")
+    return {name: e.random.normal(1, channels, height // 2, width) for name in names}
+
+
+def _tvp(e: Example) -> dict[str, Any]:
+    side = e.config.max_img_size
+    return {"pixel_values": e.random.normal(1, e.config.num_frames, 3, side, side)}
+
+
 def _two_codecs(e: Example) -> dict[str, Any]:
     """A waveform, and the features that its semantic half takes for the same frames of 20 ms."""
     return _mono(e) | {"input_features": e.random.normal(1, SAMPLES // 320, e.mels())}
@@ -239,7 +261,13 @@ _NAMES: tuple[tuple[_Make, tuple[str, ...]], ...] = (
     (lambda e: {"input_features": e.random.normal(1, 128, e.mels())}, ("speech_to_text",)),
     (lambda e: {"use_cache": False}, ("blt",)),  # its configuration does not tell the layers of a cache
     (_mono, ("dac", "omniasr", "omniasr_audio", "omniasr_ctc", "xcodec")),
-    (_mono, ("pe_audio", "pe_audio_encoder", "pe_audio_video", "pe_audio_video_encoder")),
+    (_mono, ("pe_audio", "pe_audio_encoder")),
+    (_film, ("pe_audio_video", "pe_audio_video_encoder")),
+    (_mono, ("vibevoice_acoustic_tokenizer",)),
+    (lambda e: _mono(e) | {"padding_mask": _ones(1, SAMPLES)}, ("vibevoice", "vibevoice_asr")),
+    (_seggpt, ("seggpt",)),
+    (_vibevoice, ("vibevoice_acoustic_tokenizer_encoder", "vibevoice_acoustic_tokenizer_decoder")),
+    (_tvp, ("tvp",)),
     (_two_codecs, ("neucodec", "xcodec2")),
     (_stacked, ("fun_asr_nano", "fun_asr_nano_encoder", "granite_speech5_ctc", "granite_speech5_encoder")),
     (_clap, ("clap",)),

@@ -79,6 +79,13 @@ _VOCODER = {
     "upsample_initial_channel": 64,
     "lang_embed_dim": 16,
 }
+_LCNET = {
+    "model_type": "pp_lcnet_v4",
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    "block_configs": [
+        [[3, 96, 96, 1, True]], [[3, 96, 96, 2, False]], [[3, 96, 192, 2, False]], [[3, 192, 384, 2, False]],
+    ],
+}  # fmt: skip
 _EDGETAM: dict[str, Any] = {
     **_SAM_VISION,
     "backbone_config": {
@@ -106,7 +113,7 @@ _PE: dict[str, Any] = {
 _EFFICIENT: dict[str, Any] = {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640}
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "align": {"vision_config": _EFFICIENT},
+    "align": {"vision_config": _EFFICIENT, "projection_dim": 160},
     "autoformer": _SERIES,
     "informer": _SERIES,
     "time_series_transformer": _SERIES,
@@ -201,6 +208,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             for ratio, size in (("long", 7), ("mid", 5), ("short", 3))
             for pad in ([[size // 2, 0] if "vert" in way else [0, size // 2] if "hori" in way else size // 2])
         },
+        "backbone_config": _LCNET,
         "scale_factor_list": [1, 2, 4, 8],
         "kernel_list": [3, 2, 2],
     },
@@ -236,8 +244,28 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "vision_output_dim": 64,
     },
     "muse_glimmer": {"out_hidden_size": 1024, "projector_hidden_size": 64},
-    "edgetam_video": {"image_size": 128, "prompt_encoder_config": _SAM["prompt_encoder_config"]},
+    "edgetam_video": {
+        "image_size": 256,
+        "vision_config": {**_EDGETAM, "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]]},
+        "prompt_encoder_config": {"image_size": 256, "patch_size": 16},
+    },
     "hunyuan_vl_text": {"head_dim": 128, "rope_parameters": _ROPE | {"mrope_section": [16, 24, 24]}},
     "lw_detr": {"projector_scale_factors": [2.0, 0.5]},
+    "neucodec": {"quantization_dim": 512},
+    "xcodec2": {"quantization_dim": 512},
+    "pp_ocrv6_small_det": {"backbone_config": _LCNET, "layer_list_out_channels": [96, 96, 192, 384]},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "sapiens2": {
+        "num_hidden_layers": 2,
+        "num_key_value_attention_heads": 2,
+        "num_key_value_heads_per_layer": [4, 2],
+        "num_first_full_attention_layers": 1,
+        "num_last_full_attention_layers": 0,
+    },
+    "seggpt": {"merge_index": 0},
+    "tvp": {"max_img_size": 96, "num_frames": 2, "visual_prompt_size": 8},
+    "uvdoc": {"backbone_config": {"model_type": "uvdoc_backbone", "out_indices": [1, 2, 3, 4, 5, 6]}},
+    "vipllava": {"vision_feature_layers": [-1, -2]},
+    "voxtral": {"audio_token_id": 110},
     "xmod": {"default_language": "en_XX"},
 }
