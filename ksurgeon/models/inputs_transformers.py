@@ -72,7 +72,9 @@ def _towers(example: Example) -> None:
         return
     parts: list[tuple[str, int, int]] = []
     for kind, method in _TOWERS.items():
-        token, features = example.placeholder(kind), getattr(example.model, method, None)
+        token = example.placeholder(kind)
+        owners = (example.model, getattr(example.model, "model", None))
+        features = next((f for owner in owners if (f := getattr(owner, method, None))), None)
         if token is None or features is None or (kind == "video" and parts):
             continue
         taken = named(features)

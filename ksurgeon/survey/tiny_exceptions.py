@@ -246,7 +246,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "muse_glimmer": {"out_hidden_size": 1024, "projector_hidden_size": 64},
     "edgetam_video": {
         "image_size": 256,
-        "vision_config": {**_EDGETAM, "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]]},
+        "vision_config": {
+            **_EDGETAM,
+            "model_type": "edgetam_vision_model",
+            "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
+        },
         "prompt_encoder_config": {"image_size": 256, "patch_size": 16},
     },
     "hunyuan_vl_text": {"head_dim": 128, "rope_parameters": _ROPE | {"mrope_section": [16, 24, 24]}},

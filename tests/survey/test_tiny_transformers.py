@@ -48,5 +48,5 @@ def test_a_type_whose_library_is_missing_says_so(monkeypatch):
         raise ImportError("DinatModel requires the natten library\nmore")
 
     monkeypatch.setattr(dinat, "requires_backends", missing)
-    with pytest.raises(NotInstalledError, match="requires the natten library$"):
+    with pytest.raises(NotInstalledError, match=r"requires the natten library$"):
         next(build("dinat"))
