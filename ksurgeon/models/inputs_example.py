@@ -91,10 +91,13 @@ class Example:
 
     def special(self) -> set[int]:
         """Tokens that must not turn up in a plain text."""
-        values = {n: getattr(part, n, None) for part in (self.config, self.text) for n in vars(part)}
-        return {
-            v for n, v in values.items() if n.endswith(("token_id", "token_index")) and isinstance(v, int)
-        }
+        values = (
+            getattr(part, name, None)
+            for part in (self.config, self.text)
+            for name in vars(part)
+            if name.endswith(("token_id", "token_index"))
+        )
+        return {value for value in values if isinstance(value, int)}
 
     def tokens(self, length: int | None = None, vocabulary: int | None = None) -> Tensor:
         size = vocabulary or getattr(self.text, "vocab_size", None)

@@ -272,6 +272,7 @@ _NAMES: tuple[tuple[_Make, tuple[str, ...]], ...] = (
     (_stacked, ("fun_asr_nano", "fun_asr_nano_encoder", "granite_speech5_ctc", "granite_speech5_encoder")),
     (_clap, ("clap",)),
     (lambda e: {"input_features": e.random.normal(1, 128, 128)}, ("gemma4_audio",)),  # mels are no option
+    (lambda e: {"input_ids": e.tokens()}, ("granite4_vision",)),  # features go to several layers
     (lambda e: {"input_ids": e.tokens()}, ("glm_image",)),  # pictures come with a grid of one to be made
     (lambda e: {"pixel_values": e.random.normal(1, 4, *e.image_shape())}, ("instructblipvideo",)),
     (_merged_patches, ("inkling2", "inkling2_loop", "inkling2_vision")),

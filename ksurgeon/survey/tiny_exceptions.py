@@ -271,5 +271,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "uvdoc": {"backbone_config": {"model_type": "uvdoc_backbone", "out_indices": [1, 2, 3, 4, 5, 6]}},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "voxtral": {"audio_token_id": 110},
+    "minicpm_ocr": {"image_token_id": 100},
+    "minicpmv4_6": {"image_token_id": 100},
+    "minicpmv4_7": {"image_token_id": 100},
     "xmod": {"default_language": "en_XX"},
 }
