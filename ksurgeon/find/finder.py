@@ -12,7 +12,7 @@ from ksurgeon.find.match import Match
 from ksurgeon.find.movement import as_function, is_movement_module, kept_constants
 from ksurgeon.find.parameters import find_parameters
 from ksurgeon.find.recognisers import find_matches
-from ksurgeon.find.recording import Call, Recording, record_run
+from ksurgeon.find.recording import Call, Recording, record_run, record_values
 from ksurgeon.find.shuffles import only_moves
 from ksurgeon.find.site import Site
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
@@ -62,16 +62,23 @@ class Finder:
         return {path for path, child in module.named_modules() if path and id(child) in self._movers}
 
     def _find_inside(self) -> list[Site]:
+        assert self.recording is not None
         sites: list[Site] = []
         # Children before parents, so that a parent knows which children only move data.
+        modules = list(self.model.named_modules())[::-1]
         with evaluating(self.model):
-            for path, module in reversed(list(self.model.named_modules())):
-                sites += reversed(self._inside(path, module))
-        return sites[::-1]
+            for path, module in modules:
+                sites += self._inside(path, module, self.recording.first.get(id(module)))
+        # What depends on more than shapes is traced with the values themselves.
+        failed = {id(module) for path, module in modules if path in self.failures}
+        values = record_values(self.model, self.recording, failed) if failed else {}
+        with evaluating(self.model):
+            for path, module in modules:
+                if id(module) in values:
+                    sites += self._inside(path, module, values.pop(id(module)))
+        return sites
 
-    def _inside(self, path: str, module: nn.Module) -> list[Site]:
-        assert self.recording is not None
-        call = self.recording.first.get(id(module))
+    def _inside(self, path: str, module: nn.Module, call: Call | None) -> list[Site]:
         builtin = type(module).__module__.startswith(("torch.nn.modules", "einops.layers"))
         if call is None or (builtin and not is_movement_module(module) and type(module) is not nn.Sequential):
             return []
@@ -83,11 +90,12 @@ class Finder:
             self.failures[path] = str(failure)
             return []
         self.traces[path] = trace
+        self.failures.pop(path, None)
         movers = self.movers_of(module)
         if only_moves(trace, movers):
             self._movers.add(id(module))
         matches = find_matches(module, trace, movers)
-        varied = bool(matches) and self._varies(module, trace)
+        varied = bool(matches) and not trace.real and self._varies(module, trace)
         gone = {node for match in matches for node in match.region.nodes}
         obstacle = _cannot_rewrite(trace, gone, varied)
         return [self._site(path, module, trace, match, obstacle) for match in matches]
@@ -131,6 +139,10 @@ class Finder:
 
 def _cannot_rewrite(trace: Trace, gone: set[fx.Node], varied: bool) -> str | None:
     """Why the forward cannot be rewritten once the nodes in ``gone`` have been replaced."""
+    if trace.decided:
+        return f"its forward depends on what is in tensors ({', '.join(dict.fromkeys(trace.decided))})"
+    if trace.real:
+        return "its forward can be followed only where the values of its tensors are known"
     if varied:
         return "it is called several times, and its forward does something else with other arguments"
     if trace.fixed:

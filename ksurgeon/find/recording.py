@@ -1,7 +1,7 @@
 """One run of a model on example inputs: the shapes that every module saw."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from ksurgeon.find.inputs import (
 )
 from ksurgeon.find.uses import Use, WatchProducts
 
-__all__ = ["Call", "Recording", "TensorSpec", "record_run"]
+__all__ = ["Call", "Recording", "TensorSpec", "record_run", "record_values"]
 
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
@@ -59,12 +59,16 @@ class TensorSpec:
 
 @dataclass
 class Call:
-    """One call of a module, tensors replaced by their specs, and the calls of modules it made."""
+    """One call of a module, tensors replaced by their specs, and the calls of modules it made.
+
+    A ``real`` call holds copies of the tensors that the module took and of those its children gave.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
     children: list[tuple[int, "Call"]] = field(default_factory=list)
+    real: bool = False
 
 
 @dataclass
@@ -72,7 +76,8 @@ class Recording:
     """What a run told; modules and parameters are known by ``id``.
 
     Attributes:
-        batch: examples that the model was run on.
+        inputs: what the model was run on.
+        batch: examples in it.
         first: the first call of every module.
         others: further calls with arguments of other kinds or shapes, a few for each module.
         counts: how often each module was called.
@@ -81,6 +86,7 @@ class Recording:
         lookups: parameters that served as the table of an embedding.
     """
 
+    inputs: ExampleInputs
     batch: int
     first: dict[int, Call] = field(default_factory=dict)
     others: dict[int, list[Call]] = field(default_factory=lambda: defaultdict(list))
@@ -114,6 +120,10 @@ def _specs(tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
+def _copies(tree: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
 def channel_dim_of(module: nn.Module, ndim: int) -> int | None:
     """Channel dimension of what a module of torch.nn gives, where its class tells."""
     if isinstance(module, _CHANNELS_FIRST):
@@ -138,12 +148,13 @@ def _tag(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 
 @contextmanager
-def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
+def _hooks(model: nn.Module, recording: Recording, real: Collection[int] = ()) -> Iterator[None]:
     stack: list[Call] = []
     running: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(_specs(args), _specs(kwargs))
+        kept = _copies if id(module) in real else _specs
+        call = Call(kept(args), kept(kwargs), real=id(module) in real)
         if stack:
             stack[-1].children.append((id(module), call))
         recording.counts[id(module)] += 1
@@ -155,7 +166,7 @@ def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
         _tag(module, args, output)
         call = stack.pop()
         running.pop()
-        call.output = _specs(output)
+        call.output = _copies(output) if stack and stack[-1].real else _specs(output)
         recording.rows[id(module)] += sum(t.numel() for t in tensors_of(output)[:1])
         if recording.first[id(module)] is not call:
             known = [recording.first[id(module)], *recording.others[id(module)]]
@@ -196,9 +207,15 @@ def record_run(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
     return _record(model, example_inputs)
 
 
-def _record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
+def _record(model: nn.Module, example_inputs: ExampleInputs, real: Collection[int] = ()) -> Recording:
     sizes = [t.shape[0] for t in tensors_of(as_call(example_inputs)) if t.dim()]
-    recording = Recording(batch=sizes[0] if sizes and sizes[0] else 1)
-    with evaluating(model), _hooks(model, recording):
+    recording = Recording(example_inputs, batch=sizes[0] if sizes and sizes[0] else 1)
+    with evaluating(model), _hooks(model, recording, real):
         call_model(model, example_inputs)
     return recording
+
+
+def record_values(model: nn.Module, recording: Recording, modules: Collection[int]) -> dict[int, Call]:
+    """The first call of each of the modules, known by ``id``, with the values, from one more run."""
+    again = _record(model, recording.inputs, modules)
+    return {module: again.first[module] for module in modules if module in again.first}
