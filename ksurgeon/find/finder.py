@@ -7,7 +7,7 @@ from torch import fx, nn
 from ksurgeon.errors import InputError
 from ksurgeon.find.filterbanks import find_filterbanks, inside_of
 from ksurgeon.find.inputs import ExampleInputs, evaluating
-from ksurgeon.find.layers import find_layers
+from ksurgeon.find.layers import find_layers, is_uninitialised
 from ksurgeon.find.match import Match
 from ksurgeon.find.movement import as_function, is_movement_module, kept_constants
 from ksurgeon.find.parameters import find_parameters
@@ -38,6 +38,13 @@ class Finder:
         self.matches: dict[str, Match] = {}
         self.recording: Recording | None = None
         self._movers: set[int] = set()
+        if example_inputs is not None and is_uninitialised(model):
+            warnings.warn(
+                "the model has parameters that its first run would initialise, and is not run: only layers "
+                "are looked at; run it once first",
+                stacklevel=4,
+            )
+            self.example_inputs = example_inputs = None
         if example_inputs is not None:
             self.recording = record_run(model, example_inputs)
         inside = self._find_inside() if self.recording else []

@@ -12,7 +12,7 @@ from ksurgeon.find.layer_kinds import Layer, layer_of
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 
-__all__ = ["find_layers", "held_outside", "is_plain", "names_of_parameters", "parts_of", "paths_of"]
+__all__ = ["find_layers", "held_outside", "is_plain", "is_uninitialised", "names_of_parameters", "parts_of", "paths_of"]
 
 _FUSED = {
     2: re.compile(r"(^|[._])(to_|W|in_proj_|c_)?kv(_proj|_lin|_layer)?(\.weight)?$"),
@@ -31,7 +31,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
         if layer is None:
             continue
         path, *aliases = paths[id(module)]
-        weight = module._parameters.get("weight")
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         size = layer.size or (weight.numel() if weight is not None and is_plain(weight) else 0)
         size = size or layer.in_features * layer.out_features // layer.groups
         vectors = recording.vectors(module, layer.out_features) if recording else 0
@@ -112,6 +112,11 @@ def is_plain(parameter: Tensor | None) -> bool:
     return type(parameter) is nn.Parameter and type(parameter.data) is Tensor and not _is_lazy(parameter)
 
 
+def is_uninitialised(model: nn.Module) -> bool:
+    """Whether the model has parameters whose shape its first run determines."""
+    return any(_is_lazy(parameter) for parameter in model.parameters())
+
+
 def _is_lazy(parameter: nn.Parameter) -> bool:
     return isinstance(parameter, UninitializedTensorMixin)
 
@@ -130,7 +135,7 @@ def _reason(
         return "parametrised; remove the parametrisation first (torch.nn.utils.parametrize)"
     if any(_is_lazy(p) for p in module.parameters()):
         return "not initialised yet; run the model once first"
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     if weight is not None and not (weight.dtype.is_floating_point or weight.dtype.is_complex):
         return f"quantised ({weight.dtype})"
     if layer.reason is not None:

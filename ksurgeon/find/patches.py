@@ -104,7 +104,7 @@ def _vmap(function: Callable[..., Any], *options: Any, plain: Any = torch.vmap, 
         if not proxies:
             return mapped(*args, **kwargs)
 
-        def vmapped(_: object, values: list[Any], args: Any, kwargs: Any) -> Any:
+        def filled(values: list[Any], *args: Any, **kwargs: Any) -> Any:
             try:
                 for cell, value in zip(cells, values, strict=True):
                     cell.cell_contents = value
@@ -113,9 +113,29 @@ def _vmap(function: Callable[..., Any], *options: Any, plain: Any = torch.vmap, 
                 for cell, proxy in zip(cells, held, strict=True):
                     cell.cell_contents = proxy
 
-        return proxies[0].tracer.create_proxy("call_function", vmapped, (object(), held, args, kwargs), {})
+        whole = (_Opaque(filled), (held, *args), kwargs)
+        return proxies[0].tracer.create_proxy("call_function", _call, whole, {})
 
     return call
+
+
+def _script_function(function: Any, *args: Any, plain: Any = torch.jit.ScriptFunction.__call__, **kwargs: Any) -> Any:
+    """A call of what ``torch.jit.script`` made of a function; with proxies it is one node."""
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if _is_proxy(leaf):
+            return leaf.tracer.create_proxy("call_function", _call, (_Opaque(function), args, kwargs), {})
+    return plain(function, *args, **kwargs)
+
+
+class _Opaque:
+    """An object that no graph can hold, but that is called while one is made."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+def _call(function: _Opaque, args: Any, kwargs: Any) -> Any:
+    return function.held(*args, **kwargs)
 
 
 def _is_proxy(value: Any) -> bool:
@@ -154,6 +174,7 @@ def seeing_values() -> Iterator[None]:
         (torch, "_check_with", _check_with),
         (torch, "_check_tensor_all_with", _check_all_with),
         (torch, "vmap", _vmap),
+        (torch.jit.ScriptFunction, "__call__", _script_function),
         (builtins, "isinstance", _isinstance),
     ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in holders]

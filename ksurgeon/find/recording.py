@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils import _pytree as pytree
 
 from ksurgeon.errors import InputError
@@ -16,6 +18,7 @@ from ksurgeon.find.inputs import (
     as_call,
     call_model,
     evaluating,
+    is_on_meta,
     repeat_single_example,
     tensors_of,
 )
@@ -175,7 +178,12 @@ def _hooks(model: nn.Module, recording: Recording, real: Collection[int] = ()) -
             else:
                 call.children.clear()
 
-    handles: list[Any] = []
+    def after_any(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, torch.jit.ScriptModule) and stack:  # takes no hooks of its own
+            kept = _copies if stack[-1].real else _specs
+            stack[-1].children.append((id(module), Call((), {}, kept(output))))
+
+    handles: list[Any] = [register_module_forward_hook(after_any)]
     try:
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):
@@ -192,6 +200,8 @@ def _hooks(model: nn.Module, recording: Recording, real: Collection[int] = ()) -
 
 def record_run(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
     """Run the model once, in eval mode and without gradients, and note what every module saw.
+
+    A model on the meta device is run without computing anything, on inputs moved there.
 
     A batch of one is run as a batch of two where the model takes it.
 
@@ -210,12 +220,26 @@ def record_run(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
 def _record(model: nn.Module, example_inputs: ExampleInputs, real: Collection[int] = ()) -> Recording:
     sizes = [t.shape[0] for t in tensors_of(as_call(example_inputs)) if t.dim()]
     recording = Recording(example_inputs, batch=sizes[0] if sizes and sizes[0] else 1)
-    with evaluating(model), _hooks(model, recording, real):
+    with ExitStack() as stack:
+        if is_on_meta(model):  # nothing is computed, and what asks whether values are known is told
+            mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            args, kwargs = as_call(example_inputs)
+            example_inputs = pytree.tree_map(
+                lambda leaf: mode.from_tensor(leaf.to("meta")) if isinstance(leaf, Tensor) else leaf,
+                kwargs or args,
+            )
+        stack.enter_context(evaluating(model))
+        stack.enter_context(_hooks(model, recording, real))
         call_model(model, example_inputs)
     return recording
 
 
 def record_values(model: nn.Module, recording: Recording, modules: Collection[int]) -> dict[int, Call]:
-    """The first call of each of the modules, known by ``id``, with the values, from one more run."""
+    """The first call of each of the modules, known by ``id``, with the values, from one more run.
+
+    None of a model on the meta device, which has no values.
+    """
+    if is_on_meta(model):
+        return {}
     again = _record(model, recording.inputs, modules)
     return {module: again.first[module] for module in modules if module in again.first}
