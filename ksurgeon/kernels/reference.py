@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from ksurgeon.kernels.activation import activate
+from ksurgeon.kernels.eager import is_eager
 from ksurgeon.kernels.permutation import permutation_of
 
 __all__ = ["apply_chain", "apply_factor"]
@@ -46,7 +46,7 @@ def apply_chain(
     On the CPU, where no gradient is wanted, factors that are permutations move the entries: as a product,
     one infinite entry would become NaN everywhere.
     """
-    index = permutation_of(factors) if _is_eager(x, factors) else None
+    index = permutation_of(factors) if is_eager(x, factors) else None
     if index is not None:
         y = x.index_select(dim, index)
         if bias is not None:
@@ -59,21 +59,6 @@ def apply_chain(
     if bias is not None:
         columns = columns + bias.to(columns.dtype)[:, None]
     return activate(columns, activation).view(columns.shape[0], *moved.shape[1:]).movedim(0, dim)
-
-
-def _is_eager(x: Tensor, factors: Sequence[Tensor]) -> bool:
-    """Whether the entries of the factors can be looked at, and nothing is to be differentiated or recorded."""
-    if not x.is_cpu or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
-        return False
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *factors)):
-        return False
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and forward_ad._current_level < 0
-        and all(factor.is_cpu and type(factor) in (Tensor, nn.Parameter) for factor in factors)
-    )
 
 
 def _swapped(blocks: Tensor) -> Tensor:
