@@ -7,7 +7,7 @@ from torch import fx, nn
 from ksurgeon.errors import InputError
 from ksurgeon.find.filterbanks import find_filterbanks, inside_of
 from ksurgeon.find.inputs import ExampleInputs, evaluating
-from ksurgeon.find.layers import find_layers, is_uninitialised
+from ksurgeon.find.layers import find_layers, held_outside, is_uninitialised, kept_outside
 from ksurgeon.find.match import Match
 from ksurgeon.find.movement import as_function, is_movement_module, kept_constants
 from ksurgeon.find.parameters import find_parameters
@@ -38,6 +38,7 @@ class Finder:
         self.matches: dict[str, Match] = {}
         self.recording: Recording | None = None
         self._movers: set[int] = set()
+        self._outside = held_outside(model)
         if example_inputs is not None and is_uninitialised(model):
             warnings.warn(
                 "the model has parameters that its first run would initialise, and is not run: only layers "
@@ -53,7 +54,7 @@ class Finder:
             owned = find_parameters(model, self.recording, layers)
             covered = {site.owner for site in owned}
             layers = [site for site in layers if site.path not in covered] + owned
-        banks = find_filterbanks(model, self.recording)
+        banks = find_filterbanks(model, self.recording, self._outside)
         inside = [site for site in inside if not inside_of(site, banks)]
         layers = [site for site in layers if not inside_of(site, banks)] + banks
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
@@ -110,6 +111,8 @@ class Finder:
     def _varies(self, module: nn.Module, trace: Trace) -> bool:
         """Whether the forward does something else in another call of the example run."""
         assert self.recording is not None
+        if id(module) in self.recording.unknown:
+            return True
         code = trace.graph.python_code("self").src
         for call in self.recording.others[id(module)]:
             try:
@@ -126,13 +129,15 @@ class Finder:
         site_path = path if whole else f"{path}:{region.sink.name}"
         self.matches[site_path] = match
         rewritten = not whole and type(module) is not nn.Sequential
+        if not rewritten:
+            obstacle = kept_outside(module, self._outside) if whole else None
         return Site(
             kind=match.kind,
             path=site_path,
             owner=path,
             in_features=match.in_features,
             out_features=match.out_features,
-            reason=match.reason or (obstacle if rewritten else None),
+            reason=match.reason or obstacle,
             class_name=type(module).__name__,
             dim=match.dim,
             ndim=value.dim(),

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
@@ -12,7 +12,16 @@ from ksurgeon.find.layer_kinds import Layer, layer_of
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 
-__all__ = ["find_layers", "held_outside", "is_plain", "is_uninitialised", "names_of_parameters", "parts_of", "paths_of"]
+__all__ = [
+    "find_layers",
+    "held_outside",
+    "is_plain",
+    "is_uninitialised",
+    "kept_outside",
+    "names_of_parameters",
+    "parts_of",
+    "paths_of",
+]
 
 _FUSED = {
     2: re.compile(r"(^|[._])(to_|W|in_proj_|c_)?kv(_proj|_lin|_layer)?(\.weight)?$"),
@@ -99,6 +108,13 @@ def held_outside(model: nn.Module) -> dict[int, str]:
     return held
 
 
+def kept_outside(module: nn.Module, outside: Mapping[int, str]) -> str | None:
+    """Why the module cannot be swapped, if what ``held_outside`` gave has it."""
+    if id(module) not in outside:
+        return None
+    return f"{outside[id(module)]} holds it too, as no child of a module, and would keep the old layer"
+
+
 def _modules_in(value: object, depth: int = 3) -> Iterator[nn.Module]:
     if isinstance(value, nn.Module):
         yield value
@@ -150,8 +166,8 @@ def _reason(
     shared = [name for name in names[id(weight)] if name != f"{path}.weight"]
     if shared:
         return f"its weight is tied to {', '.join(shared)}"
-    if id(module) in outside:
-        return f"{outside[id(module)]} holds it too, as no child of a module, and would keep the old layer"
+    if (kept := kept_outside(module, outside)) is not None:
+        return kept
     if recording is None or recording.counts.get(id(module)):
         return None
     if recording.uses.get(id(weight)):

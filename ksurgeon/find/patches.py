@@ -85,7 +85,9 @@ def _check_with(error: Any, condition: Any, message: Any, check: Any = torch._ch
     check(error, bool(condition) if _is_proxy(condition) else condition, message)
 
 
-def _check_all_with(error: Any, condition: Any, message: Any, check: Any = torch._check_tensor_all_with) -> None:
+def _check_all_with(
+    error: Any, condition: Any, message: Any, check: Any = torch._check_tensor_all_with
+) -> None:
     if _is_proxy(condition):
         condition.tracer.create_node("call_function", require_all, (condition.node,), {})
     else:
@@ -119,7 +121,9 @@ def _vmap(function: Callable[..., Any], *options: Any, plain: Any = torch.vmap, 
     return call
 
 
-def _script_function(function: Any, *args: Any, plain: Any = torch.jit.ScriptFunction.__call__, **kwargs: Any) -> Any:
+def _script_function(
+    function: Any, *args: Any, plain: Any = torch.jit.ScriptFunction.__call__, **kwargs: Any
+) -> Any:
     """A call of what ``torch.jit.script`` made of a function; with proxies it is one node."""
     for leaf in pytree.tree_leaves((args, kwargs)):
         if _is_proxy(leaf):
@@ -162,7 +166,9 @@ def seeing_values() -> Iterator[None]:
     wrapped = {id(function): _wrapped(function) for function in functions}
     if einops:
         wrapped[id(einops.pack)] = _pack
-    holders = [(torch, name, _wrapped(getattr(torch, name))) for name in _SIZED]
+    holders: list[tuple[Any, str, Callable[..., Any]]] = [
+        (torch, name, _wrapped(getattr(torch, name))) for name in _SIZED
+    ]
     if wrapped:
         for module_name, module in list(sys.modules.items()):
             if module is not None and not module_name.startswith(("einops.", "torch.")):

@@ -110,8 +110,7 @@ class ValueProxy(fx.Proxy):
         if value is not None and not hasattr(value, name):
             raise AttributeError(f"'{type(value).__name__}' object has no attribute '{name}'")
         attribute = AttributeProxy(self, name)
-        held = None if value is None or isinstance(value, Tensor) and name == "grad" else getattr(value, name)
-        if isinstance(held, str) or (held is None and value is not None):  # such as the type of a device
+        if value is not None and isinstance(getattr(value, name), (str, type(None))):  # the type of a device
             return self.tracer.fix(attribute, freely=True)
         return attribute
 

@@ -35,7 +35,7 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._AdaptiveAvgPoolNd,
 )
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
-_DIFFERENT_CALLS = 4
+_DIFFERENT_CALLS = 32
 _ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear.Identity")
 
 
@@ -82,7 +82,8 @@ class Recording:
         inputs: what the model was run on.
         batch: examples in it.
         first: the first call of every module.
-        others: further calls with arguments of other kinds or shapes, a few for each module.
+        others: further calls with arguments of other kinds or shapes.
+        unknown: modules that were called in more ways than are kept.
         counts: how often each module was called.
         rows: entries that each module gave, over all its calls.
         uses: products with each parameter.
@@ -93,6 +94,7 @@ class Recording:
     batch: int
     first: dict[int, Call] = field(default_factory=dict)
     others: dict[int, list[Call]] = field(default_factory=lambda: defaultdict(list))
+    unknown: set[int] = field(default_factory=set)
     counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     rows: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     uses: Mapping[int, list[Use]] = field(default_factory=dict)
@@ -173,10 +175,13 @@ def _hooks(model: nn.Module, recording: Recording, real: Collection[int] = ()) -
         recording.rows[id(module)] += sum(t.numel() for t in tensors_of(output)[:1])
         if recording.first[id(module)] is not call:
             known = [recording.first[id(module)], *recording.others[id(module)]]
-            if len(known) < _DIFFERENT_CALLS and all(_differ(call, other) for other in known):
+            new = all(_differ(call, other) for other in known)
+            if new and len(known) < _DIFFERENT_CALLS:
                 recording.others[id(module)].append(call)
             else:
                 call.children.clear()
+                if new:
+                    recording.unknown.add(id(module))
 
     def after_any(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, torch.jit.ScriptModule) and stack:  # takes no hooks of its own

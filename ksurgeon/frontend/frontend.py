@@ -193,7 +193,7 @@ class KFrontend(nn.Module):
             return squared
         # Not quite zero, where the square root has no derivative.
         modulus = squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
-        return modulus if p.power == 1 else modulus**p.power
+        return modulus if p.power in (1, None) else modulus**p.power
 
     def _logarithm(self, spectrum: Tensor) -> Tensor:
         p = self.pipeline

@@ -1,4 +1,4 @@
-"""What looks like a shuffle, a permutation, a transform or a filterbank, and is none; each for (2, 12, 4, 4)."""
+"""What looks like a shuffle, a permutation, a transform or a filterbank but is none; for (2, 12, 4, 4)."""
 
 import math
 from collections.abc import Callable
@@ -61,7 +61,9 @@ def by_rows(self, x):
 
 # Reorderings of something else than channels, or of nothing.
 decoy("pixels into channels and back", lambda s, x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2))
-decoy("channels into pixels, with another factor back", lambda s, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2))
+decoy(
+    "channels into pixels, with another factor back", lambda s, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2)
+)
 decoy("the batch turned round", lambda s, x: x.flip(0))
 decoy("the batch in another order", lambda s, x: x[torch.tensor([1, 0])])
 decoy("a shuffle of batch and channels", lambda s, x: x.reshape(C, 2, 4, 4).transpose(0, 1).reshape(x.shape))
@@ -109,8 +111,16 @@ decoy("a DFT with two rows exchanged", by_rows, matrix=lambda: dft()[[1, 0, *ran
 decoy("a DFT that trains", by_rows, matrix=lambda: nn.Parameter(dft()))
 decoy("the real part of a DFT", by_rows, matrix=dft)
 decoy("mel-like triangles that train", by_rows, matrix=lambda: nn.Parameter(1 - (torch.eye(C).cumsum(0) / 3)))
-decoy("mel-like triangles", by_rows, matrix=lambda: F.relu(1 - (torch.arange(C)[:, None] - torch.arange(C) * 0.7).abs()))
-decoy("an einsum over two dimensions", lambda s, x: torch.einsum("bchw,hk->bckw", x, s.matrix), matrix=lambda: torch.rand(4, 4))
+decoy(
+    "mel-like triangles",
+    by_rows,
+    matrix=lambda: F.relu(1 - (torch.arange(C)[:, None] - torch.arange(C) * 0.7).abs()),
+)
+decoy(
+    "an einsum over two dimensions",
+    lambda s, x: torch.einsum("bchw,hk->bckw", x, s.matrix),
+    matrix=lambda: torch.rand(4, 4),
+)
 decoy("an einsum that sums", lambda s, x: torch.einsum("bchw->bhw", x)[:, None].expand_as(x))
 decoy("attention", lambda s, x: back(F.softmax(rows(x) @ rows(x).mT / math.sqrt(C), -1) @ rows(x)))
 decoy(
@@ -119,6 +129,14 @@ decoy(
     conv=lambda: nn.Conv2d(C, C, 3, padding=1, groups=C, bias=False),
 )
 decoy("a shift by padding", lambda s, x: F.pad(x, (0, 0, 0, 0, 1, 0))[:, :C])
-decoy("a random projection", by_rows, matrix=lambda: torch.randn(C, C, generator=torch.Generator().manual_seed(5)))
-decoy("a rotation of pairs", by_rows, matrix=lambda: torch.block_diag(*[torch.tensor([[0.6, -0.8], [0.8, 0.6]])] * 6))
+decoy(
+    "a random projection",
+    by_rows,
+    matrix=lambda: torch.randn(C, C, generator=torch.Generator().manual_seed(5)),
+)
+decoy(
+    "a rotation of pairs",
+    by_rows,
+    matrix=lambda: torch.block_diag(*[torch.tensor([[0.6, -0.8], [0.8, 0.6]])] * 6),
+)
 decoy("a Fourier shift by the input", lambda s, x: torch.fft.fftshift(x, (2, 3)) * x.mean())

@@ -17,4 +17,6 @@ def test_no_recogniser_finds_it(name):
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     finder = Finder(NAMED[name](), x)
     assert finder.failures == {}
-    assert [(site.kind, site.permutation, site.reason) for site in finder.sites if site.kind not in LAYERS] == []
+    assert [
+        (site.kind, site.permutation, site.reason) for site in finder.sites if site.kind not in LAYERS
+    ] == []

@@ -1,5 +1,7 @@
 """Networks put together at random, with sites planted in them: found are all of those, and no others."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -65,7 +67,7 @@ def permutations():
 
 def _is_no_shuffle(permutation):
     step = (permutation[1] - permutation[0]) % CHANNELS
-    return any((b - a) % (CHANNELS - 1) != step % (CHANNELS - 1) for a, b in zip(permutation, permutation[1:]))
+    return any((b - a) % (CHANNELS - 1) != step % (CHANNELS - 1) for a, b in pairwise(permutation))
 
 
 STEPS = st.lists(

@@ -165,7 +165,11 @@ def test_a_model_on_the_meta_device_is_run_without_values(device):
         model = Shuffles()
     finder = Finder(model, torch.randn(2, 3, 4, 4, device=device))
     assert finder.failures == {}
-    assert sorted(site.kind for site in finder.sites) == ["channel_shuffle", "pointwise_conv", "pointwise_conv"]
+    assert sorted(site.kind for site in finder.sites) == [
+        "channel_shuffle",
+        "pointwise_conv",
+        "pointwise_conv",
+    ]
     assert all(site.reason is None and site.vectors == 16 for site in finder.sites)
 
 
@@ -177,3 +181,49 @@ def test_a_language_model_on_the_meta_device():
         model = LlamaForCausalLM(config)
     sites = ksurgeon.find(model)
     assert len(sites) == 15 and all(site.vectors for site in sites)
+
+
+class CalledInManyWays(nn.Module):
+    """The first module is called with another number every time; another one that shuffles is called once."""
+
+    def __init__(self, times):
+        super().__init__()
+
+        class Scaled(Shuffles):
+            def forward(self, x, times=0):
+                x = torch.channel_shuffle(self.conv(x), 3)
+                return torch.cat([x] * (1 + times // 40), 1)
+
+        self.scaled, self.once, self.times = Scaled(), Shuffles(), times
+
+    def forward(self, x):
+        for number in range(self.times):
+            y = self.scaled(x, number)
+        return self.once(x) + y.mean()
+
+
+@pytest.mark.parametrize("times", [2, 42])
+def test_an_owner_called_otherwise_is_left_and_the_rest_converted(times):
+    model, x = CalledInManyWays(times).eval(), torch.randn(2, 3, 4, 4)
+    expected = model(x)
+    conversion = ksurgeon.convert(model, "shuffle", x)
+    assert len(conversion.results) == (2 if times == 2 else 1)
+    assert torch.equal(model(x), expected)
+
+
+class HoldsInAList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.shuffle, self.head = nn.Conv2d(3, 12, 1), nn.ChannelShuffle(3), nn.Conv2d(12, 2, 1)
+        self.steps = [self.conv, self.shuffle, self.head]
+
+    def forward(self, x):
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+def test_modules_that_a_list_holds_are_not_swapped():
+    sites = Finder(HoldsInAList(), torch.randn(2, 3, 4, 4)).sites
+    assert [site.path for site in sites] == ["conv", "shuffle", "head"]
+    assert all("HoldsInAList.steps holds it too" in site.reason for site in sites)
