@@ -18,6 +18,7 @@ _SHORT = 1e-2  # seconds of a call before which another one is made, untimed, to
 class _Runner:
     call: Call
     before: Call | None
+    clock: Callable[[], float]
     loops: int = 1
     short: bool = False
     spent: float = 0.0
@@ -39,10 +40,10 @@ class _Runner:
             self.before()
         if self.short:
             self.call()
-        start = perf_counter()
+        start = self.clock()
         for _ in range(self.loops):
             self.call()
-        return perf_counter() - start
+        return self.clock() - start
 
     def turn(self) -> None:
         taken = self._run()
@@ -55,14 +56,18 @@ class _Runner:
 
 
 def measure(
-    calls: Mapping[str, Call], seconds: float, before: Mapping[str, Call] | None = None
+    calls: Mapping[str, Call],
+    seconds: float,
+    before: Mapping[str, Call] | None = None,
+    clock: Callable[[], float] = perf_counter,
 ) -> dict[str, dict[str, float]]:
     """Microseconds per call of every candidate, in turns of some milliseconds, ``seconds`` for each.
 
     A turn of short calls begins with one that does not count, as others have had the cache meanwhile.
-    ``before`` is done before a candidate's turn, untimed.
+    ``before`` is done before a candidate's turn, untimed. With one thread, ``time.process_time`` is a clock
+    that other programs on the machine do not disturb.
     """
-    runners = {name: _Runner(call, (before or {}).get(name)) for name, call in calls.items()}
+    runners = {name: _Runner(call, (before or {}).get(name), clock) for name, call in calls.items()}
     for runner in runners.values():
         runner.warm_up()
     while waiting := [runner for runner in runners.values() if not runner.done(seconds)]:

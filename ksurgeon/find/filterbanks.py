@@ -1,12 +1,14 @@
 """Recognise the audio front ends of other libraries, each proved by comparing it with its replacement."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from ksurgeon.errors import StructureError
 from ksurgeon.find.inputs import evaluating
+from ksurgeon.find.layers import kept_outside
 from ksurgeon.find.recording import Call, Recording, TensorSpec
 from ksurgeon.find.site import Site
 from ksurgeon.frontend import KFrontend
@@ -15,8 +17,11 @@ from ksurgeon.frontend.modules import known_name, replacement_of
 __all__ = ["find_filterbanks", "inside_of"]
 
 
-def find_filterbanks(model: nn.Module, recording: Recording | None) -> list[Site]:
-    """Spectrograms, filterbanks and cepstra that are modules; of those inside each other the outermost."""
+def find_filterbanks(model: nn.Module, recording: Recording | None, outside: Mapping[int, str]) -> list[Site]:
+    """Spectrograms, filterbanks and cepstra that are modules; of those inside each other the outermost.
+
+    ``outside`` is what ``held_outside`` gives.
+    """
     paths: dict[nn.Module, list[str]] = defaultdict(list)
     for path, module in model.named_modules(remove_duplicate=False):
         if known_name(module) is not None:
@@ -31,7 +36,7 @@ def find_filterbanks(model: nn.Module, recording: Recording | None) -> list[Site
                 for outer in everywhere
                 if outer != path
             ):
-                sites.append(_site(module, places, recording))
+                sites.append(_site(module, places, recording, kept_outside(module, outside)))
     return sites
 
 
@@ -44,10 +49,10 @@ def inside_of(site: Site, others: list[Site]) -> bool:
     )
 
 
-def _site(module: nn.Module, places: list[str], recording: Recording | None) -> Site:
+def _site(module: nn.Module, places: list[str], recording: Recording | None, reason: str | None) -> Site:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     facts: dict[str, Any] = {"module": known_name(module)}
-    sizes, reason = (1, 1), _called_otherwise(module, recording)
+    sizes, reason = (1, 1), reason or _called_otherwise(module, recording)
     try:
         new = replacement_of(module)
     except StructureError as error:

@@ -7,12 +7,12 @@ from torch import fx, nn
 from ksurgeon.errors import InputError
 from ksurgeon.find.filterbanks import find_filterbanks, inside_of
 from ksurgeon.find.inputs import ExampleInputs, evaluating
-from ksurgeon.find.layers import find_layers
+from ksurgeon.find.layers import find_layers, held_outside, is_uninitialised, kept_outside
 from ksurgeon.find.match import Match
 from ksurgeon.find.movement import as_function, is_movement_module, kept_constants
 from ksurgeon.find.parameters import find_parameters
 from ksurgeon.find.recognisers import find_matches
-from ksurgeon.find.recording import Call, Recording, record_run
+from ksurgeon.find.recording import Call, Recording, record_run, record_values
 from ksurgeon.find.shuffles import only_moves
 from ksurgeon.find.site import Site
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
@@ -38,6 +38,14 @@ class Finder:
         self.matches: dict[str, Match] = {}
         self.recording: Recording | None = None
         self._movers: set[int] = set()
+        self._outside = held_outside(model)
+        if example_inputs is not None and is_uninitialised(model):
+            warnings.warn(
+                "the model has parameters that its first run would initialise, and is not run: only layers "
+                "are looked at; run it once first",
+                stacklevel=4,
+            )
+            self.example_inputs = example_inputs = None
         if example_inputs is not None:
             self.recording = record_run(model, example_inputs)
         inside = self._find_inside() if self.recording else []
@@ -46,7 +54,7 @@ class Finder:
             owned = find_parameters(model, self.recording, layers)
             covered = {site.owner for site in owned}
             layers = [site for site in layers if site.path not in covered] + owned
-        banks = find_filterbanks(model, self.recording)
+        banks = find_filterbanks(model, self.recording, self._outside)
         inside = [site for site in inside if not inside_of(site, banks)]
         layers = [site for site in layers if not inside_of(site, banks)] + banks
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
@@ -62,16 +70,23 @@ class Finder:
         return {path for path, child in module.named_modules() if path and id(child) in self._movers}
 
     def _find_inside(self) -> list[Site]:
+        assert self.recording is not None
         sites: list[Site] = []
         # Children before parents, so that a parent knows which children only move data.
+        modules = list(self.model.named_modules())[::-1]
         with evaluating(self.model):
-            for path, module in reversed(list(self.model.named_modules())):
-                sites += reversed(self._inside(path, module))
-        return sites[::-1]
+            for path, module in modules:
+                sites += self._inside(path, module, self.recording.first.get(id(module)))
+        # What depends on more than shapes is traced with the values themselves.
+        failed = {id(module) for path, module in modules if path in self.failures}
+        values = record_values(self.model, self.recording, failed) if failed else {}
+        with evaluating(self.model):
+            for path, module in modules:
+                if id(module) in values:
+                    sites += self._inside(path, module, values.pop(id(module)))
+        return sites
 
-    def _inside(self, path: str, module: nn.Module) -> list[Site]:
-        assert self.recording is not None
-        call = self.recording.first.get(id(module))
+    def _inside(self, path: str, module: nn.Module, call: Call | None) -> list[Site]:
         builtin = type(module).__module__.startswith(("torch.nn.modules", "einops.layers"))
         if call is None or (builtin and not is_movement_module(module) and type(module) is not nn.Sequential):
             return []
@@ -83,11 +98,12 @@ class Finder:
             self.failures[path] = str(failure)
             return []
         self.traces[path] = trace
+        self.failures.pop(path, None)
         movers = self.movers_of(module)
         if only_moves(trace, movers):
             self._movers.add(id(module))
         matches = find_matches(module, trace, movers)
-        varied = bool(matches) and self._varies(module, trace)
+        varied = bool(matches) and not trace.real and self._varies(module, trace)
         gone = {node for match in matches for node in match.region.nodes}
         obstacle = _cannot_rewrite(trace, gone, varied)
         return [self._site(path, module, trace, match, obstacle) for match in matches]
@@ -95,6 +111,8 @@ class Finder:
     def _varies(self, module: nn.Module, trace: Trace) -> bool:
         """Whether the forward does something else in another call of the example run."""
         assert self.recording is not None
+        if id(module) in self.recording.unknown:
+            return True
         code = trace.graph.python_code("self").src
         for call in self.recording.others[id(module)]:
             try:
@@ -111,13 +129,15 @@ class Finder:
         site_path = path if whole else f"{path}:{region.sink.name}"
         self.matches[site_path] = match
         rewritten = not whole and type(module) is not nn.Sequential
+        if not rewritten:
+            obstacle = kept_outside(module, self._outside) if whole else None
         return Site(
             kind=match.kind,
             path=site_path,
             owner=path,
             in_features=match.in_features,
             out_features=match.out_features,
-            reason=match.reason or (obstacle if rewritten else None),
+            reason=match.reason or obstacle,
             class_name=type(module).__name__,
             dim=match.dim,
             ndim=value.dim(),
@@ -131,6 +151,10 @@ class Finder:
 
 def _cannot_rewrite(trace: Trace, gone: set[fx.Node], varied: bool) -> str | None:
     """Why the forward cannot be rewritten once the nodes in ``gone`` have been replaced."""
+    if trace.decided:
+        return f"its forward depends on what is in tensors ({', '.join(dict.fromkeys(trace.decided))})"
+    if trace.real:
+        return "its forward can be followed only where the values of its tensors are known"
     if varied:
         return "it is called several times, and its forward does something else with other arguments"
     if trace.fixed:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-__all__ = ["known_object", "require", "require_length", "require_names"]
+from torch import Tensor
+
+__all__ = ["known_object", "require", "require_all", "require_length", "require_names"]
 
 
 def require(actual: Any, expected: Any) -> None:
@@ -27,6 +29,16 @@ def require_length(value: Any, expected: int) -> None:
 def require_names(value: dict[str, Any], *expected: str) -> None:
     """``require`` of the keys of a dictionary, in any order."""
     require(sorted(value), sorted(expected))
+
+
+def require_all(condition: Tensor) -> None:
+    """Guard in a traced forward: every entry must be true.
+
+    Raises:
+        RuntimeError: one is not.
+    """
+    if not bool(condition.all()):
+        raise RuntimeError("a check in this module's forward, which ksurgeon rewrote, does not hold")
 
 
 def known_object(name: str) -> Any:

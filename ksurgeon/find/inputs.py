@@ -10,7 +10,15 @@ from torch.utils import _pytree as pytree
 
 from ksurgeon.errors import InputError
 
-__all__ = ["ExampleInputs", "as_call", "call_model", "evaluating", "repeat_single_example", "tensors_of"]
+__all__ = [
+    "ExampleInputs",
+    "as_call",
+    "call_model",
+    "evaluating",
+    "is_on_meta",
+    "repeat_single_example",
+    "tensors_of",
+]
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """A tensor, a tuple of positional arguments, or a mapping of keyword arguments."""
@@ -33,6 +41,13 @@ def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, A
 def tensors_of(tree: Any) -> list[Tensor]:
     """All tensors in a nested structure, in order."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def is_on_meta(model: nn.Module) -> bool:
+    """Whether the model is on the meta device and cannot compute; accelerate's hooks bring weights back."""
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return False
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def repeat_single_example(example_inputs: ExampleInputs) -> ExampleInputs:

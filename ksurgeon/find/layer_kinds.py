@@ -1,9 +1,11 @@
 """Layers that are linear maps as whole modules, one function for each family of them."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["LAYERS", "Layer", "layer_of"]
@@ -106,6 +108,25 @@ def _quantised(module: nn.Module) -> Layer | None:
     return None
 
 
+def _scripted(module: nn.Module) -> Layer | None:
+    if not isinstance(module, torch.jit.ScriptModule):
+        return None
+    weight = getattr(module, "weight", None)
+    kind = "linear" if module.original_name == "Linear" else "pointwise_conv"
+    dense = kind == "linear" or re.fullmatch("Conv[123]d", module.original_name)
+    if not dense or weight is None or any(size != 1 for size in weight.shape[2:]):
+        return None
+    groups = int(getattr(module, "groups", 1))
+    return Layer(
+        kind=kind,
+        in_features=weight.shape[1] * groups,
+        out_features=weight.shape[0],
+        groups=groups,
+        reason="compiled by torch.jit.script or torch.jit.trace",
+        size=weight.numel(),
+    )
+
+
 def _bilinear(module: nn.Module) -> Layer | None:
     if not isinstance(module, nn.Bilinear):
         return None
@@ -131,6 +152,7 @@ def _recurrent(module: nn.Module) -> Layer | None:
 
 
 LAYERS: tuple[Callable[[nn.Module], Layer | None], ...] = (
+    _scripted,
     _quantised,
     _dense,
     _conv1d_of_transformers,

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
@@ -12,7 +12,16 @@ from ksurgeon.find.layer_kinds import Layer, layer_of
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 
-__all__ = ["find_layers", "held_outside", "is_plain", "names_of_parameters", "parts_of", "paths_of"]
+__all__ = [
+    "find_layers",
+    "held_outside",
+    "is_plain",
+    "is_uninitialised",
+    "kept_outside",
+    "names_of_parameters",
+    "parts_of",
+    "paths_of",
+]
 
 _FUSED = {
     2: re.compile(r"(^|[._])(to_|W|in_proj_|c_)?kv(_proj|_lin|_layer)?(\.weight)?$"),
@@ -31,7 +40,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
         if layer is None:
             continue
         path, *aliases = paths[id(module)]
-        weight = module._parameters.get("weight")
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         size = layer.size or (weight.numel() if weight is not None and is_plain(weight) else 0)
         size = size or layer.in_features * layer.out_features // layer.groups
         vectors = recording.vectors(module, layer.out_features) if recording else 0
@@ -99,6 +108,13 @@ def held_outside(model: nn.Module) -> dict[int, str]:
     return held
 
 
+def kept_outside(module: nn.Module, outside: Mapping[int, str]) -> str | None:
+    """Why the module cannot be swapped, if what ``held_outside`` gave has it."""
+    if id(module) not in outside:
+        return None
+    return f"{outside[id(module)]} holds it too, as no child of a module, and would keep the old layer"
+
+
 def _modules_in(value: object, depth: int = 3) -> Iterator[nn.Module]:
     if isinstance(value, nn.Module):
         yield value
@@ -110,6 +126,11 @@ def _modules_in(value: object, depth: int = 3) -> Iterator[nn.Module]:
 def is_plain(parameter: Tensor | None) -> bool:
     """Whether it is a parameter of torch.nn that holds a plain tensor."""
     return type(parameter) is nn.Parameter and type(parameter.data) is Tensor and not _is_lazy(parameter)
+
+
+def is_uninitialised(model: nn.Module) -> bool:
+    """Whether the model has parameters whose shape its first run determines."""
+    return any(_is_lazy(parameter) for parameter in model.parameters())
 
 
 def _is_lazy(parameter: nn.Parameter) -> bool:
@@ -130,7 +151,7 @@ def _reason(
         return "parametrised; remove the parametrisation first (torch.nn.utils.parametrize)"
     if any(_is_lazy(p) for p in module.parameters()):
         return "not initialised yet; run the model once first"
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     if weight is not None and not (weight.dtype.is_floating_point or weight.dtype.is_complex):
         return f"quantised ({weight.dtype})"
     if layer.reason is not None:
@@ -145,8 +166,8 @@ def _reason(
     shared = [name for name in names[id(weight)] if name != f"{path}.weight"]
     if shared:
         return f"its weight is tied to {', '.join(shared)}"
-    if id(module) in outside:
-        return f"{outside[id(module)]} holds it too, as no child of a module, and would keep the old layer"
+    if (kept := kept_outside(module, outside)) is not None:
+        return kept
     if recording is None or recording.counts.get(id(module)):
         return None
     if recording.uses.get(id(weight)):

@@ -128,6 +128,13 @@ def _is_constant(node: fx.Node) -> bool:
     return (bool(inputs) or name in _MAKERS) and name not in _RANDOM and all(map(is_constant, inputs))
 
 
+def _learns(node: fx.Node) -> bool:
+    """Whether training changes a constant: it is computed from a parameter."""
+    if node.op == "get_attr":
+        return bool(getattr(node.meta.get("attribute"), "requires_grad", False))
+    return any(_learns(n) for n in node.all_input_nodes)
+
+
 def tensor_users(node: fx.Node) -> list[fx.Node]:
     """Users that take the node's entries; those that only read its shape are left out."""
     return [user for user in node.users if user.op == "output" or _is_tensor(user.meta.get("value"))]
@@ -176,7 +183,7 @@ def is_movement(node: fx.Node, movers: set[str]) -> bool:
         return False
     if node.op == "call_module":
         return str(node.target) in movers
-    if is_constant(node):
+    if is_constant(node) or any(is_constant(n) and _learns(n) for n in node.all_input_nodes):
         return False
     if node.op == "call_method":
         return node.target in _NAMES and bool(tensor_inputs(node))

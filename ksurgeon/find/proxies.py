@@ -1,28 +1,116 @@
 """Values of a traced forward that answer, as the real ones would, what the forward asks of them."""
 
 import operator
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
 
-from torch import Tensor, fx
+from torch import Size, Tensor, fx
 
-if TYPE_CHECKING:
-    from ksurgeon.find.tracer import ModuleTracer
+from ksurgeon.find.guards import require, require_length
 
-__all__ = ["AttributeProxy", "ValueProxy"]
+__all__ = ["AttributeProxy", "TraceFailure", "ValueProxy", "ValueTracer"]
+
+
+class TraceFailure(Exception):
+    """A module's forward that could not be traced; the message says why."""
+
+
+class ValueTracer(fx.Tracer):
+    """A tracer that knows the value of every node, ``node.meta["value"]``, and guards what is told of it.
+
+    Attributes:
+        real: whether the values hold the entries of the example run, and not their shapes alone.
+        fixed: names of the nodes whose number was needed as a plain Python number.
+        decided: names of the tensors whose entries decided something; only where they are real.
+        contexts: names of the contexts that the forward entered.
+        evaluating: above zero while a node's value is computed.
+    """
+
+    def __init__(self, real: bool) -> None:
+        super().__init__()
+        self.real = real
+        self.fixed: list[str] = []
+        self.decided: list[str] = []
+        self.contexts: list[str] = []
+        self.evaluating = 0
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ValueProxy(node, self)
+
+    def known(self, proxy: fx.Proxy) -> Any:
+        """The value of a proxy, without making a node of an attribute."""
+        if type(proxy) is AttributeProxy and proxy._node is None:
+            return getattr(self.known(proxy.root), proxy.attr)
+        return proxy.node.meta.get("value")
+
+    def value_of(self, proxy: fx.Proxy) -> Any:
+        """The value of a proxy.
+
+        Raises:
+            TraceFailure: it is not known.
+        """
+        if "value" not in proxy.node.meta:
+            raise TraceFailure(f"the value of {proxy.node.name} is not known")
+        return proxy.node.meta["value"]
+
+    def guard(self, proxy: fx.Proxy, value: Any) -> None:
+        """Demand that a plain value comes out the same in every run of the graph."""
+        self.create_node("call_function", require, (proxy.node, value), {})
+
+    def fix(self, proxy: fx.Proxy, freely: bool = False) -> Any:
+        """The plain value of a proxy, guarded; ``freely`` where it depends on no size."""
+        value = self.value_of(proxy)
+        if isinstance(value, Tensor):
+            self._decide(proxy)
+            return value
+        if not freely:
+            self.fixed.append(proxy.node.name)
+        self.guard(proxy, value)
+        return value
+
+    def length(self, proxy: fx.Proxy) -> int:
+        """Length of a value, guarded unless it is the number of dimensions of a shape."""
+        value = self.value_of(proxy)
+        if not isinstance(value, Size):
+            self.create_node("call_function", require_length, (proxy.node, len(value)), {})
+        return len(value)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self.value_of(obj)
+        if isinstance(value, Tensor):
+            self._decide(obj)
+        elif isinstance(value, bool) and obj.node.op == "call_function":
+            self.guard(obj, value)
+        return bool(value)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = self.value_of(obj)
+        if isinstance(value, Mapping):
+            return iter(self.keys(obj))
+        if isinstance(value, (KeysView, ValuesView, ItemsView)):
+            obj = self.create_proxy("call_function", list, (obj,), {})
+        return iter([obj[index] for index in range(self.length(obj))])  # type: ignore[index]
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        return list(self.value_of(obj).keys())
+
+    def _decide(self, proxy: fx.Proxy) -> None:
+        if not self.real:
+            raise TraceFailure(f"the forward depends on what is in the tensor {proxy.node.name}")
+        self.decided.append(proxy.node.name)
 
 
 class ValueProxy(fx.Proxy):
-    """A value whose fake counterpart is known; what is asked of it as a plain number or truth is guarded."""
+    """A value that is known; what is asked of it as a plain number or truth is guarded."""
 
-    tracer: "ModuleTracer"
+    tracer: ValueTracer
 
     def __getattr__(self, name: str) -> Any:
         value = self.tracer.known(self)
         if value is not None and not hasattr(value, name):
             raise AttributeError(f"'{type(value).__name__}' object has no attribute '{name}'")
         attribute = AttributeProxy(self, name)
-        if value is not None and isinstance(getattr(value, name), str):  # such as the type of a device
+        if value is not None and isinstance(getattr(value, name), (str, type(None))):  # the type of a device
             return self.tracer.fix(attribute, freely=True)
         return attribute
 
@@ -54,7 +142,8 @@ class ValueProxy(fx.Proxy):
         return int(self.tracer.fix(self))
 
     def __index__(self) -> int:
-        return self.tracer.fix(self).__index__()
+        index: int = self.tracer.fix(self).__index__()
+        return index
 
     def __float__(self) -> float:
         return float(self.tracer.fix(self))

@@ -1,13 +1,15 @@
 """One run of a model on example inputs: the shapes that every module saw."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils import _pytree as pytree
 
 from ksurgeon.errors import InputError
@@ -16,12 +18,13 @@ from ksurgeon.find.inputs import (
     as_call,
     call_model,
     evaluating,
+    is_on_meta,
     repeat_single_example,
     tensors_of,
 )
 from ksurgeon.find.uses import Use, WatchProducts
 
-__all__ = ["Call", "Recording", "TensorSpec", "record_run"]
+__all__ = ["Call", "Recording", "TensorSpec", "record_run", "record_values"]
 
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
@@ -32,7 +35,7 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._AdaptiveAvgPoolNd,
 )
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
-_DIFFERENT_CALLS = 4
+_DIFFERENT_CALLS = 32
 _ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear.Identity")
 
 
@@ -59,12 +62,16 @@ class TensorSpec:
 
 @dataclass
 class Call:
-    """One call of a module, tensors replaced by their specs, and the calls of modules it made."""
+    """One call of a module, tensors replaced by their specs, and the calls of modules it made.
+
+    A ``real`` call holds copies of the tensors that the module took and of those its children gave.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
     children: list[tuple[int, "Call"]] = field(default_factory=list)
+    real: bool = False
 
 
 @dataclass
@@ -72,18 +79,22 @@ class Recording:
     """What a run told; modules and parameters are known by ``id``.
 
     Attributes:
-        batch: examples that the model was run on.
+        inputs: what the model was run on.
+        batch: examples in it.
         first: the first call of every module.
-        others: further calls with arguments of other kinds or shapes, a few for each module.
+        others: further calls with arguments of other kinds or shapes.
+        unknown: modules that were called in more ways than are kept.
         counts: how often each module was called.
         rows: entries that each module gave, over all its calls.
         uses: products with each parameter.
         lookups: parameters that served as the table of an embedding.
     """
 
+    inputs: ExampleInputs
     batch: int
     first: dict[int, Call] = field(default_factory=dict)
     others: dict[int, list[Call]] = field(default_factory=lambda: defaultdict(list))
+    unknown: set[int] = field(default_factory=set)
     counts: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     rows: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     uses: Mapping[int, list[Use]] = field(default_factory=dict)
@@ -114,6 +125,10 @@ def _specs(tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
+def _copies(tree: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
 def channel_dim_of(module: nn.Module, ndim: int) -> int | None:
     """Channel dimension of what a module of torch.nn gives, where its class tells."""
     if isinstance(module, _CHANNELS_FIRST):
@@ -138,12 +153,13 @@ def _tag(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 
 @contextmanager
-def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
+def _hooks(model: nn.Module, recording: Recording, real: Collection[int] = ()) -> Iterator[None]:
     stack: list[Call] = []
     running: list[int] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(_specs(args), _specs(kwargs))
+        kept = _copies if id(module) in real else _specs
+        call = Call(kept(args), kept(kwargs), real=id(module) in real)
         if stack:
             stack[-1].children.append((id(module), call))
         recording.counts[id(module)] += 1
@@ -155,16 +171,24 @@ def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
         _tag(module, args, output)
         call = stack.pop()
         running.pop()
-        call.output = _specs(output)
+        call.output = _copies(output) if stack and stack[-1].real else _specs(output)
         recording.rows[id(module)] += sum(t.numel() for t in tensors_of(output)[:1])
         if recording.first[id(module)] is not call:
             known = [recording.first[id(module)], *recording.others[id(module)]]
-            if len(known) < _DIFFERENT_CALLS and all(_differ(call, other) for other in known):
+            new = all(_differ(call, other) for other in known)
+            if new and len(known) < _DIFFERENT_CALLS:
                 recording.others[id(module)].append(call)
             else:
                 call.children.clear()
+                if new:
+                    recording.unknown.add(id(module))
 
-    handles: list[Any] = []
+    def after_any(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, torch.jit.ScriptModule) and stack:  # takes no hooks of its own
+            kept = _copies if stack[-1].real else _specs
+            stack[-1].children.append((id(module), Call((), {}, kept(output))))
+
+    handles: list[Any] = [register_module_forward_hook(after_any)]
     try:
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):
@@ -182,6 +206,8 @@ def _hooks(model: nn.Module, recording: Recording) -> Iterator[None]:
 def record_run(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
     """Run the model once, in eval mode and without gradients, and note what every module saw.
 
+    A model on the meta device is run without computing anything, on inputs moved there.
+
     A batch of one is run as a batch of two where the model takes it.
 
     Raises:
@@ -196,9 +222,29 @@ def record_run(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
     return _record(model, example_inputs)
 
 
-def _record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
+def _record(model: nn.Module, example_inputs: ExampleInputs, real: Collection[int] = ()) -> Recording:
     sizes = [t.shape[0] for t in tensors_of(as_call(example_inputs)) if t.dim()]
-    recording = Recording(batch=sizes[0] if sizes and sizes[0] else 1)
-    with evaluating(model), _hooks(model, recording):
+    recording = Recording(example_inputs, batch=sizes[0] if sizes and sizes[0] else 1)
+    with ExitStack() as stack:
+        if is_on_meta(model):  # nothing is computed, and what asks whether values are known is told
+            mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            args, kwargs = as_call(example_inputs)
+            example_inputs = pytree.tree_map(
+                lambda leaf: mode.from_tensor(leaf.to("meta")) if isinstance(leaf, Tensor) else leaf,
+                kwargs or args,
+            )
+        stack.enter_context(evaluating(model))
+        stack.enter_context(_hooks(model, recording, real))
         call_model(model, example_inputs)
     return recording
+
+
+def record_values(model: nn.Module, recording: Recording, modules: Collection[int]) -> dict[int, Call]:
+    """The first call of each of the modules, known by ``id``, with the values, from one more run.
+
+    None of a model on the meta device, which has no values.
+    """
+    if is_on_meta(model):
+        return {}
+    again = _record(model, recording.inputs, modules)
+    return {module: again.first[module] for module in modules if module in again.first}

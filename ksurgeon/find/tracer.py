@@ -6,9 +6,11 @@ the graph: the traced forward still takes any batch.
 """
 
 import inspect
+import operator
 from collections import defaultdict
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from dataclasses import is_dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -18,9 +20,9 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from ksurgeon.find.attributes import Attributes
-from ksurgeon.find.guards import known_object, require, require_length, require_names
-from ksurgeon.find.patches import noting_contexts, seeing_sizes
-from ksurgeon.find.proxies import AttributeProxy, ValueProxy
+from ksurgeon.find.guards import known_object, require_length, require_names
+from ksurgeon.find.patches import noting_contexts, seeing_values
+from ksurgeon.find.proxies import TraceFailure, ValueTracer
 from ksurgeon.find.recording import Call, TensorSpec
 
 __all__ = ["ModuleTracer", "Trace", "TraceFailure", "attribute_of", "trace_module"]
@@ -29,10 +31,7 @@ _CONSTANT = (type(None), bool, str)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
-class TraceFailure(Exception):
-    """A module's forward that could not be traced; the message says why."""
-
-
+@dataclass
 class Trace:
     """A module's forward as a graph; ``node.meta["value"]`` is the fake value of every node.
 
@@ -44,37 +43,34 @@ class Trace:
             reads them from the module.
         writes: names of the attributes that the forward changes, which the graph does not.
         contexts: names of the contexts that the forward enters (autocast, no_grad), which the graph does not.
+        decided: names of the tensors whose entries decided what the forward does, so that the graph holds
+            for those entries only.
+        real: whether the entries of the tensors were needed to trace at all.
     """
 
-    def __init__(
-        self,
-        graph: fx.Graph,
-        fixed: list[str],
-        constants: dict[str, Any],
-        writes: list[str],
-        contexts: list[str],
-    ) -> None:
-        self.graph, self.fixed, self.constants, self.writes = graph, fixed, constants, writes
-        self.contexts = contexts
+    graph: fx.Graph
+    fixed: list[str]
+    constants: dict[str, Any]
+    writes: list[str]
+    contexts: list[str]
+    decided: list[str]
+    real: bool
 
 
-class ModuleTracer(fx.Tracer):
+class ModuleTracer(ValueTracer):
     """Traces one call of a module's forward; see ``trace_module``."""
 
     proxy_buffer_attributes = True
 
     def __init__(self, module: nn.Module, call: Call) -> None:
-        super().__init__()
+        super().__init__(call.real)
         self.call = call
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.outputs: dict[int, list[Any]] = defaultdict(list)
         for child, child_call in call.children:
             self.outputs[child].append(child_call.output)
-        self.fixed: list[str] = []
         self.module, self.below = module, {id(below) for below in module.modules()}
         self.objects: dict[str, Any] = {}
-        self.contexts: list[str] = []
-        self.evaluating = 0
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
@@ -84,9 +80,6 @@ class ModuleTracer(fx.Tracer):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return ValueProxy(node, self)
-
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
         node = proxy.node
@@ -95,8 +88,9 @@ class ModuleTracer(fx.Tracer):
             node.meta["value"] = value = self._evaluate(node)
         finally:
             self.evaluating -= 1
-        if kind == "placeholder" and isinstance(value, _CONSTANT):
-            self.create_node("call_function", require, (node, value), {})
+        told = kind in ("placeholder", "call_module") or target is operator.getitem
+        if isinstance(value, _CONSTANT) and (told or (kind == "call_method" and type(value) is not bool)):
+            self.guard(proxy, value)
             return value
         return proxy
 
@@ -126,19 +120,11 @@ class ModuleTracer(fx.Tracer):
         proxy = self.create_proxy("placeholder", name, default, {})
         if parameter.kind is parameter.VAR_POSITIONAL:
             self.create_node("call_function", require_length, (proxy.node, len(recorded)), {})
-            return tuple(self._item(proxy, index) for index in range(len(recorded)))
+            return tuple(proxy[index] for index in range(len(recorded)))  # type: ignore[index]
         if parameter.kind is parameter.VAR_KEYWORD:
             self.create_node("call_function", require_names, (proxy.node, *recorded), {})
-            return {key: self._item(proxy, key) for key in recorded}
+            return {key: proxy[key] for key in recorded}  # type: ignore[index]
         return proxy
-
-    def _item(self, proxy: fx.Proxy, key: int | str) -> Any:
-        item = proxy[key]  # type: ignore[index]
-        value = self.value_of(item)
-        if isinstance(value, _CONSTANT):
-            self.create_node("call_function", require, (item.node, value), {})
-            return value
-        return item
 
     def create_arg(self, a: Any) -> Any:
         if issubclass(type(a), fx.Proxy):  # isinstance would be told of the value
@@ -157,60 +143,14 @@ class ModuleTracer(fx.Tracer):
             node.meta["value"] = a
             return node
 
-    def known(self, proxy: fx.Proxy) -> Any:
-        """The value of a proxy, without making a node of an attribute."""
-        if type(proxy) is AttributeProxy and proxy._node is None:
-            return getattr(self.known(proxy.root), proxy.attr)
-        return proxy.node.meta.get("value")
-
-    def value_of(self, proxy: fx.Proxy) -> Any:
-        if "value" not in proxy.node.meta:
-            raise TraceFailure(f"the value of {proxy.node.name} is not known")
-        return proxy.node.meta["value"]
-
-    def fix(self, proxy: fx.Proxy, freely: bool = False) -> Any:
-        """The plain value of a proxy, guarded; ``freely`` where it depends on no size."""
-        value = self.value_of(proxy)
-        if isinstance(value, Tensor):
-            raise TraceFailure(f"the forward depends on what is in the tensor {proxy.node.name}")
-        if not freely:
-            self.fixed.append(proxy.node.name)
-        self.create_node("call_function", require, (proxy.node, value), {})
-        return value
-
-    def length(self, proxy: fx.Proxy) -> int:
-        """Length of a value, guarded unless it is the number of dimensions of a shape."""
-        value = self.value_of(proxy)
-        if not isinstance(value, torch.Size):
-            self.create_node("call_function", require_length, (proxy.node, len(value)), {})
-        return len(value)
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        value = self.value_of(obj)
-        if isinstance(value, Tensor):
-            raise TraceFailure(f"the forward depends on what is in the tensor {obj.node.name}")
-        answer = bool(value)
-        if isinstance(value, bool) and obj.node.op == "call_function":
-            self.create_node("call_function", require, (obj.node, value), {})
-        return answer
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        value = self.value_of(obj)
-        if isinstance(value, Mapping):
-            return iter(self.keys(obj))
-        if isinstance(value, (KeysView, ValuesView, ItemsView)):
-            obj = self.create_proxy("call_function", list, (obj,), {})
-        return iter([obj[index] for index in range(self.length(obj))])  # type: ignore[index]
-
-    def keys(self, obj: fx.Proxy) -> Any:
-        return list(self.value_of(obj).keys())
-
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self._fake(self.recorded)
         if node.op == "get_attr":
             node.meta["attribute"] = attribute = attribute_of(self.root, str(node.target))
-            return self.mode.from_tensor(attribute) if isinstance(attribute, Tensor) else attribute
+            if not isinstance(attribute, Tensor):
+                return attribute
+            return attribute.detach().clone() if self.real else self.mode.from_tensor(attribute)
         if node.op == "call_module":
             waiting = self.outputs[id(self.root.get_submodule(str(node.target)))]
             if not waiting:
@@ -219,7 +159,7 @@ class ModuleTracer(fx.Tracer):
         if node.op not in ("call_function", "call_method"):
             return None
         args, kwargs = (map_aggregate(a, self._value) for a in (node.args, node.kwargs))
-        with self.mode:
+        with nullcontext() if self.real else self.mode:
             if node.op == "call_method":
                 receiver, *others = args  # type: ignore[misc]
                 return getattr(receiver, str(node.target))(*others, **kwargs)  # type: ignore[arg-type]
@@ -234,10 +174,14 @@ class ModuleTracer(fx.Tracer):
             raise TraceFailure(f"the value of {leaf.name} is not known")
         return leaf.meta["value"]
 
+    def faked(self, leaf: Any) -> Any:
+        """The fake counterpart of a real tensor; anything else as it is."""
+        return self.mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf
+
     def _fake(self, tree: Any) -> Any:
         def fake(leaf: Any) -> Any:
             if not isinstance(leaf, TensorSpec):
-                return leaf
+                return leaf.clone() if isinstance(leaf, Tensor) else leaf
             with self.mode:
                 tensor = torch.empty_strided(leaf.shape, leaf.stride, dtype=leaf.dtype, device=leaf.device)
             tensor._ksurgeon_channel = leaf.channel  # type: ignore[attr-defined]
@@ -266,7 +210,7 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
     attributes = Attributes(module)
     try:
         tracer = ModuleTracer(module, call)
-        with torch.no_grad(), seeing_sizes(), noting_contexts(tracer):
+        with torch.no_grad(), seeing_values(), noting_contexts(tracer):
             graph = tracer.trace(module)
     except TraceFailure:
         raise
@@ -279,4 +223,7 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
     met = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     constants = {name: value for name, value in changed.items() if name in met} | tracer.objects
     writes = [name for name in changed if name not in met]
-    return Trace(graph, tracer.fixed, constants, writes, tracer.contexts)
+    if call.real:
+        for node in graph.nodes:
+            node.meta = {key: map_aggregate(value, tracer.faked) for key, value in node.meta.items()}
+    return Trace(graph, tracer.fixed, constants, writes, tracer.contexts, tracer.decided, call.real)

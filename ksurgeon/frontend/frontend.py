@@ -165,6 +165,11 @@ class KFrontend(nn.Module):
         if p.frame_preemphasis:
             before = torch.cat([frames[:1], frames[:-1]])
             frames = frames - p.frame_preemphasis * before
+        if self.dft.is_untouched(frames):
+            spectrum = torch.fft.rfft(frames.permute(1, 2, 0) * self.window, p.n_fft)
+            if p.power is None:
+                return torch.view_as_real(spectrum) if p.parts else spectrum
+            return self._modulus(spectrum.real, spectrum.imag).permute(2, 0, 1)
         order: Tensor = self.dft.order  # type: ignore[assignment]
         inside = order < size
         index = order if size == p.n_fft else order.clamp(max=size - 1)
@@ -177,15 +182,18 @@ class KFrontend(nn.Module):
             if p.parts:
                 return parts.permute(2, 3, 1, 0)
             return torch.complex(parts[0].contiguous(), parts[1].contiguous()).permute(1, 2, 0)
-        re, im = parts[0], parts[1]
+        return self._modulus(parts[0], parts[1]).view(bins, batch, count)
+
+    def _modulus(self, re: Tensor, im: Tensor) -> Tensor:
+        p = self.pipeline
         squared = torch.addcmul(re.square(), im, im)
         if p.inside:
             squared = squared.clamp_min(p.inside) if p.inside_floor else squared + p.inside
         if p.power == 2:
-            return squared.view(bins, batch, count)
+            return squared
         # Not quite zero, where the square root has no derivative.
         modulus = squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
-        return (modulus if p.power == 1 else modulus**p.power).view(bins, batch, count)
+        return modulus if p.power in (1, None) else modulus**p.power
 
     def _logarithm(self, spectrum: Tensor) -> Tensor:
         p = self.pipeline

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.activation import activate
+from ksurgeon.kernels.eager import is_eager
+from ksurgeon.kernels.permutation import permutation_of
 
 __all__ = ["apply_chain", "apply_factor"]
 
@@ -39,7 +41,17 @@ def apply_chain(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``, add the bias, activate."""
+    """Apply ``factors`` in order to the vectors along dimension ``dim`` of ``x``, add the bias, activate.
+
+    On the CPU, where no gradient is wanted, factors that are permutations move the entries: as a product,
+    one infinite entry would become NaN everywhere.
+    """
+    index = permutation_of(factors) if is_eager(x, factors) else None
+    if index is not None:
+        y = x.index_select(dim, index)
+        if bias is not None:
+            y = y + bias.to(y.dtype).view(-1, *[1] * (x.dim() - 1 - dim % x.dim()))
+        return activate(y, activation)
     moved = x.movedim(dim, 0)
     columns = moved.reshape(moved.shape[0], prod(moved.shape[1:]))
     for factor in factors:

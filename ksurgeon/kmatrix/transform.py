@@ -1,6 +1,7 @@
 """A learnable K-matrix in the place of a Fourier, cosine, Hadamard or circulant transform."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from math import sqrt
 from typing import Any, Literal, Self
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
+from ksurgeon.kernels.eager import is_eager
 from ksurgeon.kmatrix.matrix import multiply
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.radix import transform_radices
@@ -25,6 +27,9 @@ __all__ = ["KTransform", "TransformKind", "count_parameters"]
 
 TransformKind = Literal["dft", "idft", "rdft", "irdft", "dct", "dct_ortho", "hadamard", "circulant"]
 _COMPLEX = ("dft", "idft", "rdft", "irdft")
+_PLAIN: dict[str, Callable[..., Tensor]] = {
+    "dft": torch.fft.fft, "idft": torch.fft.ifft, "rdft": torch.fft.rfft, "irdft": torch.fft.irfft,
+}  # fmt: skip
 
 
 def count_parameters(facts: Mapping[str, Any], structure: Butterfly) -> int:
@@ -184,6 +189,10 @@ class KTransform(nn.Module):
                 f"{tuple(x.shape)}; this transform is learnable, and so of a fixed size"
             )
         dtype = self.factors[0].dtype
+        if self.kind in _PLAIN and self.is_untouched(x) and not (self.kind == "rdft" and x.is_complex()):
+            options = {"n": self.n} if self.kind == "irdft" else {}
+            y = _PLAIN[self.kind](x, dim=dim, **options)
+            return self._along_others(y if self.scale == 1 else y * self.scale)
         if not self.is_complex:
             if x.is_complex():
                 return torch.complex(self(x.real), self(x.imag))
@@ -204,6 +213,9 @@ class KTransform(nn.Module):
                 return y
             re, im = y.chunk(2, dim)
             y = torch.complex(re.contiguous(), im.contiguous())
+        return self._along_others(y)
+
+    def _along_others(self, y: Tensor) -> Tensor:
         if self.others:
             take = torch.fft.ifftn if self.kind == "idft" else torch.fft.fftn
             y = take(y, dim=self.others, norm=self.norm)
@@ -214,6 +226,16 @@ class KTransform(nn.Module):
             x = x.index_select(dim, self.order)  # type: ignore[arg-type]
         return multiply(x, tuple(self.factors), dim, 1, self.n, self.n, False)
 
+    def is_untouched(self, x: Tensor) -> bool:
+        """Whether ``torch.fft`` gives the same for ``x``: eager inference with factors nobody has trained."""
+        dtype = self.factors[0].dtype
+        if self.kind not in _PLAIN or dtype not in (torch.float32, torch.float64):
+            return False
+        if x.dtype not in (dtype, dtype.to_complex()) or not is_eager(x, list(self.factors)):
+            return False
+        started = _started(self.kind, self.n, self.scale, self.radices, dtype)
+        return all(torch.equal(now, then) for now, then in zip(self.factors, started, strict=True))
+
     @torch.no_grad()
     def is_exact(self) -> bool:
         """Whether the factors are still those of the transform."""
@@ -223,3 +245,12 @@ class KTransform(nn.Module):
     def extra_repr(self) -> str:
         radices = "·".join(str(factor.shape[2]) for factor in self.factors)
         return f"{self.kind}, n={self.n}, dim={self.dim}, radices {radices}"
+
+
+@lru_cache(maxsize=32)
+def _started(
+    kind: TransformKind, n: int, scale: float, radices: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False), torch.device("cpu"):
+        made = KTransform(kind, n, scale=scale, radices=radices, dtype=dtype)
+    return tuple(factor.detach() for factor in made.factors)

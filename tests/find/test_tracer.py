@@ -161,7 +161,7 @@ class Decorated(nn.Module):
 def test_decorated_forwards_with_stars(options):
     module = Decorated()
     args = (torch.randn(2, 3), torch.ones(3), torch.ones(2, 1), torch.ones(1))
-    recording = Recording(2)
+    recording = Recording(args, 2)
     with hooks(module, recording):
         expected = module(*args, **options)
     traced = torch.fx.GraphModule(module, trace_module(module, recording.first[id(module)]).graph)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from ksurgeon.kernels.reference import apply_chain, apply_factor
+from ksurgeon.kmatrix.matrix import KMatrix
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 4, 5), (3, 1, 2, 2), (1, 6, 5, 3), (4, 2, 1, 6)]
 
@@ -64,3 +65,20 @@ def test_narrow_dtypes(dtype):
     y = apply_factor(x, factor)
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), factor_matrix(factor.double()) @ x.double(), rtol=2e-2, atol=8e-2)
+
+
+@pytest.mark.parametrize("dim", [1, -1, 0])
+def test_a_permutation_moves_what_is_not_finite_and_nothing_else(dim):
+    matrix = KMatrix.from_permutation(torch.arange(12).flip(0))
+    x = torch.randn(12, 12, 12)
+    x[3, 5, 7], x[1, 2, 3] = torch.inf, torch.nan
+    bias = torch.randn(12)
+    with torch.no_grad():
+        factors = list(matrix.factors)
+        torch.testing.assert_close(apply_chain(x, factors, dim), x.flip(dim), rtol=0, atol=0, equal_nan=True)
+        added = x.flip(dim).movedim(dim, -1).add(bias).movedim(-1, dim)
+        y = apply_chain(x, factors, dim, bias, "relu")
+        torch.testing.assert_close(y, added.relu(), rtol=0, atol=0, equal_nan=True)
+        factors[0].data[0, 0] *= 2  # no permutation any more, whatever its version counter says
+        assert not torch.equal(apply_chain(x.nan_to_num(0, 0), factors, dim), x.nan_to_num(0, 0).flip(dim))
+    assert apply_chain(x, factors, dim).requires_grad

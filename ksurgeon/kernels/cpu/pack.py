@@ -10,6 +10,7 @@ from torch import Tensor
 from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, fast
 from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for_training
 from ksurgeon.kernels.cpu.tune import choose
+from ksurgeon.kernels.permutation import permutation_of
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
@@ -147,7 +148,7 @@ class Pack:
     def index(self, factors: Sequence[Tensor]) -> Tensor | None:
         """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""
         if self._index is None:
-            found = None if self.light else _permutation(factors)
+            found = None if self.light else permutation_of(factors)
             self._index = False if found is None else found
         return self._index if isinstance(self._index, Tensor) else None
 
@@ -158,22 +159,6 @@ def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
         factor.detach().resolve_neg().resolve_conj().to(_EXACT.get(factor.dtype, factor.dtype))
         for factor in factors
     ]
-
-
-@torch.no_grad()
-def _permutation(factors: Sequence[Tensor]) -> Tensor | None:
-    for factor in factors:
-        if factor.shape[-1] != factor.shape[-2]:
-            return None
-        one = factor == 1
-        if not bool((one | (factor == 0)).all() & (one.sum(-1) == 1).all() & (one.sum(-2) == 1).all()):
-            return None
-    index = torch.arange(Pattern.of(factors[0].shape).in_features, device=factors[0].device)
-    for factor in factors:
-        a, d, _, c = factor.shape
-        taken = (factor == 1).int().argmax(-1).transpose(1, 2)  # (a, b, d): the input i that output o takes
-        index = index.view(a, c, d).gather(1, taken).flatten()
-    return index
 
 
 _Table = dict[int, tuple[Pack, list[weakref.ref[Tensor]]]]

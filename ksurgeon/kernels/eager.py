@@ -1,0 +1,27 @@
+"""Where a product may depend on what is in its factors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+__all__ = ["is_eager"]
+
+
+def is_eager(x: Tensor, factors: Sequence[Tensor]) -> bool:
+    """Whether the entries of the factors can be looked at, and nothing is to be differentiated or recorded.
+
+    On GPUs never: to look would be to wait for them.
+    """
+    if not x.is_cpu or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *factors)):
+        return False
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+        and all(factor.is_cpu and type(factor) in (Tensor, nn.Parameter) for factor in factors)
+    )
