@@ -274,5 +274,6 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "minicpm_ocr": {"image_token_id": 100},
     "minicpmv4_6": {"image_token_id": 100},
     "minicpmv4_7": {"image_token_id": 100},
+    "vjepa2": {"frames_per_clip": 4, "crop_size": 64},
     "xmod": {"default_language": "en_XX"},
 }
