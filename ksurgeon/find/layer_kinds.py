@@ -44,8 +44,8 @@ def _dense(module: nn.Module) -> Layer | None:
         return None
     return Layer(
         kind="linear",
-        in_features=module.in_features,
-        out_features=module.out_features,
+        in_features=int(module.in_features),  # some models have a tensor there
+        out_features=int(module.out_features),
         reason=_changed(module, nn.Linear),
     )
 
@@ -133,7 +133,7 @@ def _bilinear(module: nn.Module) -> Layer | None:
     return Layer(
         kind="linear",
         in_features=module.in1_features * module.in2_features,
-        out_features=module.out_features,
+        out_features=int(module.out_features),
         reason="bilinear: a map of the products of two inputs, not of one",
     )
 

@@ -3,6 +3,7 @@
 import operator
 import sys
 from collections.abc import Collection, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -130,9 +131,13 @@ def _is_constant(node: fx.Node) -> bool:
 
 def _learns(node: fx.Node) -> bool:
     """Whether training changes a constant: it is computed from a parameter."""
-    if node.op == "get_attr":
-        return bool(getattr(node.meta.get("attribute"), "requires_grad", False))
-    return any(_learns(n) for n in node.all_input_nodes)
+    if "learns" not in node.meta:
+        node.meta["learns"] = (
+            bool(getattr(node.meta.get("attribute"), "requires_grad", False))
+            if node.op == "get_attr"
+            else any(map(_learns, node.all_input_nodes))
+        )
+    return bool(node.meta["learns"])
 
 
 def tensor_users(node: fx.Node) -> list[fx.Node]:
@@ -143,6 +148,7 @@ def tensor_users(node: fx.Node) -> list[fx.Node]:
 def kept_constants(trace: Trace, gone: Collection[fx.Node] = ()) -> list[str]:
     """Constants of the trace that are still read once the nodes in ``gone`` are not there any more."""
 
+    @cache
     def is_read(node: fx.Node) -> bool:
         return any(user not in gone and (not is_constant(user) or is_read(user)) for user in node.users)
 

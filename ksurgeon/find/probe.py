@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import map_arg
 
 from ksurgeon.find.movement import Region, is_constant
@@ -13,7 +14,11 @@ __all__ = ["moved_dimension", "run_region"]
 
 
 def run_region(module: nn.Module, region: Region, value: Tensor) -> Tensor:
-    """What the region makes of ``value``; sizes of tensors outside the region are as recorded."""
+    """What the region makes of ``value``; sizes of tensors outside the region are as recorded.
+
+    Raises:
+        LookupError: it depends on what is in such a tensor.
+    """
     known: dict[fx.Node, Any] = {region.source: value}
 
     def resolve(node: fx.Node) -> Any:
@@ -42,6 +47,8 @@ def run_region(module: nn.Module, region: Region, value: Tensor) -> Tensor:
     for node in region.nodes:
         run(node)
     result: Tensor = known[region.sink]
+    if isinstance(result, FakeTensor):
+        raise LookupError("entries of a tensor from outside the region decide what it gives")
     return result
 
 

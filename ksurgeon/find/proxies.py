@@ -148,6 +148,15 @@ class ValueProxy(fx.Proxy):
     def __float__(self) -> float:
         return float(self.tracer.fix(self))
 
+    def __round__(self, digits: int | None = None) -> int | float:
+        rounded: int | float = round(self.tracer.fix(self), digits)
+        return rounded
+
+    def __hash__(self) -> int:
+        """That of a plain number, so that it finds what a dictionary holds under it."""
+        value = self.tracer.known(self)
+        return hash(self.tracer.fix(self)) if isinstance(value, (int, float)) else object.__hash__(self)
+
     def __contains__(self, item: object) -> bool:
         return item in self.tracer.value_of(self)
 

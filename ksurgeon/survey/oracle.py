@@ -85,7 +85,8 @@ class Oracle(TorchDispatchMode):
             self._running[-1][name] += 1
         if name in _PRODUCTS:
             large = "convolution" in name and any(size != 1 for size in args[1].shape[2:])
-            for tensor in tensors:
+            factors = tensors[1:] if "add" in name else tensors  # what comes first is added
+            for tensor in factors:
                 names = self._of.get(_storage(tensor))
                 if names and tensor.dim() > 1 and not large:
                     self.found.update(n for n in names if self._parameters[n].dim() > 1)

@@ -45,6 +45,8 @@ def build(library: str, name: str) -> Iterator[nn.Module]:
         options: dict[str, Any] = {}
         if "weights_backbone" in inspect.signature(builder).parameters:
             options["weights_backbone"] = None
+        if ".detection." in builder.__module__ and "ssd" not in name:
+            options |= {"min_size": 192, "max_size": 256}
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = False
         yield builder(weights=None, **options).eval()

@@ -40,6 +40,13 @@ class CountsWhatIsThere(Shuffles):
         return x * len(torch.where(x[:, 0].flatten() > 0)[0])
 
 
+class LooksUp(Shuffles):
+    """Numbers of a shape as keys, and rounded."""
+
+    def first(self, x):
+        return x * {2: 1.5, round(x.shape[1] / 2): 2.5}[x.shape[0]]
+
+
 class Two(nn.Module):
     def forward(self, x):
         return x, None
@@ -93,6 +100,7 @@ class Scripted(Shuffles):
         (Branches, "what is in tensors"),
         (ReadsANumber, "what is in tensors"),
         (CountsWhatIsThere, "values of its tensors"),
+        (LooksUp, "fixes sizes"),
         (TakesNothing, None),
         (Checks, None),
         (Maps, "makes tensors"),
@@ -227,3 +235,50 @@ def test_modules_that_a_list_holds_are_not_swapped():
     sites = Finder(HoldsInAList(), torch.randn(2, 3, 4, 4)).sites
     assert [site.path for site in sites] == ["conv", "shuffle", "head"]
     assert all("HoldsInAList.steps holds it too" in site.reason for site in sites)
+
+
+class SortsByWhatIsThere(Shuffles):
+    def __init__(self):
+        super().__init__()
+        self.order = Order()
+
+    def first(self, x):
+        return x[:, self.order(x)]
+
+
+class Order(nn.Module):
+    def forward(self, x):
+        return x.mean((0, 2, 3)).argsort()
+
+
+def test_an_index_that_a_child_computes_is_no_fixed_permutation():
+    finder = Finder(SortsByWhatIsThere(), torch.randn(2, 3, 4, 4))
+    assert finder.failures == {}
+    assert [site.kind for site in finder.sites if site.nodes] == ["channel_shuffle"]
+
+
+class Doubles(Shuffles):
+    """An index that is added to itself again and again: a graph with far more paths than nodes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("zero", torch.zeros(12, dtype=torch.long))
+        self.register_buffer("index", torch.arange(12).flip(0))
+
+    def first(self, x):
+        zero = self.zero
+        for _ in range(60):
+            zero = zero + zero
+        return x[:, self.index + zero]
+
+
+def test_constants_are_looked_at_once():
+    finder = Finder(Doubles(), torch.randn(2, 3, 4, 4))
+    assert {site.kind for site in finder.sites} == {"pointwise_conv", "channel_shuffle", "permutation"}
+
+
+def test_a_layer_whose_sizes_are_tensors():
+    layer = nn.Linear(4, 6)
+    layer.in_features, layer.out_features = torch.tensor(4), torch.tensor(6)
+    (site,) = Finder(nn.Sequential(layer), torch.randn(2, 4)).sites
+    assert (site.in_features, site.out_features, site.reason) == (4, 6, None)
