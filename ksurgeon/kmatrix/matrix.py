@@ -192,7 +192,7 @@ class KMatrix(nn.Module):
         return self.groups, self.in_features, self.out_features
 
     def merged(self, max_radix: int = 32) -> list[Tensor]:
-        """Factors of a chain that equals ``factors``, with neighbours multiplied out where that saves work."""
+        """Factors of a chain equal to ``factors``, neighbours multiplied out where that saves work."""
         return merge_chain(list(self.factors), max_radix)
 
     def to_dense(self) -> Tensor:

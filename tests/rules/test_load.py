@@ -120,7 +120,7 @@ def test_several_mistakes_are_told_together(tmp_path):
         (
             "linaer",
             'no rule is called "linaer"; did you mean linear? built-in rules: filterbank, linear, '
-            "permutation, pointwise, shuffle, transform",
+            "low_rank, permutation, pointwise, shuffle, transform",
         ),
         ("zzz", 'no rule is called "zzz"; built-in rules'),
         ("no/such", "no such rule file"),
