@@ -12,7 +12,8 @@ __all__ = ["OnSweep", "alternate", "as_columns", "outputs"]
 
 OnSweep = Callable[[int], None]
 
-_ITERATIONS, _ENOUGH, _RIDGE = 4, 1e-2, 1e-12
+# Two iterations for a factor bring the error down fastest: measured with real moments, for two factors and ten.
+_ITERATIONS, _ENOUGH, _RIDGE = 2, 1e-2, 1e-12
 
 
 @torch.no_grad()
