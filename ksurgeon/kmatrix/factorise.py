@@ -65,9 +65,7 @@ def factorise(weight: Tensor, patterns: Sequence[Pattern], moment: Tensor | None
     return factors
 
 
-def _peel(
-    stack: Tensor, chain: Sequence[Pattern], transposed: bool, moment: Tensor | None
-) -> list[Tensor]:
+def _peel(stack: Tensor, chain: Sequence[Pattern], transposed: bool, moment: Tensor | None) -> list[Tensor]:
     """Factors split off from the first on, or, of the transposed problem, from the last on."""
     if transposed:
         stack, chain = stack.mT, transposed_chain(chain)
@@ -107,8 +105,10 @@ def _split(block: Tensor, first: Pattern, second: Pattern, moment: Tensor | None
     blocks = block.reshape(a, d, p2, second.b, q2, p1, first.c, q1).permute(0, 1, 2, 5, 4, 7, 3, 6)
     weights = _parts(moment, second).view(a, p2, d, q2, second.b, second.b) if moment is not None else None
     # In slices, along the longest dimension, to keep copies small.
-    axis = max((0, 1, 2, 4), key=lambda i: blocks.shape[i]) if weights is not None else max(
-        range(6), key=lambda i: blocks.shape[i]
+    axis = (
+        max((0, 1, 2, 4), key=lambda i: blocks.shape[i])
+        if weights is not None
+        else max(range(6), key=lambda i: blocks.shape[i])
     )
     size = max(1, _ENTRIES * blocks.shape[axis] // max(1, blocks.numel()))
     # A rank above the blocks' own is used up by copies, which leaves no parameter without a gradient.

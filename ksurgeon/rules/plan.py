@@ -22,8 +22,8 @@ class Decision(BaseModel):
 
     ``parts`` is the number of matrices that a fused layer gets. In a file ``structure`` is called ``with``,
     as in a rule, and what is counted here is counted again when the plan is used. A planner says besides what
-    it expects: relative ``error`` of the site's output, harm to the model's outputs, predicted and measured with
-    this site alone replaced, and milliseconds of the site's product.
+    it expects: relative ``error`` of the site's output, harm to the model's outputs, predicted and measured
+    with this site alone replaced, and milliseconds of the site's product.
     """
 
     model_config = ConfigDict(extra="forbid")
