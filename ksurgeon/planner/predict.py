@@ -14,7 +14,9 @@ from ksurgeon.surgery.fitting import fitted_blocks
 
 __all__ = ["predict"]
 
-_HOPELESS = 4.0  # times the harm of a low rank of the same cost: then no time is spent on refining
+# Sweeps of a quick fit and of a thorough one, and the most entries that all of these are done for.
+_QUICK, _THOROUGH, _ENTRIES = 3, 60, 2**18
+_HOPELESS = 1.3  # times the harm of a low rank of as many parameters: then the quick fit is enough
 
 
 def predict(
@@ -26,8 +28,8 @@ def predict(
 ) -> None:
     """Fill in error and predicted harm of all options of a site.
 
-    Low ranks are told from one decomposition, exactly. Other structures are fitted; one whose quick fit harms
-    much more than a low rank with as many parameters keeps the figures of that.
+    Low ranks are told from one decomposition, exactly. Other structures are fitted; where a quick fit harms
+    clearly more than a low rank with as many parameters, its figures are kept and no thorough one is made.
     """
     weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
     energy = _energy(weight, known)
@@ -40,8 +42,8 @@ def predict(
             option.error, option.predicted = float(errors[structure.rank]), float(harms[structure.rank])
             continue
         peer = _rank_of_equal_cost(weight, option, options)
-        for quick in (True, False):
-            change = fitted_blocks(model, site, structure, known, quick=quick) - weight
+        for sweeps in (_QUICK, max(_THOROUGH * _ENTRIES // max(weight.numel(), _ENTRIES), 2 * _QUICK)):
+            change = fitted_blocks(model, site, structure, known, sweeps) - weight
             option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
             option.predicted = harm_of(known, change)
             if peer is None or option.predicted > _HOPELESS * float(harms[peer]):
