@@ -14,9 +14,8 @@ from ksurgeon.surgery.fitting import fitted_blocks
 
 __all__ = ["predict"]
 
-# Sweeps of a quick fit and of a thorough one, and the most entries that all of these are done for.
-_QUICK, _THOROUGH, _ENTRIES = 3, 60, 2**18
-_HOPELESS = 1.3  # times the harm of a low rank of as many parameters: then the quick fit is enough
+_SWEEPS = 6  # of a fit that is worth refining: most of what many more would gain
+_HOPELESS = 3.0  # times the harm of a low rank of as many parameters: what sweeps have not made up for yet
 
 
 def predict(
@@ -28,8 +27,8 @@ def predict(
 ) -> None:
     """Fill in error and predicted harm of all options of a site.
 
-    Low ranks are told from one decomposition, exactly. Other structures are fitted; where a quick fit harms
-    clearly more than a low rank with as many parameters, its figures are kept and no thorough one is made.
+    Low ranks are told from one decomposition, exactly. Other structures are fitted; one whose factorisation
+    harms much more than a low rank with as many parameters keeps the figures of that and is not refined.
     """
     weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
     energy = _energy(weight, known)
@@ -42,7 +41,7 @@ def predict(
             option.error, option.predicted = float(errors[structure.rank]), float(harms[structure.rank])
             continue
         peer = _rank_of_equal_cost(weight, option, options)
-        for sweeps in (_QUICK, max(_THOROUGH * _ENTRIES // max(weight.numel(), _ENTRIES), 2 * _QUICK)):
+        for sweeps in (0, _SWEEPS):
             change = fitted_blocks(model, site, structure, known, sweeps) - weight
             option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
             option.predicted = harm_of(known, change)

@@ -265,6 +265,7 @@ class _Search:
                 else:
                     known = load_calibration(file) or known  # as a search that goes on will find it
         self.calibration = known
+        _ = self.judge  # what is wrong with the held-out data shows before the long work
         for options in self.playing:
             if options.path not in known.sites:
                 options.reason, options.options = "no vector reached it on these data", options.options[:1]
