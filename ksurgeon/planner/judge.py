@@ -62,8 +62,8 @@ class Judge:
         found = [t.clone() for t in self._harm.chosen(call_model(self._finder.model, batch))]
         if not all(bool(t.isfinite().all()) for t in found):
             raise InputError(
-                f"NaN or infinite entries in the model's outputs for held-out batch {number}; the model is not "
-                "sound on these data"
+                f"NaN or infinite entries in the model's outputs for held-out batch {number}; the model is "
+                "not sound on these data"
             )
         return found
 
