@@ -106,7 +106,7 @@ def order(seconds: float) -> dict[str, Any]:
     playing = [site for site in planning.sites if len(site.options) > 1]
     while taken < 4 and (taken < 3 or time.perf_counter() - begin < seconds):
         for site in playing:
-            options = site.options[1:]
+            options = [option for option in site.options[1:] if option.is_open]
             option = options[(taken * 7 + 3) % len(options)]
             assert option.structure is not None
             measured = search.judge.of({search.sites[site.path]: option.structure})

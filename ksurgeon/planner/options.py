@@ -33,7 +33,9 @@ class Option(BaseModel):
         error: relative error of the site's output on the calibration data.
         predicted: harm to the model's outputs, predicted.
         measured: harm measured with this site alone replaced.
-        refused: why it is never chosen.
+        beside: predicted harm over that of a low rank of as many parameters; None for low ranks.
+        skipped: why it was not tried.
+        refused: why it is never chosen under the budget at hand.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -45,7 +47,14 @@ class Option(BaseModel):
     error: float = 0.0
     predicted: float = 0.0
     measured: float | None = None
+    beside: float | None = None
+    skipped: str | None = None
     refused: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be chosen."""
+        return self.refused is None and self.skipped is None
 
 
 class SiteOptions(BaseModel):

@@ -106,7 +106,7 @@ def test_a_budget_of_harm_takes_the_fewest_parameters():
     model, batches = tiny(), data()
     strict, loose = (make(model, f"error={e}", batches) for e in (0.02, 0.2))
     for planning, limit in ((strict, 0.02), (loose, 0.2)):
-        assert planning.plan.predicted_harm <= limit * 1.0001
+        assert planning.plan.predicted_harm <= limit * 1.0001 and planning.plan.measured_harm <= limit
     sizes = [sum(d.parameters_after for d in p.plan.decisions) for p in (strict, loose)]
     assert sizes[1] < sizes[0]
 
@@ -118,6 +118,8 @@ def test_predicted_order_is_the_measured_order():
     pairs = []
     for site in planning.sites:
         for option in site.options[1:]:
+            if not option.is_open:
+                continue
             found = planning._search.sites[site.path]
             pairs.append((option.predicted * site.ratio, judge.of({found: option.structure})))
     assert len(pairs) > 30 and spearmanr(*zip(*pairs, strict=True))[0] > 0.9
