@@ -34,6 +34,7 @@ class Option(BaseModel):
         predicted: harm to the model's outputs, predicted.
         measured: harm measured with this site alone replaced.
         beside: predicted harm over that of a low rank of as many parameters; None for low ranks.
+        quick: whether the figures are those of a quick fit, far from a low rank's, which a plan would refine.
         skipped: why it was not tried.
         refused: why it is never chosen under the budget at hand.
     """
@@ -48,6 +49,7 @@ class Option(BaseModel):
     predicted: float = 0.0
     measured: float | None = None
     beside: float | None = None
+    quick: bool = False
     skipped: str | None = None
     refused: str | None = None
 
