@@ -25,8 +25,10 @@ from benchmarks.results import cpu_setting
 from ksurgeon.calibrate.harm import OutputChange
 from ksurgeon.kmatrix.structures import LowRank, Structure
 from ksurgeon.planner import Budget, Planning, plan
+from ksurgeon.planner import options as planner_options
 
 EXAMPLES = 512
+FAMILIES: Sequence[str] = planner_options.FAMILIES
 IGNORE = ("pooler.dense",)  # which the embedding does not use
 
 
@@ -91,6 +93,7 @@ def planned(model: nn.Module, tokenizer: Any, budget: str, **options: Any) -> tu
             examples=EXAMPLES,
             ignore=IGNORE,
             tokenizer=tokenizer.name_or_path,
+            structures=FAMILIES,
             stage=stage,
             **options,
         )
@@ -184,6 +187,7 @@ def seconds_to_plan() -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    global FAMILIES
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -191,11 +195,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/plan.json"), metavar="FILE")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=120, help="for the swaps")
+    parser.add_argument("--structures", nargs="+", default=FAMILIES, metavar="NAME")
     arguments = parser.parse_args()
+    FAMILIES = arguments.structures
     torch.set_num_threads(arguments.threads)
     file: Path = arguments.json
     results = json.loads(file.read_text()) if file.exists() else {}
-    results["setting"] = cpu_setting(arguments.threads) | {"examples": EXAMPLES}
+    results["setting"] = cpu_setting(arguments.threads) | {"examples": EXAMPLES, "structures": list(FAMILIES)}
     for part in arguments.parts or ("order", "task", "time"):
         if part == "order":
             results[part] = order(arguments.seconds)

@@ -17,7 +17,7 @@ from ksurgeon.planner.budget import Budget
 from ksurgeon.planner.choose import Choice, choose, least
 from ksurgeon.planner.judge import Judge, Metric
 from ksurgeon.planner.latency import Stopwatch, refuse_slower
-from ksurgeon.planner.options import Option, SiteOptions, options_for
+from ksurgeon.planner.options import FAMILIES, Option, SiteOptions, options_for
 from ksurgeon.planner.predict import beaten, predict
 from ksurgeon.planner.state import State, fingerprint, open_state
 from ksurgeon.rules.plan import Decision, Plan
@@ -97,6 +97,7 @@ def plan(
     example_inputs: ExampleInputs | None = None,
     targets: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    structures: Sequence[str] = FAMILIES,
     harm: HarmName | Harm = "auto",
     metric: Metric | None = None,
     run: Run | None = None,
@@ -122,6 +123,7 @@ def plan(
         example_inputs: at whose sizes multiplications and milliseconds are counted; a batch of the data if
             left out.
         targets, ignore: which sites are in play, as in a rule; all that can be replaced if left out.
+        structures: families that are tried; all of ``FAMILIES`` if left out.
         harm: "kl" for logits, "outputs" for their relative change, or "auto".
         metric: figure of merit of the model, the higher the better; what is lost of it is measured instead.
         run: how the model is run for the moments of its layers' inputs, where a plain call is not it, such as
@@ -137,15 +139,17 @@ def plan(
         MatchError: no site can be replaced.
     """
     budget = Budget.parse(budget)
+    if not structures or set(structures) - set(FAMILIES):
+        raise PlanError(f"structures are of {', '.join(FAMILIES)}, got {', '.join(structures) or 'none'}")
     batches = open_data(data, model, examples=examples, batch_size=batch_size, tokenizer=tokenizer)
     given = example_inputs if example_inputs is not None else batches.check[0]
     with evaluating(model):
         outputs = call_model(model, batches.check[0])
     chosen = harm_for(harm, model, outputs) if isinstance(harm, str) else harm
-    search = _Search(model, Finder(model, given), batches, chosen, metric, targets, ignore, stage)
+    search = _Search(model, Finder(model, given), batches, chosen, metric, targets, ignore, structures, stage)
     search.require(budget)
     key = (
-        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None, sorted(search.in_play),
+        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None, sorted(search.in_play), sorted(structures),
         _rounded(metric(model)) if metric is not None else "",
     )  # fmt: skip
     search.state = open_state(key, keep)
@@ -182,13 +186,14 @@ class _Search:
         metric: Metric | None,
         targets: Sequence[str],
         ignore: Sequence[str],
+        structures: Sequence[str],
         stage: Stage | None,
     ) -> None:
         self.model, self.finder, self.batches, self.harm, self.metric = model, finder, batches, harm, metric
         self.stage = stage or (lambda *_: None)
         self.state = State(None)
         self.sites = {site.path: site for site in finder.sites}
-        self.options = [options_for(site) for site in finder.sites]
+        self.options = [options_for(site, structures) for site in finder.sites]
         for options in self.options:
             obstacle = _left(self.sites[options.path], tuple(targets), tuple(ignore))
             if obstacle and options.reason is None:

@@ -238,6 +238,13 @@ def test_sites_left_out_stay_as_they_are():
         make(tiny(), "params=0.5", data(), targets=["nothing"])
 
 
+def test_families_of_structures():
+    planning = make(tiny(), "params=0.5", data(), structures=["monarch", "kaleidoscope"])
+    assert {d.structure.structure for d in planning.plan.replacements} <= {"monarch", "kaleidoscope"}
+    with pytest.raises(PlanError, match="low_rank, monarch"):
+        make(tiny(), "params=0.5", data(), structures=["monarchy"])
+
+
 def test_a_metric_is_what_is_lost():
     model, batches = tiny(), data()
     with torch.no_grad():
