@@ -169,8 +169,8 @@ def plan(
     from ksurgeon.cli.plan import run
 
     run(
-        model, budget, data, output, targets or [], ignore or [], structures, explain or [], front, plot, harm, metric,
-        examples, batch_size, tokenizer, generate, weights, seed, device, fresh, json, all,
+        model, budget, data, output, targets or [], ignore or [], structures, explain or [], front, plot,
+        harm, metric, examples, batch_size, tokenizer, generate, weights, seed, device, fresh, json, all,
     )  # fmt: skip
 
 

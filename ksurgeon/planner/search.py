@@ -149,8 +149,8 @@ def plan(
     search = _Search(model, Finder(model, given), batches, chosen, metric, targets, ignore, structures, stage)
     search.require(budget)
     key = (
-        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None, sorted(search.in_play), sorted(structures),
-        _rounded(metric(model)) if metric is not None else "",
+        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None, sorted(search.in_play),
+        sorted(structures), _rounded(metric(model)) if metric is not None else "",
     )  # fmt: skip
     search.state = open_state(key, keep)
     try:
