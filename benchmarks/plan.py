@@ -107,7 +107,7 @@ def order(seconds: float) -> dict[str, Any]:
     """
     model, tokenizer = minilm()
     planning, _ = planned(model, tokenizer, "params=0.5", harm=EmbeddingChange())
-    search, rows = planning._search, []
+    search, rows = planning.search, []
     begin, taken = time.perf_counter(), 0
     playing = [site for site in planning.sites if len(site.options) > 1]
     while taken < 4 and (taken < 3 or time.perf_counter() - begin < seconds):
@@ -135,7 +135,7 @@ def task(budgets: Sequence[float]) -> list[dict[str, Any]]:
     model, tokenizer = minilm()
     test = Task(tokenizer, sts("test"))
     planning, _ = planned(model, tokenizer, f"params={budgets[0]}", harm=EmbeddingChange())
-    search, dense = planning._search, test(model)
+    search, dense = planning.search, test(model)
     print(f"dense {dense:.4f}", flush=True)
     found = []
     for share in budgets:
@@ -143,7 +143,7 @@ def task(budgets: Sequence[float]) -> list[dict[str, Any]]:
         choice = search.settled(budget)
         chosen = {
             search.sites[site.path]: option.structure
-            for site, option in search._picked(choice)
+            for site, option in search.picked(choice)
             if option.structure is not None
         }
         uniform: dict[Any, Structure] = {search.sites[p]: LowRank(share=share) for p in search.in_play}
