@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         KsurgeonError,
         MatchError,
         ModelNotFoundError,
+        PlanError,
         RecordError,
         RuleError,
         StructureError,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ksurgeon.kmatrix.matrix import KMatrix
     from ksurgeon.kmatrix.shuffle import KChannelShuffle
     from ksurgeon.kmatrix.transform import KTransform
+    from ksurgeon.planner import Planning, plan
+    from ksurgeon.rules.files import read_plan, write_plan
     from ksurgeon.rules.plan import Plan
     from ksurgeon.rules.schema import Rule
     from ksurgeon.surgery.convert import Conversion, convert, replace_modules
@@ -43,6 +46,8 @@ _HOMES = {
     "MatchError": "errors",
     "ModelNotFoundError": "errors",
     "Plan": "rules.plan",
+    "PlanError": "errors",
+    "Planning": "planner.search",
     "RecordError": "errors",
     "Rule": "rules.schema",
     "RuleError": "errors",
@@ -53,9 +58,12 @@ _HOMES = {
     "convert": "surgery.convert",
     "find": "find.finder",
     "load": "surgery.storage",
+    "plan": "planner.search",
+    "read_plan": "rules.files",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
     "save": "surgery.storage",
+    "write_plan": "rules.files",
 }
 
 __all__ = [
@@ -72,6 +80,8 @@ __all__ = [
     "MatchError",
     "ModelNotFoundError",
     "Plan",
+    "PlanError",
+    "Planning",
     "RecordError",
     "Rule",
     "RuleError",
@@ -82,9 +92,12 @@ __all__ = [
     "convert",
     "find",
     "load",
+    "plan",
+    "read_plan",
     "replace_modules",
     "revert",
     "save",
+    "write_plan",
 ]
 
 

@@ -6,6 +6,7 @@ __all__ = [
     "KsurgeonError",
     "MatchError",
     "ModelNotFoundError",
+    "PlanError",
     "RecordError",
     "RuleError",
     "StructureError",
@@ -26,6 +27,10 @@ class StructureError(KsurgeonError, ValueError):
 
 class RuleError(KsurgeonError, ValueError):
     """A rule file or rule that is missing or malformed."""
+
+
+class PlanError(KsurgeonError, ValueError):
+    """A budget that cannot be met or is none, or a plan that is malformed or of another model."""
 
 
 class MatchError(KsurgeonError, ValueError):

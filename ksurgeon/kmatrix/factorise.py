@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull, transposed_chain
-from ksurgeon.kmatrix.subspace import leading, wide
+from ksurgeon.kmatrix.subspace import cholesky, leading, wide
 
 __all__ = ["arranged", "balance_", "factorise"]
 
@@ -159,6 +159,9 @@ def _parts(moment: Tensor, pattern: Pattern) -> Tensor:
     a, b, _, d = pattern
     parts = moment.view(groups, a // groups, b, d, a // groups, b, d)
     parts = parts.diagonal(dim1=1, dim2=4).diagonal(dim1=2, dim2=4).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    roots = cholesky(parts)
+    if roots is not None:
+        return roots
     values, vectors = torch.linalg.eigh(parts)
     return vectors * values.clamp(min=0).sqrt()[..., None, :]
 

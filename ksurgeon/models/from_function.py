@@ -2,16 +2,17 @@
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ksurgeon.errors import ModelNotFoundError
 from ksurgeon.models.source import Source
 
-__all__ = ["build"]
+__all__ = ["build", "call_named", "named_function"]
 
 
 def build(source: Source) -> nn.Module:
@@ -22,27 +23,55 @@ def build(source: Source) -> nn.Module:
     Raises:
         ModelNotFoundError: the module or function is not there, it raised, or it returned no module.
     """
-    module_name, _, function_name = source.name.partition(":")
-    with _working_directory():
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:
-            raise ModelNotFoundError(
-                f'"{source.name}": importing {module_name} from {Path.cwd()} or the installed packages '
-                f"raised {_show(error)}"
-            ) from error
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            raise ModelNotFoundError(f'"{source.name}": {module_name} has no function "{function_name}"')
-        try:
-            model = function(**source.options)
-        except Exception as error:
-            raise ModelNotFoundError(f'"{source.name}": the function raised {_show(error)}') from error
+    model = call_named(source.name, source.options)
     if not isinstance(model, nn.Module):
         raise ModelNotFoundError(
             f'"{source.name}" returned {type(model).__name__}; expected a torch.nn.Module'
         )
     return model
+
+
+def call_named(name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """What the function ``package.module:function`` returns; the working directory is searched first.
+
+    Raises:
+        ModelNotFoundError: the module or function is not there, or it raised.
+    """
+    module_name, _, function_name = name.partition(":")
+    with _working_directory():
+        return _called(module_name, function_name, options or {})
+
+
+def named_function(name: str) -> Callable[..., Any]:
+    """The function ``package.module:function`` itself; raises as ``call_named`` does."""
+    module_name, _, function_name = name.partition(":")
+    with _working_directory():
+        return _function(module_name, function_name)
+
+
+def _called(module_name: str, function_name: str, options: Mapping[str, Any]) -> Any:
+    function = _function(module_name, function_name)
+    try:
+        return function(**options)
+    except Exception as error:
+        raise ModelNotFoundError(
+            f'"{module_name}:{function_name}": the function raised {_show(error)}'
+        ) from error
+
+
+def _function(module_name: str, function_name: str) -> Callable[..., Any]:
+    name = f"{module_name}:{function_name}"
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelNotFoundError(
+            f'"{name}": importing {module_name} from {Path.cwd()} or the installed packages '
+            f"raised {_show(error)}"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ModelNotFoundError(f'"{name}": {module_name} has no function "{function_name}"')
+    return function
 
 
 @contextmanager

@@ -1,0 +1,170 @@
+"""A plan for a budget: the front door of the planner."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ksurgeon.calibrate import Data, Harm, harm_for, open_data
+from ksurgeon.calibrate.harm import HarmName
+from ksurgeon.calibrate.run import Run
+from ksurgeon.errors import PlanError
+from ksurgeon.find import Finder
+from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating
+from ksurgeon.planner.budget import Budget
+from ksurgeon.planner.judge import Metric
+from ksurgeon.planner.options import FAMILIES, SiteOptions
+from ksurgeon.planner.state import fingerprint, open_state
+from ksurgeon.planner.steps import Search, Stage
+from ksurgeon.rules.plan import Plan
+
+__all__ = ["Planning", "Stage", "plan"]
+
+
+@dataclass
+class Planning:
+    """A plan and all that it was chosen from.
+
+    Attributes:
+        plan: what ``convert(model, plan=…, data=…)`` carries out.
+        budget: that it was made for.
+        sites: options of every site, in the model's order.
+        gap: relative distance to the best choice that the solver could not rule out; 0 is optimal.
+        harm: what is kept small.
+        total: the budget's quantity of all sites as they are.
+        fixed: milliseconds of the model outside of the sites in play; 0 for other budgets.
+        search: what it was chosen with.
+    """
+
+    plan: Plan
+    budget: Budget
+    sites: list[SiteOptions]
+    gap: float
+    harm: Harm
+    total: float
+    fixed: float
+    search: Search = field(repr=False)
+
+    def front(self, values: Sequence[float], stage: Stage | None = None) -> list[tuple[Budget, Plan]]:
+        """Plans for other budgets of the same kind, with predicted and measured harm; those that cannot be
+        met are left out."""
+        found = []
+        for number, value in enumerate(values):
+            budget = Budget(self.budget.kind, value)
+            if stage is not None:
+                stage("front", number, len(values), str(budget))
+            try:
+                choice = self.search.chosen(budget)
+            except PlanError:
+                continue
+            plan = self.search.plan_of(choice, budget)
+            plan.measured_harm = self.search.measured(choice)
+            found.append((budget, plan))
+        if stage is not None:
+            stage("front", len(values), len(values), "")
+        return found
+
+    def options_of(self, path: str) -> SiteOptions:
+        """Options of a site.
+
+        Raises:
+            PlanError: there is no such site.
+        """
+        for site in self.sites:
+            if site.path == path:
+                return site
+        from difflib import get_close_matches
+
+        near = get_close_matches(path, [site.path for site in self.sites], n=3, cutoff=0.3)
+        raise PlanError(f'there is no site "{path}"; the nearest are {", ".join(near) or "none"}')
+
+
+def plan(
+    model: nn.Module,
+    budget: str | Budget,
+    data: Data,
+    *,
+    example_inputs: ExampleInputs | None = None,
+    targets: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    structures: Sequence[str] = FAMILIES,
+    harm: HarmName | Harm = "auto",
+    metric: Metric | None = None,
+    run: Run | None = None,
+    examples: int = 512,
+    batch_size: int = 16,
+    tokenizer: str | None = None,
+    seed: int = 0,
+    keep: bool = True,
+    stage: Stage | None = None,
+) -> Planning:
+    """Choose for every linear map of a model what takes its place, so that a budget is met at the least harm.
+
+    Low ranks, Monarch matrices and K-matrices of several sizes, alone and with a low-rank path, are fitted to
+    every layer on real inputs. Their harm to the model's outputs is predicted to second order (Gauss–Newton,
+    one backward pass) and checked on held-out batches with one site replaced at a time; the choice among
+    them is an exact multiple-choice knapsack.
+
+    Args:
+        model: left as it is.
+        budget: "params=0.5", "flops=0.6" (shares of the layers in play), "latency=0.7" (of the model's time
+            on this machine) or "error=0.02" (harm to the outputs, with the fewest parameters that it allows).
+        data: what the model takes in real use; see ``calibrate.open_data``.
+        example_inputs: at whose sizes multiplications and milliseconds are counted; a batch of the data if
+            left out.
+        targets, ignore: which sites are in play, as in a rule; all that can be replaced if left out.
+        structures: families that are tried; all of ``FAMILIES`` if left out.
+        harm: "kl" for logits, "outputs" for their relative change, or "auto".
+        metric: figure of merit of the model, the higher the better; what is lost of it is measured instead.
+        run: how the model is run for the moments of its layers' inputs, where a plain call is not it, such as
+            through ``generate``.
+        examples, batch_size, tokenizer: of the data; see ``calibrate.open_data``.
+        seed: of all that is drawn.
+        keep: whether what is found is kept in the cache, so that the same search goes on, or costs nothing.
+        stage: told of progress.
+
+    Raises:
+        PlanError: a budget that is none, or one that cannot be met; the message says which one can.
+        InputError: the data do not fit the model, or a layer gets NaN or infinite numbers.
+        MatchError: no site can be replaced.
+    """
+    budget = Budget.parse(budget)
+    if not structures or set(structures) - set(FAMILIES):
+        raise PlanError(f"structures are of {', '.join(FAMILIES)}, got {', '.join(structures) or 'none'}")
+    batches = open_data(data, model, examples=examples, batch_size=batch_size, tokenizer=tokenizer)
+    given = example_inputs if example_inputs is not None else batches.check[0]
+    with evaluating(model):
+        outputs = call_model(model, batches.check[0])
+    chosen = harm_for(harm, model, outputs) if isinstance(harm, str) else harm
+    search = Search(model, Finder(model, given), batches, chosen, metric, targets, ignore, structures, stage)
+    search.require(budget)
+    key = (
+        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None, sorted(search.in_play),
+        sorted(structures), _rounded(metric(model)) if metric is not None else "",
+    )  # fmt: skip
+    search.state = open_state(key, keep)
+    try:
+        search.calibrate(run, seed)
+        search.predict()
+        if budget.kind in ("latency", "flops"):
+            search.time()
+            search.require(budget)
+        choice = search.settled(budget)
+    finally:
+        search.state.keep(now=True)
+    found = search.plan_of(choice, budget)
+    found.measured_harm = search.measured(choice)
+    return Planning(
+        plan=found,
+        budget=budget,
+        sites=search.options,
+        gap=choice.gap,
+        harm=chosen,
+        total=search.total(budget),
+        fixed=search.fixed,
+        search=search,
+    )
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.6g}"
