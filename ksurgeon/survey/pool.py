@@ -115,7 +115,8 @@ def _collect(worker: _Worker, answer: str | None, idle: list[_Worker]) -> Result
     if answer is None:
         return _failed(worker, _cause(worker.end()))
     result = Result.model_validate_json(answer)
-    if result.state == "failed" or worker.done >= _MODELS:
+    assert worker.task is not None
+    if result.state != "analysed" or worker.task.convert or worker.done >= _MODELS:
         worker.end()
     else:
         idle.append(worker)
