@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ksurgeon.integrations import register
+
 if TYPE_CHECKING:
     from ksurgeon.errors import (
         FolderError,
@@ -14,10 +16,12 @@ if TYPE_CHECKING:
         RuleError,
         StructureError,
         SurgeryError,
+        VersionError,
         WeightsError,
     )
     from ksurgeon.find import Site, find
     from ksurgeon.frontend import KFrontend
+    from ksurgeon.integrations.hf_config import KsurgeonConfig
     from ksurgeon.kmatrix.conv import KPointwiseConv
     from ksurgeon.kmatrix.linear import KLinear
     from ksurgeon.kmatrix.matrix import KMatrix
@@ -39,6 +43,7 @@ _HOMES = {
     "KMatrix": "kmatrix.matrix",
     "KPointwiseConv": "kmatrix.conv",
     "KTransform": "kmatrix.transform",
+    "KsurgeonConfig": "integrations.hf_config",
     "KsurgeonError": "errors",
     "MatchError": "errors",
     "ModelNotFoundError": "errors",
@@ -49,6 +54,7 @@ _HOMES = {
     "Site": "find.site",
     "StructureError": "errors",
     "SurgeryError": "errors",
+    "VersionError": "errors",
     "WeightsError": "errors",
     "convert": "surgery.convert",
     "find": "find.finder",
@@ -68,6 +74,7 @@ __all__ = [
     "KMatrix",
     "KPointwiseConv",
     "KTransform",
+    "KsurgeonConfig",
     "KsurgeonError",
     "MatchError",
     "ModelNotFoundError",
@@ -78,6 +85,7 @@ __all__ = [
     "Site",
     "StructureError",
     "SurgeryError",
+    "VersionError",
     "WeightsError",
     "convert",
     "find",
@@ -103,3 +111,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+register()

@@ -10,6 +10,7 @@ __all__ = [
     "RuleError",
     "StructureError",
     "SurgeryError",
+    "VersionError",
     "WeightsError",
 ]
 
@@ -56,3 +57,7 @@ class RecordError(KsurgeonError, ValueError):
 
 class FolderError(KsurgeonError, OSError):
     """A folder that cannot be written: it holds something else, or the disk is full."""
+
+
+class VersionError(KsurgeonError, ImportError):
+    """A library that is installed in a version too old."""

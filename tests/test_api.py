@@ -25,6 +25,7 @@ PROMISED = [
     "Plan",
     "Site",
     "Conversion",
+    "KsurgeonConfig",
     "KsurgeonError",
     "MatchError",
     "RuleError",
@@ -33,6 +34,7 @@ PROMISED = [
     "InputError",
     "WeightsError",
     "RecordError",
+    "VersionError",
     "FolderError",
     "ModelNotFoundError",
 ]

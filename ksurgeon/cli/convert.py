@@ -1,6 +1,7 @@
 """``ksurgeon convert``."""
 
 import json as json_module
+from contextlib import nullcontext
 from pathlib import Path
 
 from ksurgeon.cli.console import err, out, progress_bar, status
@@ -44,7 +45,10 @@ def run(
         )
     with status("measuring latency, original and converted in turns"):
         conversion.record.outcome = measure(conversion, loaded.example_inputs)
-    save(conversion.model, target)
+    named = loaded.source.name if loaded.source.kind == "transformers" else None
+    beside = model if Path(model).is_dir() else named
+    with status("copying tokenizer and processor") if beside else nullcontext():
+        save(conversion.model, target, files_from=beside)
     if json:
         print(json_module.dumps({"folder": str(target), **_plain(conversion.record)}, indent=1))
         return

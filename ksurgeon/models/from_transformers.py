@@ -92,6 +92,9 @@ def infer(model: nn.Module) -> Iterator[Source]:
 
 def _plain(config: Any) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(config.to_json_string())
+    plain.pop("transformers_weights", None)
+    if (plain.get("quantization_config") or {}).get("quant_method") == "ksurgeon":
+        del plain["quantization_config"]
     return plain
 
 
