@@ -104,6 +104,8 @@ def _graft(model: Any, record: Record) -> dict[str, Tensor]:
         for name, buffer in _transient(module)
     }
     twin.to("meta")
+    for module in twin.modules():
+        vars(module).pop("_is_hf_initialized", None)
     model.__class__ = type(twin)
     vars(model).update({name: vars(twin)[name] for name in ("_modules", "_parameters", "_buffers")})
     return kept
