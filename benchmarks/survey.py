@@ -21,11 +21,11 @@ from torch import nn
 
 from benchmarks.oracle import Oracle
 from benchmarks.round_trip import round_trip
-from benchmarks.tiny import build, names
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.inputs import as_call, evaluating
 from ksurgeon.models.inputs import Inputs, inputs_for
+from ksurgeon.survey.tiny import build, names
 
 _SIZES = re.compile(r",? ?\(\d[^)]*\)")
 LIBRARIES = ("timm", "torchvision", "transformers")

@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.oracle import Oracle
 from benchmarks.survey import LIBRARIES, compare, look_at, table
-from benchmarks.tiny import names
+from ksurgeon.survey.tiny import names
 
 MODELS = [
     ("timm", "test_vit"),
