@@ -7,6 +7,7 @@ from ksurgeon.integrations import register
 
 if TYPE_CHECKING:
     from ksurgeon.errors import (
+        ExportError,
         FolderError,
         InputError,
         KsurgeonError,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         VersionError,
         WeightsError,
     )
+    from ksurgeon.export import export_model
     from ksurgeon.find import Site, find
     from ksurgeon.frontend import KFrontend
     from ksurgeon.integrations.hf_config import KsurgeonConfig
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Conversion": "surgery.convert",
+    "ExportError": "errors",
     "FolderError": "errors",
     "InputError": "errors",
     "KChannelShuffle": "kmatrix.shuffle",
@@ -57,6 +60,7 @@ _HOMES = {
     "VersionError": "errors",
     "WeightsError": "errors",
     "convert": "surgery.convert",
+    "export_model": "export",
     "find": "find.finder",
     "load": "surgery.storage",
     "replace_modules": "surgery.convert",
@@ -66,6 +70,7 @@ _HOMES = {
 
 __all__ = [
     "Conversion",
+    "ExportError",
     "FolderError",
     "InputError",
     "KChannelShuffle",
@@ -88,6 +93,7 @@ __all__ = [
     "VersionError",
     "WeightsError",
     "convert",
+    "export_model",
     "find",
     "load",
     "replace_modules",

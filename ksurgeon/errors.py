@@ -1,6 +1,7 @@
 """Every exception ksurgeon raises on purpose, all under :class:`KsurgeonError`."""
 
 __all__ = [
+    "ExportError",
     "FolderError",
     "InputError",
     "KsurgeonError",
@@ -61,3 +62,7 @@ class FolderError(KsurgeonError, OSError):
 
 class VersionError(KsurgeonError, ImportError):
     """A library that is installed in a version too old."""
+
+
+class ExportError(KsurgeonError, RuntimeError):
+    """A model that cannot be exported, or whose exported program gives something else."""

@@ -9,6 +9,8 @@ import pytest
 import ksurgeon
 
 PROMISED = [
+    "export_model",
+    "ExportError",
     "find",
     "convert",
     "replace_modules",

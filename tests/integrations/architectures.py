@@ -30,6 +30,7 @@ FURTHER = {
     "swin": {"embed_dim": 32, "num_heads": [2, 4], "depths": [1, 1], "image_size": 64, "patch_size": 4},
     "convnext": {"hidden_sizes": [16, 32, 64, 64], "depths": [1, 1, 1, 1]},
     "wav2vec2": {"conv_dim": [32] * 7},
+    "yolos": {"image_size": [32, 32], "num_detection_tokens": 8},
     "segformer": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
 }
 FURTHER |= {"swinv2": FURTHER["swin"], "hubert": FURTHER["wav2vec2"]}
