@@ -114,6 +114,44 @@ def revert(folder: Folder, output: Output = None, yes: Yes = False, json: AsJson
     run(folder, output, yes, json)
 
 
+@app.command()
+def export(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="a converted model, or any MODEL", show_default=False)
+    ],
+    to: Annotated[str, typer.Option("--to", help="onnx, pt2 (torch.export) or aoti (AOTInductor)")] = "onnx",
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="where to write")] = None,
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    compare: Annotated[
+        bool, typer.Option(help="export the dense model, too, and show sizes and latency side by side")
+    ] = True,
+    json: AsJson = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier file without asking")] = False,
+) -> None:
+    """Write a model as a program that runs without ksurgeon, and check its outputs."""
+    from ksurgeon.cli.export import run
+
+    run(folder, to, output, input_size, seed, compare, json, yes)
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="a converted model, or any MODEL", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", help="another one", show_default=False)],
+    weights: Weights = "auto",
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: AsJson = False,
+    all: Everything = False,
+) -> None:
+    """Compare two models: outputs on the same inputs, parameters, multiplications, latency in turns."""
+    from ksurgeon.cli.diff import run
+
+    run(first, second, weights, input_size, seed, device, json, all)
+
+
 @rules_app.callback()
 def rules(context: typer.Context, json: AsJson = False) -> None:
     """List the built-in rules."""

@@ -11,8 +11,6 @@ from ksurgeon.find.inputs import ExampleInputs, as_call, repeat_single_example
 
 __all__ = ["attempts", "for_export", "variants"]
 
-_LARGEST = 4096
-
 
 def for_export(example_inputs: ExampleInputs) -> ExampleInputs:
     """A batch of two: a size of one would be taken for fixed."""
@@ -22,11 +20,10 @@ def for_export(example_inputs: ExampleInputs) -> ExampleInputs:
 def attempts(inputs: ExampleInputs) -> Iterator[tuple[str, Any]]:
     """What is left open, in words, and as dynamic shapes for torch.export; the most first."""
     args, kwargs = as_call(inputs)
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST)
+    batch = torch.export.Dim.DYNAMIC
     if any(_is_text(name, value) for name, value in kwargs.items()):
-        longest = torch.export.Dim("length", min=2, max=_LARGEST)
         both = {
-            name: {0: batch, 1: longest} if _is_text(name, value) else _only_batch(value, batch)
+            name: {0: batch, 1: torch.export.Dim.DYNAMIC} if _is_text(name, value) else _only_batch(value, batch)
             for name, value in kwargs.items()
         }
         yield "batch and length", both
