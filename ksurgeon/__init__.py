@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ksurgeon.rules.plan import Plan
     from ksurgeon.rules.schema import Rule
     from ksurgeon.surgery.convert import Conversion, convert, replace_modules
+    from ksurgeon.surgery.load_dense import load_dense
     from ksurgeon.surgery.revert import revert
     from ksurgeon.surgery.storage import load, save
 
@@ -63,6 +64,7 @@ _HOMES = {
     "export_model": "export",
     "find": "find.finder",
     "load": "surgery.storage",
+    "load_dense": "surgery.load_dense",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
     "save": "surgery.storage",
@@ -96,6 +98,7 @@ __all__ = [
     "export_model",
     "find",
     "load",
+    "load_dense",
     "replace_modules",
     "revert",
     "save",

@@ -16,6 +16,7 @@ PROMISED = [
     "replace_modules",
     "save",
     "load",
+    "load_dense",
     "revert",
     "KMatrix",
     "KLinear",

@@ -46,6 +46,8 @@ Everything = Annotated[bool, typer.Option("--all", help="long tables in full")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier conversion without asking")]
 Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")]
 
+ANY_MODEL = "a converted model, or any MODEL"
+
 
 @app.callback()
 def _root(
@@ -116,11 +118,11 @@ def revert(folder: Folder, output: Output = None, yes: Yes = False, json: AsJson
 
 @app.command()
 def export(
-    folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="a converted model, or any MODEL", show_default=False)
-    ],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help=ANY_MODEL, show_default=False)],
     to: Annotated[str, typer.Option("--to", help="onnx, pt2 (torch.export) or aoti (AOTInductor)")] = "onnx",
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="where to write")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="where to write")
+    ] = None,
     input_size: InputSize = None,
     seed: Seed = 0,
     compare: Annotated[
@@ -137,7 +139,7 @@ def export(
 
 @app.command()
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="a converted model, or any MODEL", show_default=False)],
+    first: Annotated[str, typer.Argument(metavar="A", help=ANY_MODEL, show_default=False)],
     second: Annotated[str, typer.Argument(metavar="B", help="another one", show_default=False)],
     weights: Weights = "auto",
     input_size: InputSize = None,

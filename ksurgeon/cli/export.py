@@ -88,12 +88,10 @@ def _show(exported: Exported, facts: dict[str, object]) -> None:
     for number, column in enumerate(("", "dense", "converted", "converted / dense")):
         table.add_column(column, justify="right" if number else "left")
     table.add_row("bytes", f"{dense:,}", f"{size:,}", f"{size / dense:.2f}×")
-    table.add_row(
-        "latency, ms", f"{latency[0]:.2f}", f"{latency[1]:.2f}", f"{latency[1] / latency[0]:.2f}×"
-    )
+    table.add_row("latency, ms", f"{latency[0]:.2f}", f"{latency[1]:.2f}", f"{latency[1] / latency[0]:.2f}×")
     out.print(table)
-    threads = torch.get_num_threads()
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
     out.print(
-        f"[dim]latency: medians of runs in turns, {_RUNS[exported.to]}, {threads} thread{'s' * (threads != 1)}[/]",
+        f"[dim]latency: medians of runs in turns, {_RUNS[exported.to]}, {threads}[/]",
         highlight=False,
     )

@@ -23,8 +23,8 @@ Run = Callable[[Any], list[Tensor]]
 class Format:
     """How a program is written, and how it is opened again.
 
-    ``write`` takes the model, example inputs, the dynamic shapes for torch.export, and the file; ``open`` gives
-    what runs the file on the CPU. ``suffix`` is that of its files.
+    ``write`` takes the model, example inputs, the dynamic shapes for torch.export, and the file; ``open``
+    gives what runs the file on the CPU. ``suffix`` is that of its files.
     """
 
     suffix: str

@@ -27,7 +27,8 @@ class Exported:
     Attributes:
         file: where it is.
         to: its format.
-        opened: the dimensions of the inputs that may have other sizes: "batch and length", "batch" or "nothing".
+        opened: the dimensions of the inputs that may have other sizes: "batch and length", "batch" or
+        "nothing".
         size: bytes.
         largest_error: largest difference from the model's outputs, relative to the largest entry of each.
         example_inputs: what the program was exported with.
@@ -48,27 +49,29 @@ def export_model(
 ) -> Exported:
     """Write a model, converted or not, as a program that needs no ksurgeon, and compare the two.
 
-    The factors of K-matrices are merged and become plain matrix products. The batch is left open, and for text its
-    length, where the model's own code allows it. The file appears once its program was run on several inputs and
-    gave what the model gives; what was there before stays until then.
+    The factors of K-matrices are merged and become plain matrix products. The batch is left open, and for
+    text its length, where the model's own code allows it. The file appears once its program was run on
+    several inputs and gave what the model gives; what was there before stays until then.
 
     Args:
         model: any module on the CPU; it is left as it is.
         file: where to write; ``.onnx`` or ``.pt2``.
         example_inputs: as for ``find``.
-        to: "onnx" (for onnxruntime and others), "pt2" (torch.export), "aoti" (compiled by AOTInductor); by the
-            file's suffix if left out.
+        to: "onnx" (for onnxruntime and others), "pt2" (torch.export), "aoti" (compiled by AOTInductor); by
+            the file's suffix if left out.
 
     Raises:
-        ExportError: the format or its library is not known or not there, the exporter cannot read the model's code,
-            or the program's outputs differ by more than 1e-4 of the largest.
+        ExportError: the format or its library is not known or not there, the exporter cannot read the model's
+            code, or the program's outputs differ by more than 1e-4 of the largest.
         InputError: the model does not run on the inputs.
         FolderError: the file cannot be written.
     """
     target = Path(file)
     format_ = to or next((name for name, f in FORMATS.items() if f.suffix == target.suffix), "")
     if format_ not in FORMATS:
-        raise ExportError(f"formats are {', '.join(FORMATS)}, got {format_ or target.suffix or target.name!r}")
+        raise ExportError(
+            f"formats are {', '.join(FORMATS)}, got {format_ or target.suffix or target.name!r}"
+        )
     if target.is_dir() or target.suffix != FORMATS[format_].suffix:
         raise FolderError(f"{target}: give a file whose name ends in {FORMATS[format_].suffix}")
     inputs = for_export(example_inputs)
@@ -79,15 +82,15 @@ def export_model(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             part = Path(folder) / target.name
             opened = _write(model, inputs, format_, part)
-            error = _compare(model, inputs, opened, FORMATS[format_].open(part))
-            for written in Path(folder).iterdir():  # ONNX of more than 2 GB keeps its tensors in a second file
+            difference = _compare(model, inputs, opened, FORMATS[format_].open(part))
+            for written in Path(folder).iterdir():  # ONNX above 2 GB keeps its tensors beside it
                 os.replace(written, target.parent / written.name)
     except KsurgeonError:
         raise
     except OSError as error:
         raise FolderError(f"{target} could not be written: {error.strerror or error}") from error
     return Exported(
-        target, format_, opened, target.stat().st_size, error, inputs, FORMATS[format_].open(target)
+        target, format_, opened, target.stat().st_size, difference, inputs, FORMATS[format_].open(target)
     )
 
 
@@ -129,7 +132,7 @@ def _compare(
                 largest = max(largest, float((mine.double() - other.double()).abs().max()) / scale)
     if not largest <= TOLERANCE:
         raise ExportError(
-            f"the program's outputs differ from the model's by {largest:.1e} (at most {TOLERANCE:.0e} was expected); "
-            "nothing was written"
+            f"the program's outputs differ from the model's by {largest:.1e} (at most {TOLERANCE:.0e} "
+            "was expected); nothing was written"
         )
     return largest

@@ -23,7 +23,9 @@ def attempts(inputs: ExampleInputs) -> Iterator[tuple[str, Any]]:
     batch = torch.export.Dim.DYNAMIC
     if any(_is_text(name, value) for name, value in kwargs.items()):
         both = {
-            name: {0: batch, 1: torch.export.Dim.DYNAMIC} if _is_text(name, value) else _only_batch(value, batch)
+            name: {0: batch, 1: torch.export.Dim.DYNAMIC}
+            if _is_text(name, value)
+            else _only_batch(value, batch)
             for name, value in kwargs.items()
         }
         yield "batch and length", both

@@ -80,12 +80,20 @@ def _advice(fitted: list[Operation]) -> str:
     errors = [o.weight_error for o in fitted if o.weight_error is not None]
     if not fitted:
         return "Every replacement is exact: the model computes what it did."
-    far = f" of {min(errors):.2f} to {max(errors):.2f} relative (median {median(errors):.2f})" if errors else ""
-    return f"{len(fitted)} layers started as approximations of what they replace, with weight errors{far}."
+    far = (
+        f" of {min(errors):.2f} to {max(errors):.2f} relative (median {median(errors):.2f})" if errors else ""
+    )
+    how = f"with weight errors{far}" if errors else "drawn at random"
+    return f"{len(fitted)} layers started as approximations of what they replace, {how}."
 
 
 def _table(operations: list[Operation]) -> str:
-    lines = ["## What was replaced", "", "| site | by | parameters | → | weight error |", "|---|---|---:|---:|---:|"]
+    lines = [
+        "## What was replaced",
+        "",
+        "| site | by | parameters | → | weight error |",
+        "|---|---|---:|---:|---:|",
+    ]
     for o in operations[:_ROWS]:
         error = "exact" if o.start == "exact" else "–" if o.weight_error is None else f"{o.weight_error:.3f}"
         by = "dense" if o.form == "dense" else str(o.structure)

@@ -1,4 +1,5 @@
-"""What a config of transformers holds about ksurgeon: a rule to convert by, or the record of what was done."""
+"""What a config of transformers holds about ksurgeon: a rule to convert by, or the record of what was
+done."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ __all__ = ["METHOD", "KsurgeonConfig", "compact"]
 METHOD = "ksurgeon"
 
 
-class KsurgeonConfig(QuantizationConfigMixin):
+class KsurgeonConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """Converts a dense checkpoint while ``from_pretrained`` loads it.
 
-    ``AutoModel.from_pretrained(ID, quantization_config=KsurgeonConfig(rule="linear"))`` reads one weight after
-    the other and puts the K-matrix that is fitted to it in its place, so that no two copies are ever held. In a
-    ``config.json`` the same class holds the record of a converted model.
+    ``AutoModel.from_pretrained(ID, quantization_config=KsurgeonConfig(rule="linear"))`` reads one weight
+    after the other and puts the K-matrix that is fitted to it in its place, so that no two copies are ever
+    held. In a ``config.json`` the same class holds the record of a converted model.
 
     Args:
         rule: name of a built-in rule, a rule file, or a ``Rule``.
@@ -57,7 +58,10 @@ class KsurgeonConfig(QuantizationConfigMixin):
         if self.record is not None:
             return plain | {"record": compact(self.record)}
         assert self.rule is not None
-        return plain | {"rule": self.rule.model_dump(mode="json", exclude_none=True, exclude_unset=True), "seed": self.seed}
+        return plain | {
+            "rule": self.rule.model_dump(mode="json", exclude_none=True),
+            "seed": self.seed,
+        }
 
     def __iter__(self) -> Any:
         yield from self.to_dict().items()

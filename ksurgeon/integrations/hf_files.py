@@ -4,19 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ksurgeon.integrations.card import CARD_FILE, is_own_card, model_card
 from torch import nn
 from transformers import PreTrainedModel
 
+from ksurgeon.integrations.card import CARD_FILE, is_own_card, model_card
 from ksurgeon.integrations.hf_config import KsurgeonConfig
 from ksurgeon.surgery.record import Record
 
 __all__ = ["NEEDS_KSURGEON", "complete_folder", "write_beside"]
 
 NEEDS_KSURGEON = "this-model-needs-pip-install-ksurgeon-and-import-ksurgeon.safetensors"
-"""What ``config.json`` calls the file of weights. transformers skips a quantisation method that it does not know
-and fills the layers that are missing with random numbers under a warning; a file that is not there stops it, and
-says why. The quantizer takes the name out before transformers looks."""
+"""What ``config.json`` calls the file of weights. transformers skips a quantisation method that it does not
+know and fills the layers that are missing with random numbers under a warning; a file that is not there stops
+it, and says why. The quantizer takes the name out before transformers looks."""
 
 
 def write_beside(model: nn.Module, record: Record, folder: Path) -> None:

@@ -63,7 +63,7 @@ def plan_for(model: Any, config: KsurgeonConfig) -> tuple[Record, dict[str, Plan
     return record, planned
 
 
-class ConvertOnLoad(ConversionOps):
+class ConvertOnLoad(ConversionOps):  # type: ignore[misc]
     """Takes dense weights, puts fitted K-modules in the place of their layers, and gives the factors."""
 
     def __init__(self, planned: Mapping[str, Planned], seed: int) -> None:

@@ -16,8 +16,9 @@ from ksurgeon.surgery.record import Record, attach
 __all__ = ["KsurgeonQuantizer"]
 
 
-class KsurgeonQuantizer(HfQuantizer):
-    """Rebuilds the K-modules of a record before their values are loaded, or converts dense weights as they are."""
+class KsurgeonQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Rebuilds the K-modules of a record before their values are loaded, or converts dense weights as they
+    are."""
 
     quantization_config: KsurgeonConfig
 

@@ -22,8 +22,8 @@ def rebuild(
     """Put the K-modules of a record into a model without values.
 
     Returns:
-        The record as it is true for this model, which may be the base of the one that was converted, or have a
-        head where that had none; and the values of what no checkpoint holds, by name.
+        The record as it is true for this model, which may be the base of the one that was converted, or have
+        a head where that had none; and the values of what no checkpoint holds, by name.
 
     Raises:
         RecordError: the record or the checkpoint belongs to another model.
@@ -89,8 +89,8 @@ def _there(model: nn.Module, path: str) -> bool:
 
 
 def _graft(model: Any, record: Record) -> dict[str, Tensor]:
-    """Maps inside a forward are found by running it, which takes values: a twin with random ones is converted,
-    and what it is made of handed over."""
+    """Maps inside a forward are found by running it, which takes values: a twin with random ones is
+    converted, and what it is made of handed over."""
     with torch.device("cpu"):
         twin = type(model)(model.config).eval()
         with torch.no_grad():

@@ -15,6 +15,8 @@ from ksurgeon.surgery.storage import writers
 
 __all__ = ["register_with_transformers"]
 
+_HUB = {"repo_id", "commit_message", "create_pr"}
+
 
 def register_with_transformers() -> None:
     """Register config and quantizer, and let ``save_pretrained`` write what a converted model needs."""
@@ -54,7 +56,7 @@ def _completing(save: Callable[..., None]) -> Callable[..., None]:
             return save(self, save_directory, *args, **options)
         options["save_original_format"] = False  # the names of the record are the model's own
         push = options.pop("push_to_hub", False)
-        hub = {name: options.pop(name) for name in ("repo_id", "commit_message", "create_pr") if name in options}
+        hub: dict[str, Any] = {name: options.pop(name) for name in _HUB & options.keys()}
         save(self, save_directory, *args, **options)
         complete_folder(save_directory, record)
         if push:

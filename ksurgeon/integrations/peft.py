@@ -14,8 +14,9 @@ from ksurgeon.kmatrix.linear import KLinear
 __all__ = ["KLoraLinear", "register_with_peft"]
 
 
-class KLoraLinear(lora.Linear):
-    """A ``KLinear`` and low-rank updates beside it. A K-matrix cannot take an update up, so none is merged."""
+class KLoraLinear(lora.Linear):  # type: ignore[misc]
+    """A ``KLinear`` and low-rank updates beside it. A K-matrix cannot take an update up, so none is
+    merged."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge the updates into the layer, once it is dense.

@@ -66,8 +66,6 @@ def _snapshot(name: str, patterns: list[str]) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=patterns, local_files_only=hub_endpoint() is None)
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=hub_endpoint() is None))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None

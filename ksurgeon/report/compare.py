@@ -23,10 +23,10 @@ __all__ = ["Comparison", "compare", "show_comparison"]
 class Comparison:
     """Pairs are of the first and the second model.
 
-    ``outputs`` has for each floating output its shape, and the difference in the norm and the largest one, relative
-    to the norm and to the largest entry of the first model's. ``decided_alike`` is the share of vectors along the
-    last dimension of the first output whose largest entry is the same one. ``modules`` lists paths at which classes
-    differ. Latency is in milliseconds for the batch.
+    ``outputs`` has for each floating output its shape, and the difference in the norm and the largest one,
+    relative to the norm and to the largest entry of the first model's. ``decided_alike`` is the share of
+    vectors along the last dimension of the first output whose largest entry is the same one. ``modules``
+    lists paths at which classes differ. Latency is in milliseconds for the batch.
     """
 
     outputs: list[dict[str, Any]]
@@ -58,8 +58,12 @@ def compare(first: nn.Module, second: nn.Module, example_inputs: ExampleInputs) 
             outputs.append([t for t in tensors_of(call_model(model, example_inputs)) if _is_number(t)])
     shapes = [[tuple(t.shape) for t in given] for given in outputs]
     if shapes[0] != shapes[1]:
-        raise InputError(f"the models give outputs of shapes {shapes[0]} and {shapes[1]}; they cannot be compared")
-    latency = in_turns(lambda: milliseconds(first, example_inputs), lambda: milliseconds(second, example_inputs))
+        raise InputError(
+            f"the models give outputs of shapes {shapes[0]} and {shapes[1]}; they cannot be compared"
+        )
+    latency = in_turns(
+        lambda: milliseconds(first, example_inputs), lambda: milliseconds(second, example_inputs)
+    )
     tensors = tensors_of(as_call(example_inputs))
     device = tensors[0].device if tensors else torch.device("cpu")
     return Comparison(
@@ -134,7 +138,14 @@ def show_comparison(
         ratio = f"{pair[1] / pair[0]:.2f}×" if pair[0] else "–"
         table.add_row(label, shown.format(pair[0]), shown.format(pair[1]), ratio)
     console.print(table)
-    outputs = Table(box=None, pad_edge=False, header_style="dim", title="\nOutputs", title_justify="left", title_style="bold")
+    outputs = Table(
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+        title="\nOutputs",
+        title_justify="left",
+        title_style="bold",
+    )
     for number, column in enumerate(("output", "shape", "relative difference", "largest / largest entry")):
         outputs.add_column(column, justify="right" if number > 1 else "left")
     for number, output in enumerate(comparison.outputs):

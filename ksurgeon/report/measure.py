@@ -110,7 +110,7 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

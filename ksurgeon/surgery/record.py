@@ -196,7 +196,11 @@ def read_record(folder: str | Path) -> Record:
         )
     record = parse_record(method["record"], Path(folder) / _CONFIG_FILE)
     assert isinstance(config, dict)
-    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "transformers_weights")}
+    plain = {
+        key: value
+        for key, value in config.items()
+        if key not in ("quantization_config", "transformers_weights")
+    }
     source = record.source or Source(kind="transformers", name=str(folder))
     record.source = source.model_copy(update={"options": {**source.options, "config": plain}})
     return record

@@ -36,7 +36,8 @@ _INDEX_FILE = "model.safetensors.index.json"
 _FILES = {RECORD_FILE, TENSOR_FILE, "config.json", "generation_config.json", "README.md"}
 
 writers: list[Callable[[nn.Module, Record, Path], None]] = []
-"""Called with model, record and folder by every ``save``: what other libraries want to find beside the tensors."""
+"""Called with model, record and folder by every ``save``: what other libraries want to find beside the
+tensors."""
 
 
 def save(
@@ -234,7 +235,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for file in _tensor_files(folder):
         try:
             with safe_open(file, framework="pt") as stored:

@@ -1,7 +1,7 @@
 """Tiny models with random weights of many architectures of transformers, and inputs for them.
 
-``python -m tests.integrations.architectures FOLDER`` loads every converted model below a folder as anybody would,
-and writes its outputs beside it.
+``python -m tests.integrations.architectures FOLDER`` loads every converted model below a folder as anybody
+would, and writes its outputs beside it.
 """
 
 import sys
@@ -18,8 +18,8 @@ from ksurgeon.models import example_inputs
 SIZES = {
     "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "embedding_size": 32, "projection_dim": 32,
     "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_layers": 2, "n_layer": 2, "n_layers": 2,
-    "encoder_layers": 2, "decoder_layers": 2, "num_decoder_layers": 2, "num_attention_heads": 4, "num_heads": 4,
-    "n_head": 4, "n_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_layers": 2, "decoder_layers": 2, "num_decoder_layers": 2, "num_attention_heads": 4,
+    "num_heads": 4, "n_head": 4, "n_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "num_key_value_heads": 2, "d_kv": 8, "intermediate_size": 64, "d_ff": 64, "ffn_dim": 64,
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "hidden_dim": 64, "moe_intermediate_size": 32,
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 96, "image_size": 32,
@@ -36,14 +36,15 @@ FURTHER = {
 FURTHER |= {"swinv2": FURTHER["swin"], "hubert": FURTHER["wav2vec2"]}
 
 CAUSAL = (
-    "gpt2 llama qwen2 qwen3 gemma gemma2 mistral mixtral qwen2_moe opt bloom gpt_neox phi phi3 olmo granite cohere "
-    "stablelm starcoder2 mamba"
-).split()
-SEQ2SEQ = "t5 mt5 bart pegasus mbart blenderbot m2m_100 whisper".split()
+    "gpt2", "llama", "qwen2", "qwen3", "gemma", "gemma2", "mistral", "mixtral", "qwen2_moe", "opt", "bloom",
+    "gpt_neox", "phi", "phi3", "olmo", "granite", "cohere", "stablelm", "starcoder2", "mamba",
+)  # fmt: skip
+SEQ2SEQ = ["t5", "mt5", "bart", "pegasus", "mbart", "blenderbot", "m2m_100", "whisper"]
 OTHERS = (
-    "wav2vec2 hubert bert distilbert deberta deberta-v2 roberta albert electra mpnet modernbert fnet vit deit beit swin "
-    "swinv2 convnext dinov2 clip siglip segformer yolos squeezebert"
-).split()
+    "wav2vec2", "hubert", "bert", "distilbert", "deberta", "deberta-v2", "roberta", "albert", "electra",
+    "mpnet", "modernbert", "fnet", "vit", "deit", "beit", "swin", "swinv2", "convnext", "dinov2", "clip", "siglip",
+    "segformer", "yolos", "squeezebert",
+)  # fmt: skip
 NAMES = (*CAUSAL, *SEQ2SEQ, *OTHERS)
 NEW_TOKENS = 5
 
@@ -99,7 +100,11 @@ def outputs(model, inputs):
     """What the model gives for inputs, and what it writes after them, token for token."""
     args, kwargs = as_call(inputs)
     with evaluating(model):
-        told = {f"output.{n}": t for n, t in enumerate(tensors_of(model(*args, **kwargs))) if t.is_floating_point()}
+        told = {
+            f"output.{n}": t
+            for n, t in enumerate(tensors_of(model(*args, **kwargs)))
+            if t.is_floating_point()
+        }
     if model.can_generate():
         given = {name: value for name, value in kwargs.items() if not name.startswith("decoder_")}
         told["tokens"] = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)
@@ -129,7 +134,10 @@ def load_inputs(folder):
 
 
 def save_inputs(folder, model):
-    save_file({name: value.contiguous() for name, value in example_inputs(model).items()}, folder / "inputs.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in example_inputs(model).items()},
+        folder / "inputs.safetensors",
+    )
 
 
 if __name__ == "__main__":
