@@ -42,8 +42,8 @@ CAUSAL = (
 SEQ2SEQ = ["t5", "mt5", "bart", "pegasus", "mbart", "blenderbot", "m2m_100", "whisper"]
 OTHERS = (
     "wav2vec2", "hubert", "bert", "distilbert", "deberta", "deberta-v2", "roberta", "albert", "electra",
-    "mpnet", "modernbert", "fnet", "vit", "deit", "beit", "swin", "swinv2", "convnext", "dinov2", "clip", "siglip",
-    "segformer", "yolos", "squeezebert",
+    "mpnet", "modernbert", "fnet", "vit", "deit", "beit", "swin", "swinv2", "convnext", "dinov2", "clip",
+    "siglip", "segformer", "yolos", "squeezebert",
 )  # fmt: skip
 NAMES = (*CAUSAL, *SEQ2SEQ, *OTHERS)
 NEW_TOKENS = 5
