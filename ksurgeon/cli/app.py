@@ -41,6 +41,9 @@ InputSize = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="of random weights, random starts and random inputs")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run model code that lies in a repository of the hub")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 Everything = Annotated[bool, typer.Option("--all", help="long tables in full")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier conversion without asking")]
@@ -63,13 +66,14 @@ def find(
     input_size: InputSize = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     json: AsJson = False,
     all: Everything = False,
 ) -> None:
     """Show the linear maps in a model, and which of them can be replaced."""
     from ksurgeon.cli.find import run
 
-    run(model, weights, input_size, seed, device, json, all)
+    run(model, weights, input_size, seed, device, trust_remote_code, json, all)
 
 
 @app.command()
@@ -81,6 +85,7 @@ def convert(
     input_size: InputSize = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the plan, change and write nothing")
     ] = False,
@@ -94,7 +99,7 @@ def convert(
     """
     from ksurgeon.cli.convert import run
 
-    run(model, rule, output, weights, input_size, seed, device, dry_run, json, yes, all)
+    run(model, rule, output, weights, input_size, seed, device, trust_remote_code, dry_run, json, yes, all)
 
 
 @app.command()

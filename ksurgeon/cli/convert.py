@@ -28,6 +28,7 @@ def run(
     input_size: str | None,
     seed: int,
     device: str,
+    trust_remote_code: bool,
     dry_run: bool,
     json: bool,
     yes: bool,
@@ -35,10 +36,10 @@ def run(
 ) -> None:
     chosen = load_rule(rule)
     if dry_run:
-        _show_plan(open_on(model, weights, input_size, seed, device), chosen, model, json)
+        _show_plan(open_on(model, weights, input_size, seed, device, trust_remote_code), chosen, model, json)
         return
     target = agree_on_target(output or _default_folder(model, chosen), yes)
-    loaded = open_on(model, weights, input_size, seed, device)
+    loaded = open_on(model, weights, input_size, seed, device, trust_remote_code)
     with progress_bar("fitting") as progress:
         conversion = convert(
             loaded.model, chosen, loaded.example_inputs, source=loaded.source, seed=seed, progress=progress

@@ -89,16 +89,17 @@ def save(
     return target
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, trust_remote_code: bool = False) -> nn.Module:
     """Load a converted model: build the architecture, replay the record, load the tensors.
 
-    A record whose source is ``package.module:function`` calls that function, as the conversion did; nothing
-    else in a folder is ever run.
+    A record whose source is ``package.module:function`` calls that function, as the conversion did; other
+    code is run only where ``trust_remote_code`` allows it.
 
     Args:
         folder: what ``save`` wrote, or ``save_pretrained`` of a converted model of transformers.
         model: a fresh, unconverted model of the same architecture, changed in place; needed only if the
             record does not say where the architecture comes from.
+        trust_remote_code: whether model code may be run that lies in the repository that was converted.
 
     Returns:
         The model in eval mode.
@@ -114,6 +115,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             raise RecordError(
                 f"{folder}: the record does not say where the architecture comes from; build the model and "
                 "call load(folder, model=…), or save it with source='package.module:function'"
+            )
+        if record.source.options.get("trust_remote_code") and not trust_remote_code:
+            raise RecordError(
+                f"{folder}: the model is made by code in {record.source.name}, which is not run unless you "
+                "ask for it: read it, then load with trust_remote_code=True (--trust-remote-code)"
             )
         model = build(record.source)
     if record.architecture:
