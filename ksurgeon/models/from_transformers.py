@@ -44,8 +44,8 @@ def describe(name: str, options: dict[str, Any]) -> Source:
     except (OSError, ValueError, KeyError) as error:
         if not trusted and "custom code" in str(error):
             raise ModelNotFoundError(
-                f'"{name}" brings model code of its own, which is not run unless you ask for it: read it, then
-                ' "give --trust-remote-code"
+                f'"{name}" brings model code of its own, which is not run unless you ask for it: '
+                "read it, then give --trust-remote-code"
             ) from error
         raise ModelNotFoundError(
             f'transformers cannot read a config from "{name}": {_first_line(error)}'
