@@ -5,16 +5,18 @@ from statistics import median
 
 from ksurgeon.surgery.record import Operation, Record
 
-__all__ = ["CARD_FILE", "is_own_card", "model_card"]
+__all__ = ["CARD_FILE", "is_replaceable", "model_card"]
 
 CARD_FILE = "README.md"
 _MARK = "<!-- written by ksurgeon -->"
+_TEMPLATE = "This model card has been automatically generated"
 _ROWS = 200
 
 
-def is_own_card(file: Path) -> bool:
-    """Whether ``model_card`` made the file and nobody took its mark out."""
-    return _MARK in file.read_text(encoding="utf-8", errors="replace")
+def is_replaceable(file: Path) -> bool:
+    """Whether nobody wrote the card: ``model_card`` made it, or transformers did from its template."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return _MARK in text or _TEMPLATE in text
 
 
 def model_card(record: Record) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ksurgeon.integrations.card import CARD_FILE, is_own_card, model_card
+from ksurgeon.integrations.card import CARD_FILE, is_replaceable, model_card
 from ksurgeon.integrations.hf_config import KsurgeonConfig
 from ksurgeon.surgery.record import Record
 
@@ -36,7 +36,7 @@ def write_beside(model: nn.Module, record: Record, folder: Path) -> None:
 def complete_folder(folder: str | Path, record: Record) -> None:
     """Add to what ``save_pretrained`` wrote: the guard in ``config.json``, and a model card.
 
-    A model card that somebody else wrote is left as it is.
+    A model card that somebody wrote is left as it is.
     """
     file = Path(folder) / "config.json"
     if file.is_file():
@@ -44,7 +44,7 @@ def complete_folder(folder: str | Path, record: Record) -> None:
         config["quantization_config"] = KsurgeonConfig(record=record).to_dict()
         _write_json(file, config | {"transformers_weights": NEEDS_KSURGEON})
     card = Path(folder) / CARD_FILE
-    if not card.exists() or is_own_card(card):
+    if not card.exists() or is_replaceable(card):
         card.write_text(model_card(record), encoding="utf-8")
 
 

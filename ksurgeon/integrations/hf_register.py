@@ -15,8 +15,6 @@ from ksurgeon.surgery.storage import writers
 
 __all__ = ["register_with_transformers"]
 
-_HUB = {"repo_id", "commit_message", "create_pr"}
-
 
 def register_with_transformers() -> None:
     """Register config and quantizer, and let ``save_pretrained`` write what a converted model needs."""
@@ -34,6 +32,7 @@ def register_with_transformers() -> None:
     writers.append(write_beside)
     models: Any = sys.modules["transformers.modeling_utils"].PreTrainedModel
     models.save_pretrained = _completing(models.save_pretrained)
+    models._upload_modified_files = _completing_before(models._upload_modified_files)
 
 
 def _tell_config(model: nn.Module, record: Record | None) -> None:
@@ -50,26 +49,32 @@ def _tell_config(model: nn.Module, record: Record | None) -> None:
 
 def _completing(save: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(save)
-    def save_pretrained(self: Any, save_directory: Any, *args: Any, **options: Any) -> None:
-        record = record_of(self)
-        if record is None or not record.operations or getattr(self, "_hf_peft_config_loaded", False):
-            return save(self, save_directory, *args, **options)
-        options["save_original_format"] = False  # the names of the record are the model's own
-        push = options.pop("push_to_hub", False)
-        hub: dict[str, Any] = {name: options.pop(name) for name in _HUB & options.keys()}
-        save(self, save_directory, *args, **options)
-        complete_folder(save_directory, record)
-        if push:
-            _upload(save_directory, options.get("token"), hub)
+    def save_pretrained(
+        self: Any, save_directory: Any, is_main_process: bool = True, *args: Any, **options: Any
+    ) -> None:
+        record = _record_to_save(self)
+        if record is not None:
+            options["save_original_format"] = False  # the names of the record are the model's own
+        save(self, save_directory, is_main_process, *args, **options)
+        if record is not None and is_main_process:
+            complete_folder(save_directory, record)
 
     return save_pretrained
 
 
-def _upload(folder: Any, token: Any, options: dict[str, Any]) -> None:
-    from pathlib import Path
+def _completing_before(upload: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(upload)
+    def _upload_modified_files(self: Any, working_dir: Any, *args: Any, **options: Any) -> Any:
+        record = _record_to_save(self)
+        if record is not None:  # transformers has just written a card that says nothing
+            complete_folder(working_dir, record)
+        return upload(self, working_dir, *args, **options)
 
-    from huggingface_hub import HfApi
+    return _upload_modified_files
 
-    api = HfApi(token=token)
-    repository = api.create_repo(options.pop("repo_id", Path(folder).name), exist_ok=True).repo_id
-    api.upload_folder(folder_path=folder, repo_id=repository, **options)
+
+def _record_to_save(model: Any) -> Record | None:
+    """The model's record, unless there are no K-modules in what it saves: none are left, or adapters only."""
+    record = record_of(model)
+    adapters = getattr(model, "_hf_peft_config_loaded", False)
+    return record if record is not None and record.operations and not adapters else None

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import peft
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -226,6 +228,32 @@ def test_the_model_card_tells_what_was_done(folder):
     (folder / "README.md").write_text("mine")
     BertForMaskedLM.from_pretrained(folder).save_pretrained(folder)
     assert (folder / "README.md").read_text() == "mine"
+
+
+def test_what_is_pushed_is_whole(folder, tmp_path, monkeypatch):
+    from transformers.utils import hub
+
+    pushed = {}
+
+    class Api:
+        def create_repo(self, repo_id, **options):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def create_branch(self, **options):
+            pass
+
+        def create_commit(self, repo_id, operations, **options):
+            pushed.update({o.path_in_repo: Path(o.path_or_fileobj).read_bytes() for o in operations})
+
+    told = "This model card has been automatically generated."
+    card = ModelCard.from_template(ModelCardData(), model_description=told)
+    for module in (hub, transformers.modeling_utils):
+        monkeypatch.setattr(module, "hf_api", Api)
+        monkeypatch.setattr(module, "create_and_tag_model_card", lambda *args, **options: card)
+    BertForMaskedLM.from_pretrained(folder).push_to_hub("somebody/something")
+    assert {"README.md", "config.json", "model.safetensors"} <= pushed.keys()
+    assert b"bert.encoder.layer.1.output.dense" in pushed["README.md"]
+    assert b"pip-install-ksurgeon" in pushed["config.json"]
 
 
 @pytest.mark.parametrize(
