@@ -1,7 +1,7 @@
 """A dense checkpoint converted while transformers loads it: one weight is read, fitted, and let go."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,9 +49,7 @@ def plan_for(model: Any, config: KsurgeonConfig) -> tuple[Record, dict[str, Plan
     record = Record.begin(model)
     record.rules, record.seed = [plan.rule], config.seed
     record.source = next(iter(from_transformers.infer(model)), None)
-    record.outcome = Outcome(
-        parameters=(_count(model), _count(model)), parts=describe_parts(plan, config.rule)
-    )
+    record.outcome = Outcome(parameters=(0, 0), parts=describe_parts(plan, config.rule))
     sites = {(site.path, site.kind): site for site in finder.sites}
     tied = _tied(model)
     planned: dict[str, Planned] = {}
@@ -98,7 +96,8 @@ class ConvertOnLoad(ConversionOps):  # type: ignore[misc]
         return given
 
     def _convert(self, model: Any, planned: Planned, weight: Tensor) -> nn.Module:
-        site, decision = planned.site, planned.decision
+        decision = planned.decision
+        site = replace(planned.site, parts=decision.parts)
         assert decision.structure is not None and decision.start is not None
         layer = model.get_submodule(site.path)
         layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
@@ -119,7 +118,8 @@ def finish(model: Any, record: Record, planned: Mapping[str, Planned], config: K
     for each in planned.values():
         if each.done:
             record.operations.append(_operation(each))
-    record.outcome.parameters = (record.outcome.parameters[0], _count(model))
+    saved = sum(o.parameters_before - o.parameters_after for o in record.operations)
+    record.outcome.parameters = (_count(model) + saved, _count(model))
     attach(model, record if record.operations else None)
     inside = any(KINDS[part.find].is_original is not None for part in config.rule.replace)
     left = any(not each.done for each in planned.values())
