@@ -290,7 +290,7 @@ def remote_folder(tmp_path):
         "class TwoConfig(PreTrainedConfig):\n"
         "    model_type = 'two_of_a_kind'\n"
         "class TwoModel(PreTrainedModel):\n"
-        "    config_class = TwoConfig\n"
+        "    config_class, main_input_name = TwoConfig, 'input_values'\n"
         "    def __init__(self, config):\n"
         "        super().__init__(config)\n"
         "        self.layer, self.head = torch.nn.Linear(16, 16), torch.nn.Linear(16, 3)\n"
