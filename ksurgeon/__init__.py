@@ -3,8 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ksurgeon.integrations import register
+
 if TYPE_CHECKING:
     from ksurgeon.errors import (
+        ExportError,
         FolderError,
         InputError,
         KsurgeonError,
@@ -15,10 +18,13 @@ if TYPE_CHECKING:
         RuleError,
         StructureError,
         SurgeryError,
+        VersionError,
         WeightsError,
     )
+    from ksurgeon.export import export_model
     from ksurgeon.find import Site, find
     from ksurgeon.frontend import KFrontend
+    from ksurgeon.integrations.hf_config import KsurgeonConfig
     from ksurgeon.kmatrix.conv import KPointwiseConv
     from ksurgeon.kmatrix.linear import KLinear
     from ksurgeon.kmatrix.matrix import KMatrix
@@ -29,11 +35,13 @@ if TYPE_CHECKING:
     from ksurgeon.rules.plan import Plan
     from ksurgeon.rules.schema import Rule
     from ksurgeon.surgery.convert import Conversion, convert, replace_modules
+    from ksurgeon.surgery.load_dense import load_dense
     from ksurgeon.surgery.revert import revert
     from ksurgeon.surgery.storage import load, save
 
 _HOMES = {
     "Conversion": "surgery.convert",
+    "ExportError": "errors",
     "FolderError": "errors",
     "InputError": "errors",
     "KChannelShuffle": "kmatrix.shuffle",
@@ -42,6 +50,7 @@ _HOMES = {
     "KMatrix": "kmatrix.matrix",
     "KPointwiseConv": "kmatrix.conv",
     "KTransform": "kmatrix.transform",
+    "KsurgeonConfig": "integrations.hf_config",
     "KsurgeonError": "errors",
     "MatchError": "errors",
     "ModelNotFoundError": "errors",
@@ -54,10 +63,13 @@ _HOMES = {
     "Site": "find.site",
     "StructureError": "errors",
     "SurgeryError": "errors",
+    "VersionError": "errors",
     "WeightsError": "errors",
     "convert": "surgery.convert",
+    "export_model": "export",
     "find": "find.finder",
     "load": "surgery.storage",
+    "load_dense": "surgery.load_dense",
     "plan": "planner.search",
     "read_plan": "rules.files",
     "replace_modules": "surgery.convert",
@@ -68,6 +80,7 @@ _HOMES = {
 
 __all__ = [
     "Conversion",
+    "ExportError",
     "FolderError",
     "InputError",
     "KChannelShuffle",
@@ -76,6 +89,7 @@ __all__ = [
     "KMatrix",
     "KPointwiseConv",
     "KTransform",
+    "KsurgeonConfig",
     "KsurgeonError",
     "MatchError",
     "ModelNotFoundError",
@@ -88,10 +102,13 @@ __all__ = [
     "Site",
     "StructureError",
     "SurgeryError",
+    "VersionError",
     "WeightsError",
     "convert",
+    "export_model",
     "find",
     "load",
+    "load_dense",
     "plan",
     "read_plan",
     "replace_modules",
@@ -116,3 +133,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+register()

@@ -1,6 +1,7 @@
 """Every exception ksurgeon raises on purpose, all under :class:`KsurgeonError`."""
 
 __all__ = [
+    "ExportError",
     "FolderError",
     "InputError",
     "KsurgeonError",
@@ -11,6 +12,7 @@ __all__ = [
     "RuleError",
     "StructureError",
     "SurgeryError",
+    "VersionError",
     "WeightsError",
 ]
 
@@ -61,3 +63,11 @@ class RecordError(KsurgeonError, ValueError):
 
 class FolderError(KsurgeonError, OSError):
     """A folder that cannot be written: it holds something else, or the disk is full."""
+
+
+class VersionError(KsurgeonError, ImportError):
+    """A library that is installed in a version too old."""
+
+
+class ExportError(KsurgeonError, RuntimeError):
+    """A model that cannot be exported, or whose exported program gives something else."""

@@ -9,11 +9,14 @@ import pytest
 import ksurgeon
 
 PROMISED = [
+    "export_model",
+    "ExportError",
     "find",
     "convert",
     "replace_modules",
     "save",
     "load",
+    "load_dense",
     "revert",
     "KMatrix",
     "KLinear",
@@ -30,6 +33,7 @@ PROMISED = [
     "PlanError",
     "Site",
     "Conversion",
+    "KsurgeonConfig",
     "KsurgeonError",
     "MatchError",
     "RuleError",
@@ -38,6 +42,7 @@ PROMISED = [
     "InputError",
     "WeightsError",
     "RecordError",
+    "VersionError",
     "FolderError",
     "ModelNotFoundError",
 ]

@@ -39,6 +39,9 @@ InputSize = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="of random weights, random starts and random inputs")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run model code that lies in a repository of the hub")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 _DATA = "a text file, a folder of images, or package.module:function that gives batches"
 DataName = Annotated[str | None, typer.Option("--data", "-d", help=_DATA)]
@@ -49,6 +52,8 @@ Tokenizer = Annotated[
 Everything = Annotated[bool, typer.Option("--all", help="long tables in full")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier conversion without asking")]
 Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")]
+
+ANY_MODEL = "a converted model, or any MODEL"
 
 
 @app.callback()
@@ -65,13 +70,14 @@ def find(
     input_size: InputSize = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     json: AsJson = False,
     all: Everything = False,
 ) -> None:
     """Show the linear maps in a model, and which of them can be replaced."""
     from ksurgeon.cli.find import run
 
-    run(model, weights, input_size, seed, device, json, all)
+    run(model, weights, input_size, seed, device, trust_remote_code, json, all)
 
 
 @app.command()
@@ -91,6 +97,7 @@ def convert(
     input_size: InputSize = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the plan, change and write nothing")
     ] = False,
@@ -108,8 +115,8 @@ def convert(
     from ksurgeon.cli.convert import run
 
     run(
-        model, rule, plan, data, examples, tokenizer, output, weights, input_size, seed, device, dry_run,
-        json, yes, all,
+        model, rule, plan, data, examples, tokenizer, output, weights, input_size, seed, device,
+        trust_remote_code, dry_run, json, yes, all,
     )  # fmt: skip
 
 
@@ -192,6 +199,44 @@ def revert(folder: Folder, output: Output = None, yes: Yes = False, json: AsJson
     from ksurgeon.cli.revert import run
 
     run(folder, output, yes, json)
+
+
+@app.command()
+def export(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help=ANY_MODEL, show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="onnx, pt2 (torch.export) or aoti (AOTInductor)")] = "onnx",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="where to write")
+    ] = None,
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    compare: Annotated[
+        bool, typer.Option(help="export the dense model, too, and show sizes and latency side by side")
+    ] = True,
+    json: AsJson = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier file without asking")] = False,
+) -> None:
+    """Write a model as a program that runs without ksurgeon, and check its outputs."""
+    from ksurgeon.cli.export import run
+
+    run(folder, to, output, input_size, seed, compare, json, yes)
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help=ANY_MODEL, show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", help="another one", show_default=False)],
+    weights: Weights = "auto",
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: AsJson = False,
+    all: Everything = False,
+) -> None:
+    """Compare two models: outputs on the same inputs, parameters, multiplications, latency in turns."""
+    from ksurgeon.cli.diff import run
+
+    run(first, second, weights, input_size, seed, device, json, all)
 
 
 @rules_app.callback()

@@ -1,6 +1,7 @@
 """``ksurgeon convert``."""
 
 import json as json_module
+from contextlib import nullcontext
 from pathlib import Path
 
 from ksurgeon.cli.console import err, out, progress_bar, status
@@ -32,6 +33,7 @@ def run(
     input_size: str | None,
     seed: int,
     device: str,
+    trust_remote_code: bool,
     dry_run: bool,
     json: bool,
     yes: bool,
@@ -40,10 +42,11 @@ def run(
     given = read_plan(plan) if plan is not None else None
     chosen = load_rule(rule) if rule is not None else None
     if dry_run:
-        _show_plan(open_on(model, weights, input_size, seed, device), chosen, given, model, json)
+        opened = open_on(model, weights, input_size, seed, device, trust_remote_code)
+        _show_plan(opened, chosen, given, model, json)
         return
     target = agree_on_target(output or _default_folder(model, chosen.name if chosen else "plan"), yes)
-    loaded = open_on(model, weights, input_size, seed, device)
+    loaded = open_on(model, weights, input_size, seed, device, trust_remote_code)
     with progress_bar("fitting", "finding sites") as progress:
         conversion = convert(
             loaded.model,
@@ -59,7 +62,10 @@ def run(
         )
     with status("measuring latency, original and converted in turns"):
         conversion.record.outcome = measure(conversion, loaded.example_inputs)
-    save(conversion.model, target)
+    named = loaded.source.name if loaded.source.kind == "transformers" else None
+    beside = model if Path(model).is_dir() else named
+    with status("copying tokenizer and processor") if beside else nullcontext():
+        save(conversion.model, target, files_from=beside)
     if json:
         print(json_module.dumps({"folder": str(target), **_plain(conversion.record)}, indent=1))
         return

@@ -13,11 +13,18 @@ __all__ = ["run"]
 
 
 def run(
-    model: str, weights: str, input_size: str | None, seed: int, device: str, json: bool, everything: bool
+    model: str,
+    weights: str,
+    input_size: str | None,
+    seed: int,
+    device: str,
+    trust_remote_code: bool,
+    json: bool,
+    everything: bool,
 ) -> None:
     if parse(model)[0] == "ksurgeon":
         weights = "auto"
-    loaded = open_on(model, weights, input_size, seed, device)
+    loaded = open_on(model, weights, input_size, seed, device, trust_remote_code)
     with status("running the model once and tracing its modules"):
         finder = Finder(loaded.model, loaded.example_inputs)
     if json:

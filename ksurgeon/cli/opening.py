@@ -18,7 +18,9 @@ from ksurgeon.surgery.storage import load
 __all__ = ["open_on"]
 
 
-def open_on(name: str, weights: str, input_size: str | None, seed: int, device: str) -> LoadedModel:
+def open_on(
+    name: str, weights: str, input_size: str | None, seed: int, device: str, trust_remote_code: bool = False
+) -> LoadedModel:
     """Open a model, warn of what the user has to know, and move it to a device.
 
     Raises:
@@ -29,10 +31,16 @@ def open_on(name: str, weights: str, input_size: str | None, seed: int, device: 
     logging.getLogger("timm").setLevel(logging.ERROR)
     with status(f"opening {name}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if parse(name)[0] == "ksurgeon":
-            loaded = _open_converted(name, weights, sizes, seed)
+        kind, _ = parse(name)
+        if kind == "ksurgeon":
+            loaded = _open_converted(name, weights, sizes, seed, trust_remote_code)
         else:
-            loaded = open_model(name, weights=weights, seed=seed, input_size=sizes)
+            options = {"trust_remote_code": True} if trust_remote_code else None
+            if options and kind != "transformers":
+                raise InputError(
+                    f"--trust-remote-code is for models of transformers; {name} is one of {kind}"
+                )
+            loaded = open_model(name, weights=weights, seed=seed, input_size=sizes, options=options)
     for note in loaded.notes:
         warn(err, note, "RANDOM WEIGHTS" if "RANDOM" in note else "warning")
     loaded.model.to(where)
@@ -42,10 +50,12 @@ def open_on(name: str, weights: str, input_size: str | None, seed: int, device: 
     return LoadedModel(loaded.model, loaded.source, inputs, loaded.notes)
 
 
-def _open_converted(folder: str, weights: str, sizes: tuple[int, ...] | None, seed: int) -> LoadedModel:
+def _open_converted(
+    folder: str, weights: str, sizes: tuple[int, ...] | None, seed: int, trust_remote_code: bool
+) -> LoadedModel:
     if weights not in ("auto", "pretrained"):
         raise WeightsError(f"{folder} is a converted model and has its own weights; leave --weights at auto")
-    model = load(folder)
+    model = load(folder, trust_remote_code=trust_remote_code)
     source = read_record(folder).source
     assert source is not None  # or it could not have been loaded
     notes = [source.weights_note] if source.weights_note else []

@@ -21,7 +21,7 @@ def run(folder: str, output: str | None, yes: bool, json: bool) -> None:
     revert(model)
     after = record_of(model)
     assert before is not None and after is not None
-    save(model, target)
+    save(model, target, files_from=source)
     dense = len(after.operations)
     if json:
         print(

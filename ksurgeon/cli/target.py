@@ -9,7 +9,7 @@ from ksurgeon.cli.console import err
 from ksurgeon.errors import FolderError
 from ksurgeon.surgery.storage import check_target
 
-__all__ = ["agree_on_target"]
+__all__ = ["agree_on_file", "agree_on_target"]
 
 
 def agree_on_target(folder: str | Path, yes: bool) -> Path:
@@ -19,13 +19,28 @@ def agree_on_target(folder: str | Path, yes: bool) -> Path:
         FolderError: it holds something else, or nobody can be asked.
     """
     target = check_target(folder)
-    if yes or not target.exists() or not any(target.iterdir()):
-        return target
+    if not yes and target.exists() and any(target.iterdir()):
+        _confirm(f"{target} holds an earlier conversion", "folder")
+    return target
+
+
+def agree_on_file(file: str | Path, yes: bool) -> Path:
+    """The file, once the user agrees that what is there is replaced.
+
+    Raises:
+        FolderError: it is a folder, or nobody can be asked.
+    """
+    target = Path(file)
+    if target.is_dir():
+        raise FolderError(f"{target} is a folder; give a file with -o")
+    if not yes and target.exists():
+        _confirm(f"{target} is there already", "file")
+    return target
+
+
+def _confirm(what: str, kind: str) -> None:
     if not sys.stdin.isatty():
-        raise FolderError(
-            f"{target} holds an earlier conversion; give --yes to replace it, or another folder with -o"
-        )
-    err.print(f"{target} holds an earlier conversion.")
+        raise FolderError(f"{what}; give --yes to replace it, or another {kind} with -o")
+    err.print(f"{what}.")
     if not typer.confirm("Replace it?", err=True):
         raise typer.Abort
-    return target

@@ -1,7 +1,8 @@
 """Chooses the backend. The choice never changes a result beyond rounding."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.kernels import cpu, cuda, reference
 
-__all__ = ["apply_chain", "at_once", "available_backends", "chosen_backend"]
+__all__ = ["apply_chain", "at_once", "available_backends", "chosen_backend", "reference_only"]
 
 Backend = Callable[[Tensor, Sequence[Tensor], int, Tensor | None, str | None], Tensor]
 
@@ -84,6 +85,18 @@ def apply_chain(
         name = chosen_backend()
         _chosen = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
     return _chosen(x, factors, dim, bias, activation)
+
+
+@contextmanager
+def reference_only() -> Iterator[None]:
+    """Inside, every product is plain PyTorch, as a program that is to run without ksurgeon needs it."""
+    global _chosen, _chosen_on_gpu
+    before = _chosen, _chosen_on_gpu
+    _chosen = _chosen_on_gpu = reference.apply_chain
+    try:
+        yield
+    finally:
+        _chosen, _chosen_on_gpu = before
 
 
 def at_once(

@@ -17,12 +17,17 @@ __all__ = ["build", "describe", "infer", "pretrained"]
 def describe(name: str, options: dict[str, Any]) -> Source:
     """Source with the config of an ID or folder, ``options`` put over it.
 
+    Of the options ``trust_remote_code`` is no entry of the config: it allows to run model code that lies in
+    the repository.
+
     Raises:
-        ModelNotFoundError: there is no config there, or one of no known architecture, or the hub cannot be
-            reached and has not been before.
+        ModelNotFoundError: there is no config there, or one of no known architecture, or of code in the
+            repository without leave to run it, or the hub cannot be reached and has not been before.
     """
     from transformers import AutoConfig
 
+    trusted = bool(options.get("trust_remote_code", False))
+    options = options | {"trust_remote_code": trusted}
     try:
         try:
             with hub_offline():
@@ -37,10 +42,18 @@ def describe(name: str, options: dict[str, Any]) -> Source:
                 ) from None
             config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
+        if not trusted and "custom code" in str(error):
+            raise ModelNotFoundError(
+                f'"{name}" brings model code of its own, which is not run unless you ask for it: '
+                "read it, then give --trust-remote-code"
+            ) from error
         raise ModelNotFoundError(
             f'transformers cannot read a config from "{name}": {_first_line(error)}'
         ) from error
-    return Source(kind="transformers", name=name, options={"config": _plain(config)})
+    kept: dict[str, Any] = {"config": _plain(config)}
+    if trusted and _is_remote(config):
+        kept["trust_remote_code"] = True
+    return Source(kind="transformers", name=name, options=kept)
 
 
 def build(source: Source) -> nn.Module:
@@ -92,12 +105,21 @@ def infer(model: nn.Module) -> Iterator[Source]:
 
 def _plain(config: Any) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(config.to_json_string())
+    plain.pop("transformers_weights", None)
+    if (plain.get("quantization_config") or {}).get("quant_method") == "ksurgeon":
+        del plain["quantization_config"]
     return plain
+
+
+def _is_remote(config: Any) -> bool:
+    return type(config).__module__.startswith("transformers_modules.")
 
 
 def _config(source: Source) -> Any:
     from transformers import AutoConfig
 
+    if source.options.get("trust_remote_code"):
+        return AutoConfig.from_pretrained(source.name, trust_remote_code=True)
     plain = dict(source.options["config"])
     kind = plain.pop("model_type")
     try:
@@ -112,6 +134,8 @@ def _class(source: Source) -> Any:
     import transformers
 
     architectures = source.options["config"].get("architectures")
+    if source.options.get("trust_remote_code"):
+        return _remote_class(source)
     if not architectures:
         return transformers.AutoModel._model_mapping[type(_config(source))]
     found = getattr(transformers, architectures[0], None)
@@ -120,6 +144,24 @@ def _class(source: Source) -> Any:
             f'the installed transformers has no class "{architectures[0]}", of {source.name}'
         )
     return found
+
+
+def _remote_class(source: Source) -> Any:
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    config = source.options["config"]
+    references = {
+        reference.rpartition(".")[2]: reference
+        for name, reference in (config.get("auto_map") or {}).items()
+        if isinstance(reference, str) and name.startswith("AutoModel")
+    }
+    wanted = (config.get("architectures") or list(references) or [""])[0]
+    if wanted not in references:
+        raise ModelNotFoundError(
+            f"the code of {source.name} has no model class {wanted!r}; its auto_map names "
+            f"{', '.join(references) or 'none'}"
+        )
+    return get_class_from_dynamic_module(references[wanted], source.name)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What a user may write for a model, and which library that means."""
 
+import json
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,7 +38,7 @@ def parse(name: str) -> tuple[Kind | Literal["ksurgeon"], str]:
     if name and (folder / "ksurgeon.json").is_file():
         return "ksurgeon", name
     if name and (folder / "config.json").is_file():
-        return "transformers", name
+        return "ksurgeon" if _holds_record(folder / "config.json") else "transformers", name
     if _FUNCTION.fullmatch(name):
         return "function", name
     if name and (folder.name != name or name == ".."):
@@ -47,6 +48,15 @@ def parse(name: str) -> tuple[Kind | Literal["ksurgeon"], str]:
             f'there is no folder "{name}"; a model on the Hugging Face hub is written hf:{name.strip("/")}'
         )
     return _search(name, *_LIBRARIES), name
+
+
+def _holds_record(config: Path) -> bool:
+    """Whether ``save_pretrained`` of a converted model wrote the file."""
+    try:
+        method = json.loads(config.read_text(encoding="utf-8"))["quantization_config"]
+        return bool(method["quant_method"] == "ksurgeon" and "record" in method)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _search(name: str, *kinds: str) -> Kind:

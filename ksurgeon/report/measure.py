@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from statistics import median, quantiles
@@ -17,7 +17,7 @@ from ksurgeon.kernels import chosen_backend
 from ksurgeon.surgery.convert import Conversion
 from ksurgeon.surgery.record import Outcome
 
-__all__ = ["measure"]
+__all__ = ["clock", "device_name", "in_turns", "measure", "milliseconds", "multiplications", "quartiles"]
 
 _ROUNDS, _SECONDS = 15, 6.0
 
@@ -33,29 +33,50 @@ def measure(conversion: Conversion, example_inputs: ExampleInputs) -> Outcome:
     tensors = tensors_of(as_call(example_inputs))
     batch = tensors[0].shape[0] if tensors and tensors[0].dim() else 1
     with conversion.undone():
-        before_count = _multiplications(model, example_inputs)
-    after_count = _multiplications(model, example_inputs)
-    before: list[float] = []
-    after: list[float] = []
-    begin = time.perf_counter()
-    while len(before) < _ROUNDS and (len(before) < 3 or time.perf_counter() - begin < _SECONDS):
+        before_count = multiplications(model, example_inputs)
+    after_count = multiplications(model, example_inputs)
+
+    def original() -> float:
         with conversion.undone():
-            before.append(_milliseconds(model, example_inputs))
-        after.append(_milliseconds(model, example_inputs))
+            return milliseconds(model, example_inputs)
+
+    before, after = in_turns(original, lambda: milliseconds(model, example_inputs))
     return outcome.model_copy(
         update={
             "multiplications": (before_count // batch, after_count // batch),
             "latency": (median(before), median(after)),
-            "latency_quartiles": (_quartiles(before), _quartiles(after)),
+            "latency_quartiles": (quartiles(before), quartiles(after)),
             "batch": batch,
             "threads": torch.get_num_threads(),
-            "device": _device_name(tensors[0].device if tensors else torch.device("cpu")),
+            "device": device_name(tensors[0].device if tensors else torch.device("cpu")),
             "backend": chosen_backend(),
         }
     )
 
 
-def _multiplications(model: nn.Module, example_inputs: ExampleInputs) -> int:
+def in_turns(first: Callable[[], float], second: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """What two measurements give, one after the other, three to fifteen times or for some seconds."""
+    one: list[float] = []
+    other: list[float] = []
+    begin = time.perf_counter()
+    while len(one) < _ROUNDS and (len(one) < 3 or time.perf_counter() - begin < _SECONDS):
+        one.append(first())
+        other.append(second())
+    return one, other
+
+
+def clock(call: Callable[[], object]) -> float:
+    """Milliseconds that a call takes, after one that is not measured."""
+    call()
+    _wait()
+    begin = time.perf_counter()
+    call()
+    _wait()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def multiplications(model: nn.Module, example_inputs: ExampleInputs) -> int:
+    """Multiplications of one call of the model."""
     known: dict[Any, Any] = {torch.ops.ksurgeon.chain: _operations_of_a_chain}
     with evaluating(model), FlopCounterMode(display=False, custom_mapping=known) as counter:
         call_model(model, example_inputs)
@@ -69,14 +90,10 @@ def _operations_of_a_chain(
     return 2 * prod(x) // x[dim] * sum(map(prod, factors))
 
 
-def _milliseconds(model: nn.Module, example_inputs: ExampleInputs) -> float:
+def milliseconds(model: nn.Module, example_inputs: ExampleInputs) -> float:
+    """Time of one call of the model, after one that is not measured."""
     with evaluating(model), torch.inference_mode():
-        call_model(model, example_inputs)
-        _wait()
-        begin = time.perf_counter()
-        call_model(model, example_inputs)
-        _wait()
-        return 1e3 * (time.perf_counter() - begin)
+        return clock(lambda: call_model(model, example_inputs))
 
 
 def _wait() -> None:
@@ -84,12 +101,14 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _quartiles(values: list[float]) -> tuple[float, float]:
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """Lower and upper quartile."""
     low, _, high = quantiles(values, n=4)
     return low, high
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")

@@ -1,6 +1,7 @@
 """The record: what was done to a model, complete enough to do it again to a fresh architecture."""
 
 import json
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ __all__ = [
     "attach",
     "describe_inputs",
     "inputs_from",
+    "listeners",
+    "parse_record",
     "read_record",
     "record_of",
     "resolve_source",
@@ -32,6 +35,7 @@ __all__ = [
 RECORD_FILE = "ksurgeon.json"
 SCHEMA = 1
 _ATTRIBUTE = "_ksurgeon_record"
+_CONFIG_FILE = "config.json"
 
 
 class _Base(BaseModel):
@@ -100,7 +104,7 @@ class Record(_Base):
 
     ``architecture`` gives name and shape of every tensor of the model before surgery; ``inputs`` describes
     the example inputs, which maps inside a ``forward`` are found again with; ``buffers`` gives the dtypes of
-    buffers that are not part of the state.
+    buffers that are not part of the state; ``files`` are copies of what stood beside the original.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -114,6 +118,7 @@ class Record(_Base):
     architecture: dict[str, tuple[int, ...]] = {}
     inputs: dict[str, Any] | None = None
     buffers: dict[str, str] = {}
+    files: list[str] = []
     outcome: Outcome | None = None
 
     @classmethod
@@ -143,12 +148,18 @@ def record_of(model: nn.Module) -> Record | None:
     return vars(model).get(_ATTRIBUTE)
 
 
+listeners: list[Callable[[nn.Module, Record | None], None]] = []
+"""Told of every record that a model gets, and of None where it loses its own."""
+
+
 def attach(model: nn.Module, record: Record | None) -> None:
     """Give the model its record, or take it away."""
     if record is None:
         vars(model).pop(_ATTRIBUTE, None)
     else:
         vars(model)[_ATTRIBUTE] = record
+    for listener in listeners:
+        listener(model, record)
 
 
 def resolve_source(model: nn.Module, source: str | Source | None) -> Source | None:
@@ -166,27 +177,55 @@ def resolve_source(model: nn.Module, source: str | Source | None) -> Source | No
 
 
 def read_record(folder: str | Path) -> Record:
-    """Read ``ksurgeon.json`` of a folder.
+    """The record in a folder: ``ksurgeon.json``, or what ``save_pretrained`` of transformers wrote of it into
+    ``config.json``.
 
     Raises:
         RecordError: there is none, it is damaged, or a newer ksurgeon wrote it.
     """
     file = Path(folder) / RECORD_FILE
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    data = _read_json(file)
+    if data is not None:
+        return parse_record(data, file)
+    config = _read_json(Path(folder) / _CONFIG_FILE)
+    method = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(method, dict) or not isinstance(method.get("record"), dict):
         raise RecordError(
             f"{folder} holds no {RECORD_FILE}: it is no model that ksurgeon saved; give a folder that "
-            "`ksurgeon convert … -o FOLDER` or ksurgeon.save wrote"
-        ) from error
+            "`ksurgeon convert … -o FOLDER`, ksurgeon.save or save_pretrained of a converted model wrote"
+        )
+    record = parse_record(method["record"], Path(folder) / _CONFIG_FILE)
+    assert isinstance(config, dict)
+    plain = {
+        key: value
+        for key, value in config.items()
+        if key not in ("quantization_config", "transformers_weights")
+    }
+    source = record.source or Source(kind="transformers", name=str(folder))
+    record.source = source.model_copy(update={"options": {**source.options, "config": plain}})
+    return record
+
+
+def _read_json(file: Path) -> object | None:
+    """What the file holds; None if there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{file} cannot be read: {error}") from error
-    try:
-        data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise RecordError(f"{file} is damaged: not valid JSON ({error}); convert the model again") from error
+
+
+def parse_record(data: object, file: str | Path) -> Record:
+    """The record that plain data, read from ``file``, stands for.
+
+    Raises:
+        RecordError: it is damaged, or a newer ksurgeon wrote it.
+    """
     written = data.get("schema") if isinstance(data, dict) else None
-    if isinstance(written, int) and written > SCHEMA:
+    if isinstance(data, dict) and isinstance(written, int) and written > SCHEMA:
         raise RecordError(
             f"{file} has schema {written}, this ksurgeon knows schema {SCHEMA}; it was written by a newer "
             f"ksurgeon ({data.get('ksurgeon', 'unknown')}): install that version or later"

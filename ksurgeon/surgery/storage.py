@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ksurgeon.errors import FolderError, RecordError, SurgeryError
+from ksurgeon.models.companions import copy_companions
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.record import (
     RECORD_FILE,
@@ -28,13 +29,24 @@ from ksurgeon.surgery.record import (
 )
 from ksurgeon.surgery.replay import replay
 
-__all__ = ["TENSOR_FILE", "check_target", "load", "save"]
+__all__ = ["TENSOR_FILE", "check_target", "load", "save", "writers"]
 
 TENSOR_FILE = "model.safetensors"
-_FILES = {RECORD_FILE, TENSOR_FILE, "config.json"}
+_INDEX_FILE = "model.safetensors.index.json"
+_FILES = {RECORD_FILE, TENSOR_FILE, "config.json", "generation_config.json", "README.md"}
+
+writers: list[Callable[[nn.Module, Record, Path], None]] = []
+"""Called with model, record and folder by every ``save``: what other libraries want to find beside the
+tensors."""
 
 
-def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = None) -> Path:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    source: str | Source | None = None,
+    files_from: str | Path | None = None,
+) -> Path:
     """Write a converted model to a folder: its tensors, and the record that rebuilds it.
 
     The folder is written beside its place and renamed, so that an interrupted or failed save leaves what
@@ -44,6 +56,8 @@ def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = 
         model: a model that ``convert`` changed.
         folder: new, empty, or one that an earlier ``save`` wrote and that is replaced.
         source: where the architecture comes from, if the conversion did not know.
+        files_from: a folder, or an ID on the Hugging Face hub, whose tokenizer, processor and the like are
+            copied along.
 
     Raises:
         SurgeryError: the model was not converted.
@@ -67,24 +81,25 @@ def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = 
     target = check_target(folder)
     with _written_whole(target) as temporary:
         save_file(_tensors(model), temporary / TENSOR_FILE, metadata={"format": "pt"})
+        record.files = copy_companions(str(files_from), temporary) if files_from is not None else []
         text = record.model_dump_json(indent=1, exclude_defaults=False)
         (temporary / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
-        if record.source is not None and record.source.kind == "transformers":
-            config = json.dumps(record.source.options.get("config", {}), indent=2)
-            (temporary / "config.json").write_text(config + "\n", encoding="utf-8")
+        for writer in writers:
+            writer(model, record, temporary)
     return target
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, trust_remote_code: bool = False) -> nn.Module:
     """Load a converted model: build the architecture, replay the record, load the tensors.
 
-    A record whose source is ``package.module:function`` calls that function, as the conversion did; nothing
-    else in a folder is ever run.
+    A record whose source is ``package.module:function`` calls that function, as the conversion did; other
+    code is run only where ``trust_remote_code`` allows it.
 
     Args:
-        folder: what ``save`` wrote.
+        folder: what ``save`` wrote, or ``save_pretrained`` of a converted model of transformers.
         model: a fresh, unconverted model of the same architecture, changed in place; needed only if the
             record does not say where the architecture comes from.
+        trust_remote_code: whether model code may be run that lies in the repository that was converted.
 
     Returns:
         The model in eval mode.
@@ -101,9 +116,16 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
                 f"{folder}: the record does not say where the architecture comes from; build the model and "
                 "call load(folder, model=…), or save it with source='package.module:function'"
             )
+        if record.source.options.get("trust_remote_code") and not trust_remote_code:
+            raise RecordError(
+                f"{folder}: the model is made by code in {record.source.name}, which is not run unless you "
+                "ask for it: read it, then load with trust_remote_code=True (--trust-remote-code)"
+            )
         model = build(record.source)
-    _check_architecture(model, record, folder)
-    tensors = _read_tensors(Path(folder) / TENSOR_FILE)
+    if record.architecture:
+        _check_architecture(model, record, folder)
+    record.architecture = signature(model)
+    tensors = _read_tensors(Path(folder))
     replay(model, record)
     _load_tensors(model, tensors, folder)
     for name, dtype in record.buffers.items():
@@ -128,13 +150,22 @@ def check_target(folder: str | Path) -> Path:
     if target.samefile(Path.cwd()):
         raise FolderError(f"{target} is the current folder, which a save would replace; name a folder in it")
     names = {entry.name for entry in target.iterdir()}
-    if names and not (RECORD_FILE in names and names <= _FILES):
-        strange = sorted(names - _FILES) or sorted(names)
+    if names and not (RECORD_FILE in names and names <= _files_of(target)):
+        strange = sorted(names - _files_of(target)) or sorted(names)
         raise FolderError(
             f"{target} holds something that ksurgeon did not write ({', '.join(strange[:3])}"
             f"{', …' if len(strange) > 3 else ''}); give a new folder, or empty this one"
         )
     return target
+
+
+def _files_of(target: Path) -> set[str]:
+    """Names that a save may have written into the folder."""
+    try:
+        copied = read_record(target).files
+    except RecordError:
+        copied = []
+    return _FILES | {Path(name).parts[0] for name in copied}
 
 
 @contextmanager
@@ -147,8 +178,10 @@ def _written_whole(target: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for file in temporary.iterdir():
-            file.chmod(0o666 & ~_umask())
+        for file in temporary.rglob("*"):
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
+            if file.is_dir():
+                continue
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         _exchange(temporary, target)
@@ -207,14 +240,29 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in _tensor_files(folder):
+        try:
+            with safe_open(file, framework="pt") as stored:
+                tensors |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise RecordError(f"{file} is missing; convert the model again") from error
+        except (SafetensorError, OSError) as error:
+            raise RecordError(f"{file} is damaged: {error}; convert the model again") from error
+    return tensors
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    """The file of tensors, or the shards that an index names."""
+    index = folder / _INDEX_FILE
+    if (folder / TENSOR_FILE).exists() or not index.exists():
+        return [folder / TENSOR_FILE]
     try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise RecordError(f"{file} is missing; convert the model again") from error
-    except (SafetensorError, OSError) as error:
-        raise RecordError(f"{file} is damaged: {error}; convert the model again") from error
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{index} is damaged: {error!r}; convert the model again") from error
+    return [folder / Path(shard).name for shard in sorted(shards)]
 
 
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: str | Path) -> None:

@@ -74,6 +74,31 @@ def test_an_earlier_conversion_is_replaced_only_with_yes(run):
     assert run(*command, "--yes").status == 0
 
 
+def test_diff(run):
+    assert run("convert", MODEL, "--rule", "shuffle", "-o", "out", *SIZE).status == 0
+    assert run("revert", "out", "-o", "dense").status == 0
+    told = json.loads(run("diff", "dense", "out", *SIZE, "--json").out)
+    assert told["outputs"][0]["relative"] < 1e-5 and told["decided_alike"] == 1
+    shown = run("diff", "dense", "out", *SIZE)
+    assert shown.status == 0 and "parameters" in shown.out and "relative difference" in shown.out
+    assert run("diff", "dense", "tests.zoo:mlp").status == 1
+
+
+def test_export(run, tmp_path):
+    assert run("convert", "tests.zoo:mlp", "--rule", "linear", "-o", "out").status == 0
+    done = run("export", "out", "--to", "pt2", "-o", "mlp.pt2")
+    assert done.status == 0, done.err
+    assert "converted / dense" in done.out and "the batch may have any size" in done.out
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "mlp.pt2"}
+    refused = run("export", "out", "--to", "pt2", "-o", "mlp.pt2")
+    assert refused.status == 1 and "--yes" in refused.err
+    told = json.loads(
+        run("export", "out", "--to", "pt2", "-o", "mlp.pt2", "--yes", "--no-compare", "--json").out
+    )
+    assert told["open"] == "batch" and told["largest_error"] < 1e-4
+    assert run("export", "out", "--to", "tflite").status == 1
+
+
 def test_rules(run):
     listed = run("rules")
     assert all(name in listed.out for name in builtin_rules())

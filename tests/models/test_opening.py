@@ -11,7 +11,8 @@ import transformers as hf
 from safetensors.torch import save_file
 from torch import nn
 
-from ksurgeon.errors import InputError, ModelNotFoundError, WeightsError
+import ksurgeon
+from ksurgeon.errors import InputError, ModelNotFoundError, RecordError, WeightsError
 from ksurgeon.models import Source, build, infer_source, open_model
 
 BERT = hf.BertConfig(
@@ -276,3 +277,54 @@ def test_a_converted_folder_is_no_architecture(tmp_path):
     (tmp_path / "ksurgeon.json").write_text("{}")
     with pytest.raises(ModelNotFoundError, match=r"ksurgeon\.load"):
         open_model(str(tmp_path))
+
+
+@pytest.fixture
+def remote_folder(tmp_path):
+    """A model whose code lies beside its weights."""
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    (folder / "modeling_two.py").write_text(
+        "import torch\n"
+        "from transformers import PreTrainedConfig, PreTrainedModel\n"
+        "class TwoConfig(PreTrainedConfig):\n"
+        "    model_type = 'two_of_a_kind'\n"
+        "class TwoModel(PreTrainedModel):\n"
+        "    config_class, main_input_name = TwoConfig, 'input_values'\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__(config)\n"
+        "        self.layer, self.head = torch.nn.Linear(16, 16), torch.nn.Linear(16, 3)\n"
+        "        self.post_init()\n"
+        "    def forward(self, input_values):\n"
+        "        return self.head(self.layer(input_values).relu())\n"
+    )
+    config = {
+        "model_type": "two_of_a_kind",
+        "architectures": ["TwoModel"],
+        "auto_map": {"AutoConfig": "modeling_two.TwoConfig", "AutoModel": "modeling_two.TwoModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {
+        "layer.weight": torch.randn(16, 16),
+        "layer.bias": torch.randn(16),
+        "head.weight": torch.randn(3, 16),
+        "head.bias": torch.randn(3),
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder, tensors
+
+
+def test_code_in_a_repository_runs_only_by_leave(offline, remote_folder, tmp_path):
+    folder, tensors = remote_folder
+    with pytest.raises(ModelNotFoundError, match="--trust-remote-code"):
+        open_model(str(folder))
+    opened = open_model(str(folder), options={"trust_remote_code": True}, input_size=16)
+    assert all(torch.equal(opened.model.state_dict()[name], tensor) for name, tensor in tensors.items())
+    x = torch.randn(2, 16)
+    ksurgeon.convert(opened.model, "linear", x, source=opened.source)
+    ksurgeon.save(opened.model, tmp_path / "converted", files_from=folder)
+    assert not list((tmp_path / "converted").glob("*.py"))
+    with pytest.raises(RecordError, match="trust_remote_code=True"):
+        ksurgeon.load(tmp_path / "converted")
+    loaded = ksurgeon.load(tmp_path / "converted", trust_remote_code=True)
+    assert torch.equal(loaded(x), opened.model(x))

@@ -1,0 +1,76 @@
+"""What ksurgeon adds to other libraries. Nothing here imports one: the additions wait until somebody does."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["register", "when_imported"]
+
+
+def register() -> None:
+    """Register with the libraries that are imported, and with the others as soon as they are."""
+    when_imported("transformers.modeling_utils", _transformers)
+    when_imported("peft.tuners.lora.model", _peft)
+
+
+def when_imported(name: str, action: Callable[[], None]) -> None:
+    """Call ``action`` once the module ``name`` is imported: now, or right after its first import."""
+    if name in sys.modules:
+        action()
+        return
+    if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Watch())
+    _waiting.setdefault(name, action)
+
+
+def _transformers() -> None:
+    from ksurgeon.integrations.hf_register import register_with_transformers
+
+    register_with_transformers()
+
+
+def _peft() -> None:
+    from ksurgeon.integrations.peft import register_with_peft
+
+    register_with_peft()
+
+
+_waiting: dict[str, Callable[[], None]] = {}
+
+
+class _Watch(MetaPathFinder):
+    """Finds nothing itself; lets the module's own loader be followed by what waits for the module."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _waiting:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Followed(spec.loader, _waiting.pop(fullname))
+                return spec
+        return None
+
+
+class _Followed(Loader):
+    def __init__(self, loader: Any, action: Callable[[], None]) -> None:
+        self._loader, self._action = loader, action
+
+    def __getattr__(self, name: str) -> Any:  # of the loader: get_source, is_package, …
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._action()
