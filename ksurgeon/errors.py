@@ -1,6 +1,7 @@
 """Every exception ksurgeon raises on purpose, all under :class:`KsurgeonError`."""
 
 __all__ = [
+    "DataError",
     "FolderError",
     "InputError",
     "KsurgeonError",
@@ -10,6 +11,8 @@ __all__ = [
     "RuleError",
     "StructureError",
     "SurgeryError",
+    "TrainingError",
+    "TrainingStopped",
     "WeightsError",
 ]
 
@@ -56,3 +59,17 @@ class RecordError(KsurgeonError, ValueError):
 
 class FolderError(KsurgeonError, OSError):
     """A folder that cannot be written: it holds something else, or the disk is full."""
+
+
+class DataError(KsurgeonError, ValueError):
+    """Training data that is missing, empty, damaged beyond its limit, or of no use to the model."""
+
+
+class TrainingError(KsurgeonError, RuntimeError):
+    """Training that cannot begin or go on; the model holds the last good state."""
+
+
+class TrainingStopped(KsurgeonError):
+    """Training that a signal ended; a checkpoint was written, and ``--resume`` goes on from it."""
+
+    exit_status = 130

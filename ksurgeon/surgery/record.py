@@ -20,6 +20,7 @@ __all__ = [
     "Operation",
     "Outcome",
     "Record",
+    "Training",
     "attach",
     "describe_inputs",
     "inputs_from",
@@ -95,6 +96,24 @@ class Outcome(_Base):
     backend: str = ""
 
 
+class Training(_Base):
+    """One training of the model: by what, on what, and its held-out metrics before and after.
+
+    ``teacher`` is None where there were only labels; ``settings`` are those that were not the defaults.
+    """
+
+    teacher: str | None = None
+    data: str
+    examples: int
+    steps: int
+    batch: int
+    seconds: float
+    settings: dict[str, Any] = {}
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    teacher_metrics: dict[str, float] = {}
+
+
 class Record(_Base):
     """What ``ksurgeon.json`` holds.
 
@@ -115,6 +134,7 @@ class Record(_Base):
     inputs: dict[str, Any] | None = None
     buffers: dict[str, str] = {}
     outcome: Outcome | None = None
+    trainings: list[Training] = []
 
     @classmethod
     def begin(cls, model: nn.Module) -> "Record":

@@ -28,7 +28,7 @@ from ksurgeon.surgery.record import (
 )
 from ksurgeon.surgery.replay import replay
 
-__all__ = ["TENSOR_FILE", "check_target", "load", "save"]
+__all__ = ["TENSOR_FILE", "check_target", "load", "save", "written_whole"]
 
 TENSOR_FILE = "model.safetensors"
 _FILES = {RECORD_FILE, TENSOR_FILE, "config.json"}
@@ -65,7 +65,7 @@ def save(model: nn.Module, folder: str | Path, *, source: str | Source | None = 
         if name not in state
     }
     target = check_target(folder)
-    with _written_whole(target) as temporary:
+    with written_whole(target) as temporary:
         save_file(_tensors(model), temporary / TENSOR_FILE, metadata={"format": "pt"})
         text = record.model_dump_json(indent=1, exclude_defaults=False)
         (temporary / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
@@ -138,7 +138,7 @@ def check_target(folder: str | Path) -> Path:
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """A temporary folder that takes the target's place if the block succeeds, and goes if it does not."""
     target = target.resolve()
     temporary: Path | None = None

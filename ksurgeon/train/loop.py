@@ -1,0 +1,373 @@
+"""The end-to-end training: steps, evaluations, checkpoints, and what happens when it goes wrong."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.errors import TrainingError, TrainingStopped
+from ksurgeon.train.checkpoint import (
+    Checkpoints,
+    model_state,
+    optimiser_state,
+    random_state,
+    restore,
+    restore_weights,
+    set_random_state,
+)
+from ksurgeon.train.clock import Clock, rate_at
+from ksurgeon.train.data import Data
+from ksurgeon.train.evaluate import evaluate
+from ksurgeon.train.faults import describe_fault
+from ksurgeon.train.log import Evaluation, Listener, Step
+from ksurgeon.train.modes import training_mode
+from ksurgeon.train.objective import Objective
+from ksurgeon.train.parameters import Averaged, balance_factors, parameter_groups
+from ksurgeon.train.permutations import relaxed, set_temperature
+from ksurgeon.train.preprocess import Batch
+from ksurgeon.train.processes import Stop, signals
+from ksurgeon.train.settings import Settings
+from ksurgeon.train.targets import TargetSource
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """Trains an objective, and leaves the best weights it met in the student.
+
+    Args:
+        targets: gives the teacher's outputs for a batch; None without a teacher.
+        folder: for checkpoints; None keeps none.
+        resume: go on from the last checkpoint there, if there is one.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        targets: TargetSource | None,
+        data: Data,
+        settings: Settings,
+        accelerator: "Accelerator",
+        listener: Listener,
+        folder: Path | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.objective, self.targets, self.data, self.settings = objective, targets, data, settings
+        self.accelerator, self.listener = accelerator, listener
+        self.clock = Clock(settings, data.batches_per_epoch)
+        optimiser = torch.optim.AdamW(parameter_groups(objective, settings), betas=(0.9, 0.99))
+        self.model, wrapped = accelerator.prepare(objective, optimiser)
+        self.optimiser: Any = wrapped
+        self.parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.average = Averaged(self.parameters, settings.ema)
+        self.checkpoints = Checkpoints(folder / "checkpoints") if folder is not None else None
+        self.step, self.evaluations, self.stale = 0, 0, 0
+        self.scales: dict[str, float] = {}
+        self.best: tuple[float, list[Tensor]] | None = None
+        self.history: list[Evaluation] = []
+        self._saved = self._mark = 0.0
+        if resume and self.checkpoints is not None:
+            self._resume()
+
+    def run(self) -> list[Evaluation]:
+        """Train to the end; the student then holds the best weights.
+
+        Raises:
+            TrainingError: the loss is not finite; the student holds the last good weights.
+            TrainingStopped: a signal came; a checkpoint was written where there is a folder.
+            DataError: too many examples cannot be read, or labels are out of range.
+            FolderError: a checkpoint could not be written; earlier ones are as they were.
+        """
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        with signals() as stop, training_mode(self.objective.student, self.settings, self.targets is not None):
+            batches = self.data.training_batches(self.step, rank, processes)
+            if not self.scales:
+                first = next(batches)
+                self._find_scales(first)
+                batches = chain([first], batches)
+            if not self.history:
+                self._evaluate()
+            try:
+                while self._goes_on():
+                    self._train(next(batches))
+                    if self._due():
+                        self._evaluate()
+                    self._keep(stop)
+            except TrainingError:
+                self._take_best()
+                raise
+            if not self.history or self.history[-1].step != self.step:
+                self._evaluate()
+        self._take_best()
+        return self.history
+
+    def _goes_on(self) -> bool:
+        if self.settings.patience and self.stale >= self.settings.patience:
+            self.listener.note(f"stopped at step {self.step}: no better for {self.stale} evaluations")
+            return False
+        return self._progress() < 1
+
+    def _progress(self) -> float:
+        elapsed = self.clock.elapsed
+        if self.clock.seconds is not None and self.accelerator.num_processes > 1:
+            elapsed = self.accelerator.reduce(torch.tensor(elapsed, device=self.accelerator.device)).item()
+            elapsed /= self.accelerator.num_processes
+        return self.clock.progress(self.step, elapsed)
+
+    def _train(self, micro_batches: list[Batch]) -> None:
+        progress = self._progress()
+        factor = rate_at(progress, self.settings.warmup)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * factor
+        if relaxed(self.objective.student):
+            first, last = self.settings.temperatures
+            set_temperature(self.objective, first * (last / first) ** progress)
+        sums = self._backward(micro_batches)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip or float("inf"))
+        values = {name: value / self.data.batch for name, value in self._summed(sums).items()}
+        loss = self._weigh(values)
+        gradient = float(norm) if norm is not None else 0.0
+        if loss != loss or (gradient != gradient and self.accelerator.mixed_precision != "fp16"):
+            raise TrainingError(self._explain(micro_batches[-1]))
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        self.average.update(self.step)
+        every = self.settings.balance_factors
+        if every and self.step % every == 0 and not self.average.decay:
+            balance_factors(self.objective, getattr(self.optimiser, "optimizer", self.optimiser))
+        seconds = self.clock.elapsed
+        report = Step(
+            step=self.step,
+            total=self.clock.total,
+            progress=self.clock.progress(self.step, seconds),
+            seconds=seconds,
+            loss=loss,
+            terms=values,
+            lr=self.settings.lr * factor,
+            gradient=gradient,
+            rate=self.data.batch / max(seconds - self._mark, 1e-9),
+        )
+        self._mark = seconds
+        self.listener.step(report)
+        if self.accelerator.trackers:
+            self.accelerator.log({"loss": loss, "lr": self.settings.lr * factor, **values}, step=self.step)
+
+    def _backward(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """Gradients of a whole batch, and the sums of the loss terms over this process's examples."""
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                terms = self._terms(self.model, batch)
+                share = self.accelerator.num_processes / self.data.batch
+                weighted = [value.sum() * self._weight(name) for name, value in terms.items()]
+                self.accelerator.backward(torch.stack(weighted).sum() * share)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach().sum()
+        return sums
+
+    def _terms(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        batch = self._here(batch)
+        with self.accelerator.autocast():
+            targets = self.targets(batch) if self.targets is not None else None
+            terms: dict[str, Tensor] = model(batch, targets)
+        if not terms:
+            raise TrainingError(
+                "there is nothing to learn: the data has no labels and there is no teacher, or teacher and "
+                "student give no outputs of the same names, or all weights are 0"
+            )
+        return terms
+
+    def _here(self, batch: Batch) -> Batch:
+        from accelerate.utils import send_to_device
+
+        moved: Batch = send_to_device(batch, self.accelerator.device)
+        return moved
+
+    def _find_scales(self, micro_batches: list[Batch]) -> None:
+        """What each term is divided by: its value before the first step, on the whole first batch."""
+        sums: dict[str, Tensor] = {}
+        with torch.no_grad():  # without the wrapper, which would synchronise processes
+            for batch in micro_batches:
+                for name, value in self._terms(self.objective, batch).items():
+                    sums[name] = sums.get(name, torch.zeros(())) + value.sum().cpu()
+        free = ("task", "entropy")
+        self.scales = {
+            name: max(value / self.data.batch, 1e-8) if self.settings.balance and name not in free else 1.0
+            for name, value in self._summed(sums).items()
+        }
+
+    def _weight(self, name: str) -> float:
+        return self.objective.weights[name] / self.scales.get(name, 1.0)
+
+    def _weigh(self, values: dict[str, float]) -> float:
+        return sum(value * self._weight(name) for name, value in values.items())
+
+    def _summed(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in sums.values()])
+        total: Tensor = self.accelerator.reduce(stacked.to(self.accelerator.device))
+        return dict(zip(sums, total.tolist(), strict=True))
+
+    def _explain(self, batch: Batch) -> str:
+        fault = describe_fault(self.objective.student, self._here(batch))
+        kept = "the best weights so far" if self.best else "the weights of the start"
+        place = f"; the last checkpoint is in {self.checkpoints.folder}" if self.checkpoints else ""
+        return (
+            f"the loss is not finite at step {self.step + 1}: {fault}. The model holds {kept}{place}; try a "
+            f"smaller learning rate than {self.settings.lr:g}, or precision no"
+        )
+
+    def _due(self) -> bool:
+        return self._progress() >= self.evaluations / self.settings.evaluate
+
+    def _evaluate(self) -> None:
+        self.evaluations += 1
+        while self.evaluations / self.settings.evaluate <= self._progress() < 1:
+            self.evaluations += 1
+        with self.average.in_place() if self.step else nullcontext():
+            found = evaluate(self.objective, self.targets, self.data, self.accelerator, self._weigh)
+            if found is None:
+                self.best = (float("inf"), [p.detach().clone() for p in self.parameters])
+                return
+            loss, student, teacher = found
+            is_best = self.best is None or loss < self.best[0]
+            if is_best:
+                self.best = (loss, [p.detach().clone() for p in self.parameters])
+        self.stale = 0 if is_best else self.stale + 1
+        evaluation = Evaluation(
+            step=self.step,
+            seconds=self.clock.elapsed,
+            loss=loss,
+            student=student,
+            teacher=teacher,
+            is_best=is_best,
+        )
+        self.history.append(evaluation)
+        self._mark = self.clock.elapsed
+        self.listener.evaluated(evaluation)
+        if self.accelerator.trackers:
+            self.accelerator.log({f"held_out/{k}": v for k, v in student.items()}, step=self.step)
+
+    def _take_best(self) -> None:
+        if self.best is not None:
+            self._assign(self.best[1])
+
+    def _keep(self, stop: Stop) -> None:
+        """A checkpoint, if one is due or a signal came."""
+        if self.accelerator.num_processes > 1:
+            asked = torch.tensor(float(bool(stop)), device=self.accelerator.device)
+            if not stop and self.accelerator.reduce(asked).item():
+                stop.signal = 15
+        if self.checkpoints is None and not stop:
+            return
+        due = self.clock.elapsed - self._saved >= self.settings.checkpoint * 60
+        if self.accelerator.num_processes > 1:
+            due = bool(self.accelerator.reduce(torch.tensor(float(due))).item())
+        if due or stop:
+            self.save()
+        if stop:
+            place = f"; the checkpoint is in {self.checkpoints.folder}" if self.checkpoints else ""
+            raise TrainingStopped(f"stopped by a signal after step {self.step}{place}; go on with --resume")
+
+    def save(self) -> None:
+        """Write a checkpoint; all processes take part, the first one writes.
+
+        Raises:
+            FolderError: the disk is full, or the folder cannot be written.
+        """
+        if self.checkpoints is None:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in model_state(self.model).items()}
+        optimiser = getattr(self.optimiser, "optimizer", self.optimiser)
+        adam, plain_adam = optimiser_state(self.model, optimiser)
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in adam.items()}
+        if self.average.decay:
+            tensors |= {f"average.{n}": t for n, t in self._state_with(self.average.values).items()}
+        if self.best is not None:
+            tensors |= {f"best.{n}": t for n, t in self._state_with(self.best[1]).items()}
+        numbers, plain_numbers = random_state()
+        tensors |= {f"random.{name}": tensor for name, tensor in numbers.items()}
+        plain = {
+            "step": self.step,
+            "elapsed": self.clock.elapsed,
+            "evaluations": self.evaluations,
+            "stale": self.stale,
+            "scales": self.scales,
+            "best": self.best[0] if self.best is not None else None,
+            "history": [asdict(evaluation) for evaluation in self.history],
+            "optimiser": plain_adam,
+            "random": plain_numbers,
+            "broken": self.data.broken,
+            "run": self._identity(),
+        }
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.step, tensors, plain)
+        self.accelerator.wait_for_everyone()
+        self._saved = self.clock.elapsed
+
+    def _resume(self) -> None:
+        assert self.checkpoints is not None
+        saved = self.checkpoints.last()
+        if saved is None:
+            self.listener.note(f"there is no checkpoint in {self.checkpoints.folder}; starting anew")
+            return
+        tensors, plain = saved
+        if plain["run"] != self._identity():
+            differing = [k for k, v in self._identity().items() if plain["run"].get(k) != v]
+            raise TrainingError(
+                f"the checkpoint in {self.checkpoints.folder} is of a training with another "
+                f"{', '.join(differing)}; give the same, or begin anew without --resume"
+            )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        optimiser = getattr(self.optimiser, "optimizer", self.optimiser)
+        restore(self.model, optimiser, part("model."), (part("optimiser."), plain["optimiser"]))
+        held = [parameter.detach().clone() for parameter in self.parameters]
+        if self.average.decay:
+            self.average.values = self._values_of(part("average."))
+        if plain["best"] is not None:
+            self.best = (plain["best"], self._values_of(part("best.")))
+        self._assign(held)
+        self.step, self.evaluations, self.stale = plain["step"], plain["evaluations"], plain["stale"]
+        self.scales, self.data.broken = plain["scales"], list(plain["broken"])
+        self.history = [Evaluation(**evaluation) for evaluation in plain["history"]]
+        self.clock.before = self._saved = plain["elapsed"]
+        set_random_state((part("random."), plain["random"]))
+        self.listener.note(f"going on after step {self.step}")
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the training that goes on from it."""
+        without = {"minutes", "steps", "epochs", "patience", "checkpoint", "workers", "trackers"}
+        return {
+            "settings": self.settings.model_dump(mode="json", exclude=without),
+            "data": [self.data.source.name, len(self.data.source)],
+        }
+
+    def _state_with(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The trained parameters by name, as they are with these values."""
+        held = [parameter.detach().clone() for parameter in self.parameters]
+        self._assign(values)
+        trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
+        state = {name: t.clone() for name, t in model_state(self.model).items() if name in trained}
+        self._assign(held)
+        return state
+
+    def _values_of(self, state: dict[str, Tensor]) -> list[Tensor]:
+        restore_weights(self.model, state)
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def _assign(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
