@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ksurgeon.errors import InputError
+from ksurgeon.errors import InputError, KsurgeonError
 
 __all__ = ["ExampleInputs", "as_call", "call_model", "evaluating", "repeat_single_example", "tensors_of"]
 
@@ -87,6 +87,8 @@ def call_model(model: Callable[..., Any], example_inputs: ExampleInputs) -> Any:
     args, kwargs = as_call(example_inputs)
     try:
         return model(*args, **kwargs)
+    except KsurgeonError:
+        raise
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of((args, kwargs))) or "no tensor"
         first = str(error).strip().partition("\n")[0] or "no message"

@@ -1,6 +1,7 @@
 """Fitting a K-matrix, or another chain, to a dense matrix."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,14 @@ from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.permutation import permutation_
 from ksurgeon.kmatrix.refine import OnStep, refine, relative_error
-from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Kaleidoscope, Structure
+from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Kaleidoscope, Structure, Sum
 
 __all__ = ["OnStep", "fit_"]
 
 # A start with an error below this is taken as it is.
 _EXACT = 1e-7
 # Entries of the weight times gradient steps, and the least and the most steps.
+_TURNS = 4
 _WORK, _FEWEST, _MOST = 2**24, 60, 200
 
 
@@ -53,6 +55,8 @@ def fit_(
         raise WeightsError("the weight is complex and the matrix real; give the matrix a complex dtype")
     if not torch.isfinite(weight).all():
         raise WeightsError(f"the weight of shape {shape} holds NaN or infinite entries; it cannot be fitted")
+    if matrix.side is not None:
+        return _fit_sum(matrix, weight, steps, on_step)
     if matrix.groups == 1 and isinstance(matrix.structure, Kaleidoscope) and _is_permutation(weight):
         permutation_(matrix, weight.abs().argmax(1))
         return 0.0
@@ -73,6 +77,24 @@ def fit_(
     stored = [factor.detach().to(factors[0].dtype) for factor in matrix.factors]
     stored[0] = stored[0] / scale
     return relative_error(stored, target, matrix.groups)
+
+
+def _fit_sum(matrix: KMatrix, weight: Tensor, steps: int | None, on_step: OnStep | None) -> float:
+    """The chain and the path beside it in turns, each to what the other leaves of the weight."""
+    assert isinstance(matrix.structure, Sum) and matrix.side is not None
+    options: dict[str, Any] = {"groups": matrix.groups, "start": "empty", "dtype": matrix.factors[0].dtype}
+    sizes = matrix.in_features, matrix.out_features
+    chain = KMatrix(*sizes, structure=matrix.structure.main, device=weight.device, **options)
+    side = KMatrix(*sizes, structure=matrix.side.structure, device=weight.device, **options)
+    fit_(side, weight)
+    for turn in range(_TURNS):
+        last = turn == _TURNS - 1
+        fit_(chain, weight - side.to_dense(), steps=steps if last else 0, on_step=on_step if last else None)
+        fit_(side, weight - chain.to_dense())
+    for mine, fitted in zip(matrix.parameters(), [*chain.factors, *side.factors], strict=True):
+        mine.copy_(fitted)
+    norm = torch.linalg.vector_norm(weight)
+    return float(torch.linalg.vector_norm(matrix.to_dense() - weight) / torch.where(norm > 0, norm, 1.0))
 
 
 def _wide(target: Tensor) -> torch.dtype:

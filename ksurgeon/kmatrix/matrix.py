@@ -39,6 +39,9 @@ class KMatrix(nn.Module):
         start: "random" (keeps the variance), "orthogonal", "identity" or "empty".
         device, dtype: of the parameters; any floating or complex dtype.
 
+    Attributes:
+        side: the low-rank matrix that is added to the chain, where the structure has one; else None.
+
     Raises:
         StructureError: sizes that the structure cannot have.
     """
@@ -71,6 +74,18 @@ class KMatrix(nn.Module):
             nn.Parameter(torch.empty(pattern.shape, device=device, dtype=dtype)) for pattern in self.patterns
         )
         self._padded = self.is_padded
+        self.side: KMatrix | None = None
+        beside = structure.side(in_features // groups, out_features // groups)
+        if beside is not None:
+            self.side = KMatrix(
+                in_features,
+                out_features,
+                structure=beside,
+                groups=groups,
+                start="empty",
+                device=device,
+                dtype=dtype,
+            )
         self.reset_parameters(start)
 
     @classmethod
@@ -111,7 +126,8 @@ class KMatrix(nn.Module):
     @property
     def multiplications(self) -> int:
         """Multiplications per vector, before any merging."""
-        return sum(pattern.numel for pattern in self.patterns)
+        beside = self.side.multiplications if self.side is not None else 0
+        return sum(pattern.numel for pattern in self.patterns) + beside
 
     def reset_parameters(self, start: Start = "random") -> None:
         """Draw the factors anew, or make them the identity."""
@@ -126,6 +142,17 @@ class KMatrix(nn.Module):
             if start not in starts:
                 raise StructureError(f"start must be random, orthogonal, identity or empty, got {start!r}")
             starts[start](factors)
+        if self.side is None or start == "empty":
+            return
+        # At the start the path beside the chain has half of the variance, or, where the chain is to be
+        # something definite, nothing.
+        initialise.random_(list(self.side.factors), self.in_features)
+        with torch.no_grad():
+            if start == "random":
+                for last in (factors[-1], self.side.factors[-1]):
+                    last.mul_(0.5**0.5)
+            else:
+                self.side.factors[-1].zero_()
 
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix."""
@@ -139,25 +166,33 @@ class KMatrix(nn.Module):
         # The list's own iterator is slow; parametrised factors are had through it all the same.
         held = self._modules["factors"]._parameters  # type: ignore[union-attr]
         factors = tuple(held.values()) if len(held) == len(self.patterns) else tuple(self.factors)
+        if self.side is not None:
+            main = multiply(x, factors, dim, *self._sizes, self._padded, bias)  # type: ignore[arg-type]
+            return activate(main + self.side(x, dim), activation)
         if dim == -1 and not self._padded:
             y = at_once(x, factors, bias, activation)  # type: ignore[arg-type]
             if y is not None:
                 return y
-        sizes = self.groups, self.in_features, self.out_features
-        return multiply(x, factors, dim, *sizes, self._padded, bias, activation)  # type: ignore[arg-type]
+        return multiply(x, factors, dim, *self._sizes, self._padded, bias, activation)  # type: ignore[arg-type]
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the transposed matrix."""
         factors = tuple(factor.mT for factor in reversed(list(self.factors)))
-        return multiply(x, factors, dim, self.groups, self.out_features, self.in_features)
+        y = multiply(x, factors, dim, self.groups, self.out_features, self.in_features)
+        return y if self.side is None else y + self.side.transposed(x, dim)
 
     def adjoint(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the conjugate transpose."""
         factors = tuple(factor.mH for factor in reversed(list(self.factors)))
-        return multiply(x, factors, dim, self.groups, self.out_features, self.in_features)
+        y = multiply(x, factors, dim, self.groups, self.out_features, self.in_features)
+        return y if self.side is None else y + self.side.adjoint(x, dim)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        return self.groups, self.in_features, self.out_features
 
     def merged(self, max_radix: int = 32) -> list[Tensor]:
-        """Factors of an equal chain in which neighbours are multiplied out where that saves work."""
+        """Factors of a chain equal to ``factors``, neighbours multiplied out where that saves work."""
         return merge_chain(list(self.factors), max_radix)
 
     def to_dense(self) -> Tensor:

@@ -78,6 +78,8 @@ class KChannelShuffle(nn.Module):
             device=device,
             dtype=dtype,
         )
+        if self.matrix.side is not None:
+            raise StructureError(f"a shuffle is one chain, without a path beside it; got {structure}")
         if start == "exact" and not self.matrix.factors[0].is_meta:
             from ksurgeon.kmatrix.permutation import permutation_
 

@@ -9,6 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ksurgeon.find.site import Site
+from ksurgeon.kmatrix.structures import (
+    Butterfly,
+    Chain,
+    ChainLowRank,
+    GroupedKaleidoscope,
+    Kaleidoscope,
+    KaleidoscopeLowRank,
+    Sum,
+)
 from ksurgeon.rules.plan import Plan
 from ksurgeon.surgery.record import Operation, Outcome, Record
 
@@ -106,16 +115,29 @@ def _operations(operations: list[Operation], everything: bool) -> RenderableType
 
 def _short(operation: Operation) -> str:
     structure = operation.structure
-    name = structure.structure.replace("kaleidoscope", "K")
-    if structure.structure == "chain":
-        return f"{name} of {len(structure.factors)}"
-    if structure.structure == "dense":
-        return name
-    if structure.structure == "butterfly":
-        return f"B: radix {_radix(structure.radix)}"
-    groups = f"{structure.groups} groups, " if structure.structure == "grouped_kaleidoscope" else ""
-    sizes = f"w={structure.width} e={structure.expansion} radix {_radix(structure.radix)}"
-    return f"{name.replace('grouped_', '')}: {groups}{sizes}"
+    match structure:
+        case GroupedKaleidoscope():
+            return f"K: {structure.groups} groups, {_widths(structure)}"
+        case Kaleidoscope():
+            return f"K: {_widths(structure)}"
+        case KaleidoscopeLowRank():
+            return f"K: {_widths(structure)} + {_rank(structure)}"
+        case ChainLowRank():
+            return f"chain of {len(structure.factors)} + {_rank(structure)}"
+        case Chain():
+            return f"chain of {len(structure.factors)}"
+        case Butterfly():
+            return f"B: radix {_radix(structure.radix)}"
+        case _:
+            return str(structure)
+
+
+def _widths(structure: Kaleidoscope | GroupedKaleidoscope | KaleidoscopeLowRank) -> str:
+    return f"w={structure.width} e={structure.expansion} radix {_radix(structure.radix)}"
+
+
+def _rank(structure: Sum) -> str:
+    return f"rank {structure.rank}" if structure.rank else f"rank, {structure.share:.3g} in all"
 
 
 def _radix(radix: int | str | tuple[int, ...]) -> str:

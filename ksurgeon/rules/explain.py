@@ -71,6 +71,8 @@ def _path(loc: Sequence[str | int], data: Any) -> _Path:
         if isinstance(data, dict):
             if part in data:
                 data = data[part]
+            elif data.get("structure") == part:  # which member of the union it is
+                continue
             elif position == len(loc) - 1:
                 data = None
             else:

@@ -204,8 +204,8 @@ def _numel(site: "Site", structure: Structure, parts: int) -> int:
         from ksurgeon.kmatrix.transform import count_parameters
 
         return count_parameters(site.facts, structure)
-    patterns = structure.patterns(site.in_features // groups, site.out_features // groups // parts)
-    return groups * parts * sum(pattern.numel for pattern in patterns)
+    sizes = site.in_features // groups, site.out_features // groups // parts
+    return groups * parts * structure.parameters(*sizes)
 
 
 def _names(site: "Site") -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ksurgeon.kmatrix.structures import Butterfly, Dense, Kaleidoscope, Structure
+from ksurgeon.kmatrix.structures import Butterfly, Dense, Kaleidoscope, Structure, Sum
 
 __all__ = ["Kind", "Replacement", "Rule", "Start", "Where", "holds", "matching"]
 
@@ -106,6 +106,11 @@ class Replacement(_Base):
 
     @model_validator(mode="after")
     def _exact_needs_a_known_map(self) -> "Replacement":
+        if isinstance(self.structure, Sum) and self.find in _KNOWN:
+            raise ValueError(
+                f'structure = "{self.structure.structure}" is for trained weights '
+                f'(find = "linear", "pointwise_conv"), not for "{self.find}"'
+            )
         if self.start == "exact" and not isinstance(self.structure, Dense):
             if self.find not in _KNOWN:
                 allowed = ", ".join(f'"{kind}"' for kind in _KNOWN)

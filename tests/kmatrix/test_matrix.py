@@ -6,7 +6,14 @@ import torch
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.merge import merge_chain
-from ksurgeon.kmatrix.structures import Chain, GroupedKaleidoscope
+from ksurgeon.kmatrix.structures import (
+    Chain,
+    GroupedKaleidoscope,
+    KaleidoscopeLowRank,
+    LowRank,
+    Monarch,
+    MonarchLowRank,
+)
 from tests.export import dynamic_batch
 
 CASES = [
@@ -22,6 +29,11 @@ CASES = [
     (50, 37, {}),
     (16, 24, {"structure": GroupedKaleidoscope(groups=4)}),
     (10, 9, {"structure": Chain(factors=((2, 3, 5, 2), (1, 10, 12, 1)))}),
+    (12, 20, {"structure": LowRank(rank=3)}),
+    (16, 22, {"structure": Monarch(blocks=4, block_rank=2)}),
+    (12, 20, {"structure": KaleidoscopeLowRank(rank=2)}),
+    (37, 50, {"structure": KaleidoscopeLowRank(share=0.6)}),
+    (22, 16, {"structure": MonarchLowRank(rank=1)}),
 ]
 ids = [f"{i}-{o}-{'-'.join(options) or 'auto'}" for i, o, options in CASES]
 TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.float32: 1e-5}
@@ -42,6 +54,8 @@ def test_products_agree_with_the_definition(case, dtype, kronecker):
     in_features, out_features, options = case
     matrix = KMatrix(in_features, out_features, dtype=dtype, **options)
     dense = kronecker(list(matrix.factors))[:out_features, :in_features]
+    if matrix.side is not None:
+        dense = dense + kronecker(list(matrix.side.factors))
     close(matrix.to_dense().detach(), dense)
     x = torch.randn(3, in_features, 2, dtype=dtype)
     y = torch.randn(4, out_features, dtype=dtype)
@@ -49,7 +63,9 @@ def test_products_agree_with_the_definition(case, dtype, kronecker):
     close(matrix(x, -2).detach(), torch.einsum("oi,zij->zoj", dense, x))
     close(matrix.transposed(y).detach(), y @ dense)
     close(matrix.adjoint(y).detach(), y @ dense.conj())
-    assert matrix.multiplications == sum(f.numel() for f in matrix.factors)
+    assert matrix.multiplications == sum(f.numel() for f in matrix.parameters())
+    structure = matrix.structure
+    assert matrix.multiplications == structure.parameters(in_features, out_features)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -75,6 +91,34 @@ def test_groups_are_blocks_of_a_diagonal(sizes, groups, expansion):
     x = torch.randn(3, sizes[0], dtype=torch.float64)
     close(matrix(x).detach(), x @ dense.T)
     close(matrix.transposed(x @ dense.T).detach(), x @ dense.T @ dense)
+
+
+@pytest.mark.parametrize("structure", [KaleidoscopeLowRank(rank=2), MonarchLowRank(blocks=2, rank=2)])
+def test_groups_of_a_sum(structure):
+    matrix = KMatrix(24, 36, groups=3, structure=structure, dtype=torch.float64)
+    dense = matrix.to_dense().detach()
+    assert torch.equal(
+        dense, torch.block_diag(*(dense[12 * g : 12 * g + 12, 8 * g : 8 * g + 8] for g in range(3)))
+    )
+    assert torch.linalg.matrix_rank(matrix.side.to_dense()) == 6
+    x = torch.randn(3, 24, dtype=torch.float64)
+    close(matrix(x).detach(), x @ dense.T)
+
+
+@pytest.mark.parametrize("start", ["identity", "orthogonal"])
+def test_the_path_beside_a_chain_starts_with_nothing(start):
+    matrix = KMatrix(24, structure=KaleidoscopeLowRank(rank=2), start=start, dtype=torch.float64)
+    dense = matrix.to_dense()
+    close(dense @ dense.T, torch.eye(24, dtype=torch.float64))
+    dense.square().sum().backward()
+    assert all(factor.grad is not None for factor in matrix.parameters())
+
+
+def test_the_sum_of_chain_and_path_keeps_the_variance():
+    x = torch.randn(4096, 64)
+    for structure in (KaleidoscopeLowRank(rank=64), MonarchLowRank(rank=32)):
+        outputs = torch.stack([KMatrix(64, structure=structure)(x).std() for _ in range(20)])
+        assert 0.9 < outputs.mean() < 1.1
 
 
 def test_every_dimension_and_layout():

@@ -3,7 +3,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.patterns import check_chain, kaleidoscope_patterns
-from ksurgeon.kmatrix.structures import Chain, GroupedKaleidoscope, Kaleidoscope, Structure
+from ksurgeon.kmatrix.structures import (
+    Chain,
+    ChainLowRank,
+    GroupedKaleidoscope,
+    Kaleidoscope,
+    KaleidoscopeLowRank,
+    LowRank,
+    Monarch,
+    MonarchLowRank,
+    Structure,
+)
 
 ANY = TypeAdapter(Structure)
 
@@ -15,6 +25,14 @@ ANY = TypeAdapter(Structure)
         Kaleidoscope(width=2, expansion=3, radix=(2, 3, 4)),
         GroupedKaleidoscope(groups=8, radix=2),
         Chain(factors=((2, 3, 4, 1), (1, 5, 6, 1))),
+        LowRank(rank=3),
+        LowRank(share=0.25),
+        Monarch(),
+        Monarch(blocks=2, block_rank=3),
+        Monarch(share=0.3),
+        KaleidoscopeLowRank(width=2, radix=(2, 3), rank=4),
+        MonarchLowRank(blocks=8, share=0.5),
+        ChainLowRank(factors=((2, 3, 4, 1), (1, 5, 6, 1)), rank=1),
     ],
 )
 def test_json_round_trip(structure):
@@ -37,6 +55,14 @@ def test_lists_from_toml_become_radices():
         {"structure": "kaleidoscope", "radix": "outo"},
         {"structure": "grouped_kaleidoscope", "groups": 0},
         {"structure": "chain", "factors": []},
+        {"structure": "low_rank"},
+        {"structure": "low_rank", "rank": 2, "share": 0.5},
+        {"structure": "low_rank", "rank": 0},
+        {"structure": "low_rank", "share": 1.5},
+        {"structure": "monarch", "blocks": 1},
+        {"structure": "monarch", "block_rank": 2, "share": 0.5},
+        {"structure": "kaleidoscope+low_rank", "width": 1},
+        {"structure": "monarch+low_rank", "share": 0.0},
     ],
 )
 def test_values_that_mean_nothing(values):
@@ -84,3 +110,42 @@ def test_a_chain_that_is_too_small():
 def test_a_chain_that_does_not_compose():
     with pytest.raises(StructureError, match="do not compose"):
         Chain(factors=((2, 3, 4, 1), (1, 15, 7, 1))).patterns(8, 15)
+
+
+@pytest.mark.parametrize("sizes", [(384, 384), (384, 1536), (1536, 384), (50, 70)])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize(
+    "structure", [LowRank, Monarch, KaleidoscopeLowRank, MonarchLowRank], ids=lambda s: s.__name__
+)
+def test_a_share_is_kept_and_used_up(structure, share, sizes):
+    options = {"blocks": 4, "block_rank": 1} if structure is MonarchLowRank else {}
+    made = structure(share=share, **options)
+    budget = share * sizes[0] * sizes[1]
+    rank_of_one = (4 if structure is Monarch else 1) * (sizes[0] + sizes[1] + 8)
+    if structure is KaleidoscopeLowRank and share == 0.25 and sizes == (50, 70):
+        with pytest.raises(StructureError, match=r"of which the chain .* leaves"):
+            made.parameters(*sizes)
+    else:
+        assert budget - rank_of_one < made.parameters(*sizes) <= budget
+
+
+def test_a_monarch_of_sizes_that_its_blocks_divide_is_not_padded():
+    first, last = Monarch(blocks=4).patterns(384, 1536)
+    assert (first, last) == ((4, 96, 96, 1), (1, 384, 96, 4))
+    assert first.in_features == 384 and last.out_features == 1536
+    assert Monarch(blocks=16).patterns(256, 256) == ((16, 16, 16, 1), (1, 16, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        (LowRank(rank=65), "rank 65 for 64 → 128; it can be 64 at most"),
+        (Monarch(blocks=65), "65 blocks are too many for 64 → 128"),
+        (Monarch(blocks=4, block_rank=17), "they can have rank 16 at most"),
+        (KaleidoscopeLowRank(rank=65), "rank 65"),
+        (KaleidoscopeLowRank(share=0.05), "of which the chain .* leaves"),
+    ],
+)
+def test_ranks_that_the_sizes_do_not_have(structure, message):
+    with pytest.raises(StructureError, match=message):
+        structure.parameters(64, 128)

@@ -18,6 +18,7 @@ def test_built_in_rules_are_named_like_their_files_and_summarised():
     assert list(builtin_rules()) == [
         "filterbank",
         "linear",
+        "low_rank",
         "permutation",
         "pointwise",
         "shuffle",
@@ -77,6 +78,11 @@ def test_start_left_out_is_exact_for_a_shuffle(tmp_path):
         (GOOD.replace('" }', '", wdith = 2 }'), ['with.wdith: unknown key; did you mean "width"?']),
         (GOOD.replace('" }', '", radix = 1 }'), ["replace[1].with.radix: allowed: 'auto'", "got 1"]),
         (GOOD.replace('"linear"', '"linaer"'), ["replace[1].find: allowed: 'linear', ", "got 'linaer'"]),
+        (GOOD.replace("kaleidoscope", "low_rank"), ["replace[1].with: give rank or share, one of them"]),
+        (
+            GOOD.replace('scope" }', 'scope+low_rank", rank = 2 }').replace('"linear"', '"permutation"'),
+            ['replace[1]: structure = "kaleidoscope+low_rank" is for trained weights'],
+        ),
         (GOOD + 'start = "ft"\n', ["replace[1].start: allowed: 'exact', 'fit', ", "got 'ft'"]),
         (GOOD + 'start = "exact"\n', ['replace[1]: start = "exact" needs', '"linear"', '"fit"']),
         (SHUFFLE.replace("kal", "grouped_kal") + 'start = "exact"', ["is known for structure"]),
@@ -114,7 +120,7 @@ def test_several_mistakes_are_told_together(tmp_path):
         (
             "linaer",
             'no rule is called "linaer"; did you mean linear? built-in rules: filterbank, linear, '
-            "permutation, pointwise, shuffle, transform",
+            "low_rank, permutation, pointwise, shuffle, transform",
         ),
         ("zzz", 'no rule is called "zzz"; built-in rules'),
         ("no/such", "no such rule file"),
