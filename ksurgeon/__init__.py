@@ -5,15 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ksurgeon.errors import (
+        DataError,
         FolderError,
         InputError,
         KsurgeonError,
         MatchError,
         ModelNotFoundError,
+        RecipeError,
         RecordError,
         RuleError,
         StructureError,
         SurgeryError,
+        TrainingError,
+        TrainingStopped,
         WeightsError,
     )
     from ksurgeon.find import Site, find
@@ -28,9 +32,12 @@ if TYPE_CHECKING:
     from ksurgeon.surgery.convert import Conversion, convert, replace_modules
     from ksurgeon.surgery.revert import revert
     from ksurgeon.surgery.storage import load, save
+    from ksurgeon.train.distill import distill, finetune
+    from ksurgeon.train.gradual import distill_gradually
 
 _HOMES = {
     "Conversion": "surgery.convert",
+    "DataError": "errors",
     "FolderError": "errors",
     "InputError": "errors",
     "KChannelShuffle": "kmatrix.shuffle",
@@ -43,15 +50,21 @@ _HOMES = {
     "MatchError": "errors",
     "ModelNotFoundError": "errors",
     "Plan": "rules.plan",
+    "RecipeError": "errors",
     "RecordError": "errors",
     "Rule": "rules.schema",
     "RuleError": "errors",
     "Site": "find.site",
     "StructureError": "errors",
     "SurgeryError": "errors",
+    "TrainingError": "errors",
+    "TrainingStopped": "errors",
     "WeightsError": "errors",
     "convert": "surgery.convert",
+    "distill": "train.distill",
+    "distill_gradually": "train.gradual",
     "find": "find.finder",
+    "finetune": "train.distill",
     "load": "surgery.storage",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
@@ -60,6 +73,7 @@ _HOMES = {
 
 __all__ = [
     "Conversion",
+    "DataError",
     "FolderError",
     "InputError",
     "KChannelShuffle",
@@ -72,15 +86,21 @@ __all__ = [
     "MatchError",
     "ModelNotFoundError",
     "Plan",
+    "RecipeError",
     "RecordError",
     "Rule",
     "RuleError",
     "Site",
     "StructureError",
     "SurgeryError",
+    "TrainingError",
+    "TrainingStopped",
     "WeightsError",
     "convert",
+    "distill",
+    "distill_gradually",
     "find",
+    "finetune",
     "load",
     "replace_modules",
     "revert",

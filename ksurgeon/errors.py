@@ -7,6 +7,7 @@ __all__ = [
     "KsurgeonError",
     "MatchError",
     "ModelNotFoundError",
+    "RecipeError",
     "RecordError",
     "RuleError",
     "StructureError",
@@ -59,6 +60,10 @@ class RecordError(KsurgeonError, ValueError):
 
 class FolderError(KsurgeonError, OSError):
     """A folder that cannot be written: it holds something else, or the disk is full."""
+
+
+class RecipeError(KsurgeonError, ValueError):
+    """A recipe that is missing or malformed, or whose own functions failed."""
 
 
 class DataError(KsurgeonError, ValueError):

@@ -14,9 +14,7 @@ from ksurgeon.errors import KsurgeonError
 __all__ = ["find_function", "working_directory"]
 
 
-def find_function(
-    name: str, error: type[KsurgeonError], base: Path | None = None
-) -> Callable[..., Any]:
+def find_function(name: str, error: type[KsurgeonError], base: Path | None = None) -> Callable[..., Any]:
     """The function of that name; the working directory is searched for the module first.
 
     Args:

@@ -1,7 +1,7 @@
 """Distillation and fine-tuning: one call each."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def distill(
     resume: bool = False,
     device: str | None = None,
     preprocessor: Any = None,
+    sites: Collection[str] | None = None,
     listener: Listener | None = None,
     **options: Any,
 ) -> Trained:
@@ -81,6 +82,7 @@ def distill(
         resume: go on from the last checkpoint in ``folder``.
         device: "cpu" keeps off GPUs; left out, what accelerate chooses.
         preprocessor: in place of that which belongs to the model.
+        sites: paths of the layers that stage 1 trains; all that were replaced, if left out.
         listener: is told of every step.
 
     Raises:
@@ -100,7 +102,7 @@ def distill(
             listener.note(found.warning)
     if teacher is model:
         raise TrainingError("teacher and student are the same model; give a copy from before the surgery")
-    return _train(model, teacher, name, data, chosen, folder, resume, device, preprocessor, listener)
+    return _train(model, teacher, name, data, chosen, folder, resume, device, preprocessor, sites, listener)
 
 
 def finetune(
@@ -118,7 +120,7 @@ def finetune(
     """Train a model on labels, without a teacher; the arguments, and what is raised, are those of ``distill``."""
     model = load(model) if isinstance(model, (str, Path)) else model
     chosen = make_settings(settings, **options)
-    return _train(model, None, "", data, chosen, folder, resume, device, preprocessor, listener)
+    return _train(model, None, "", data, chosen, folder, resume, device, preprocessor, None, listener)
 
 
 def _train(
@@ -131,6 +133,7 @@ def _train(
     resume: bool,
     device: str | None,
     preprocessor: Any,
+    sites: Collection[str] | None,
     listener: Listener | None,
 ) -> Trained:
     if resume and folder is None:
@@ -160,7 +163,7 @@ def _train(
                 asked = _match(objective, teacher, data, settings)
                 has_saved = resume and place is not None and (place / "checkpoints").is_dir()
                 if not has_saved:
-                    layers = train_layers(model, teacher, _some(data, where), settings, told)
+                    layers = train_layers(model, teacher, _some(data, where), settings, told, sites)
                 targets = target_source(asked, objective, data, settings, accelerator, told)
             balance_factors(model)
             if batch_norms(model):
@@ -198,7 +201,9 @@ def _match(objective: Objective, teacher: nn.Module, data: Data, settings: Setti
     """The teacher, once it is known that it can teach this student."""
     model = objective.student
     pairs = pair_blocks(model, teacher) if objective.wants("hidden") else []
-    asked = Teacher(teacher, Reader(settings.task, teacher, objective.reader.pooling), [its for _, its in pairs])
+    asked = Teacher(
+        teacher, Reader(settings.task, teacher, objective.reader.pooling), [its for _, its in pairs]
+    )
     objective.pairs = pairs
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     first = next(iter(_some(data, device, 1)))

@@ -1,6 +1,6 @@
 """Stage 1: every replaced layer learns its original's outputs on its original's real inputs, on its own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import cos, pi
@@ -54,14 +54,22 @@ def layer_pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Layer
 
 
 def train_layers(
-    student: nn.Module, teacher: nn.Module, batches: Iterable[Batch], settings: Settings, listener: Listener
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[Batch],
+    settings: Settings,
+    listener: Listener,
+    sites: Collection[str] | None = None,
 ) -> list[SiteResult]:
     """Train every replaced layer for some steps on inputs that one run of the teacher gave it.
 
     A layer keeps its values where they are not bettered on inputs that were held out. What is kept of the inputs
-    stays below ``settings.memory``; layers that get the same input share it.
+    stays below ``settings.memory``; layers that get the same input share it. ``sites`` are the paths of those to
+    train, all if left out.
     """
     pairs = layer_pairs(student, teacher)
+    if sites is not None:
+        pairs = {path: pair for path, pair in pairs.items() if path in sites}
     if not pairs or not settings.layerwise:
         return []
     rows = collect_rows(teacher, {path: pair for path, (_, pair) in pairs.items()}, batches, settings)
@@ -132,7 +140,9 @@ def _sample(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return rows[chosen.to(rows.device)].detach().float()
 
 
-def _train_layer(path: str, layer: Layer, original: nn.Module, rows: Tensor, settings: Settings) -> SiteResult:
+def _train_layer(
+    path: str, layer: Layer, original: nn.Module, rows: Tensor, settings: Settings
+) -> SiteResult:
     weight, bias = dense_weight(original).float(), original.bias
     held = rows[::_HELD_OUT]
     mask = torch.ones(len(rows), dtype=torch.bool)

@@ -87,7 +87,10 @@ class Loop:
             FolderError: a checkpoint could not be written; earlier ones are as they were.
         """
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        with signals() as stop, training_mode(self.objective.student, self.settings, self.targets is not None):
+        with (
+            signals() as stop,
+            training_mode(self.objective.student, self.settings, self.targets is not None),
+        ):
             batches = self.data.training_batches(self.step, rank, processes)
             if not self.scales:
                 first = next(batches)

@@ -12,7 +12,9 @@ from ksurgeon.train.preprocess import IGNORED, Batch
 __all__ = ["agreement", "with_labels"]
 
 
-def agreement(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+def agreement(
+    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch
+) -> dict[str, Tensor]:
     """For each example: ``agreement`` of the classes, ``cosine`` of the embeddings, relative ``error`` of others."""
     found: dict[str, Tensor] = {}
     for name, output in student.items():

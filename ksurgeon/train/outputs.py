@@ -71,7 +71,10 @@ class Reader:
         tensors = {
             key: value
             for key, value in output.items()
-            if isinstance(value, Tensor) and value.is_floating_point() and key not in _LEFT_OUT and value.dim()
+            if isinstance(value, Tensor)
+            and value.is_floating_point()
+            and key not in _LEFT_OUT
+            and value.dim()
         }
         logits = {key: value for key, value in tensors.items() if _is_logits(key)}
         if self.task == "embedding":

@@ -62,7 +62,9 @@ def freeze(model: nn.Module, targets: tuple[str, ...]) -> Iterator[None]:
     names = [name for name, _ in model.named_parameters()]
     for target in targets:
         if not any(matching((target,), _paths(name)) for name in names):
-            raise TrainingError(f'freeze = "{target}" names no parameter; they are called {", ".join(names[:4])}, …')
+            raise TrainingError(
+                f'freeze = "{target}" names no parameter; they are called {", ".join(names[:4])}, …'
+            )
     frozen = [
         parameter
         for name, parameter in model.named_parameters()

@@ -71,7 +71,7 @@ def relax(matrix: KMatrix, noise: float = 0.0, temperature: float = 1.0) -> KMat
     Raises:
         SurgeryError: a matrix that is not square, or whose blocks are not.
     """
-    square = all(pattern.b == pattern.c for pattern in matrix.patterns)
+    square = matrix.side is None and all(pattern.b == pattern.c for pattern in matrix.patterns)
     if matrix.in_features != matrix.out_features or not square or matrix.groups != 1:
         raise SurgeryError(
             f"only a square K-matrix without groups can be a permutation, this one maps {matrix.in_features} → "

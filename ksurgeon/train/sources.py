@@ -140,7 +140,9 @@ def _lines(path: Path, limit: int | None) -> Source:
             texts = list(islice((stripped for line in stream if (stripped := line.strip())), limit))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    return Source(str(path), "text", len(texts), lambda i: Example(texts[i]), lambda i: f"{path}, text {i + 1}")
+    return Source(
+        str(path), "text", len(texts), lambda i: Example(texts[i]), lambda i: f"{path}, text {i + 1}"
+    )
 
 
 def _json_lines(path: Path) -> Source:
@@ -220,9 +222,7 @@ def _datasets(where: str, name: str) -> Source:
     datasets = _import_datasets(name)
     place, _, split = where.partition("@")
     try:
-        loaded = (
-            datasets.load_from_disk(place) if Path(place).is_dir() else datasets.load_dataset(place)
-        )
+        loaded = datasets.load_from_disk(place) if Path(place).is_dir() else datasets.load_dataset(place)
     except Exception as error:
         raise DataError(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     return _from_datasets(loaded, name, split)
@@ -254,15 +254,11 @@ def _import_datasets(name: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(
-            f"{name} needs the library datasets: pip install 'ksurgeon[train]'"
-        ) from error
+        raise DataError(f"{name} needs the library datasets: pip install 'ksurgeon[train]'") from error
     return datasets
 
 
-def _of_records(
-    records: _Sized, name: str, names: Callable[[int], str], base: Path | None
-) -> Source:
+def _of_records(records: _Sized, name: str, names: Callable[[int], str], base: Path | None) -> Source:
     """Examples from mappings: which key holds what is told by its name."""
     if not len(records):
         return Source(name, "text", 0, lambda i: Example(None), names)

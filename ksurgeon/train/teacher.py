@@ -46,7 +46,9 @@ def find_teacher(student: nn.Module, name: str | None = None, weights: str | Non
     source = record.source
     if source is None or (source.weights == "given" and source.kind != "function"):
         if exact:
-            return FoundTeacher(revert(deepcopy(student)).eval(), "the original that the surgery kept exactly")
+            return FoundTeacher(
+                revert(deepcopy(student)).eval(), "the original that the surgery kept exactly"
+            )
         raise TrainingError(
             "the record does not tell where the weights before surgery came from; name the teacher (--teacher), "
             "and its weights if they are in a file (--teacher-weights)"
@@ -54,12 +56,18 @@ def find_teacher(student: nn.Module, name: str | None = None, weights: str | Non
     used = weights or {"given": "auto"}.get(source.weights, source.weights)
     options = {} if source.kind == "transformers" else source.options
     try:
-        named = f"hf:{source.name}" if source.kind == "transformers" and not Path(source.name).exists() else source.name
+        named = (
+            f"hf:{source.name}"
+            if source.kind == "transformers" and not Path(source.name).exists()
+            else source.name
+        )
         named = f"torchvision:{source.name}" if source.kind == "torchvision" else named
         opened = open_model(named, weights=used, seed=record.seed, options=options)
     except KsurgeonError as error:
         if exact:
-            return FoundTeacher(revert(deepcopy(student)).eval(), "the original that the surgery kept exactly")
+            return FoundTeacher(
+                revert(deepcopy(student)).eval(), "the original that the surgery kept exactly"
+            )
         raise TrainingError(f"the teacher {source.name} with weights {used}: {error}") from error
     notes = list(opened.notes)
     if opened.source.weights == "random" or source.weights == "random":
