@@ -28,8 +28,8 @@ def run(
     folder = Path(output or Path("runs") / loaded.name)
     if (folder / RESULTS).exists() and not (yes or resume):
         raise FolderError(
-            f"{folder} holds earlier results; give --resume to go on, --yes to replace them, or another folder "
-            "with -o"
+            f"{folder} holds earlier results; give --resume to go on, --yes to replace them, or another "
+            "folder with -o"
         )
     listener = TerminalListener(err)
     options = parse_settings(settings, {"minutes": minutes})

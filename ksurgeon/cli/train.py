@@ -126,7 +126,7 @@ def _plain(trained: Trained) -> dict[str, Any]:
 
 
 def parse_settings(settings: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs, values as in TOML, a bare word as text; ``weights.hidden=0`` goes into a table."""
+    """``NAME=VALUE`` pairs, values as in TOML or a bare word; ``weights.hidden=0`` goes into a table."""
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for text in settings:
         name, equals, value = text.partition("=")

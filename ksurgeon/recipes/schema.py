@@ -33,7 +33,7 @@ class Prune(_Base):
 
 
 class Variant(_Base):
-    """One student: by a rule's name or file, by a plan's file, by a rule's parts, by pruning, or untouched."""
+    """One student: by a rule (a name, a file, or its parts), by a plan's file, by pruning, or untouched."""
 
     name: Annotated[str, Field(pattern=r"[\w.+-]+")]
     rule: str | None = None
@@ -66,8 +66,8 @@ class Recipe(_Base):
     """An experiment: a model, students made from it, how they are trained, and what is measured.
 
     Attributes:
-        prepare: function that is given a folder, puts data and models there, and returns their places by name;
-            a place stands in braces wherever it is used: ``data = "{sentences}"``.
+        prepare: function that is given a folder, puts data and models there, and returns their places by
+            name; a place stands in braces wherever it is used: ``data = "{sentences}"``.
         evaluate: function that is given a model and these places, and returns metrics by name.
         folder: of the recipe file, which functions in ``FILE.py:function`` are relative to.
     """

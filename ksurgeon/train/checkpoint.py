@@ -91,12 +91,13 @@ class Checkpoints:
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """The whole state on the CPU, whichever way the model is distributed; to be called by all processes."""
-    return get_model_state_dict(model, options=_OPTIONS)
+    state: dict[str, Any] = get_model_state_dict(model, options=_OPTIONS)
+    return state
 
 
 def optimiser_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Saved:
     """The optimiser's whole state by the names of the parameters; to be called by all processes."""
-    flat = get_optimizer_state_dict(model, optimiser, options=_OPTIONS)
+    flat: dict[str, Any] = get_optimizer_state_dict(model, optimiser, options=_OPTIONS)
     tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in flat.items() if name not in tensors}
 
@@ -110,9 +111,10 @@ def restore(
         TrainingError: the checkpoint is of another model.
     """
     try:
-        set_model_state_dict(model, weights, options=_OPTIONS)
+        set_model_state_dict(model, dict[str, Any](weights), options=_OPTIONS)
         tensors, plain = optimiser_saved
-        set_optimizer_state_dict(model, optimiser, {**tensors, **plain}, options=_OPTIONS)
+        flat: dict[str, Any] = {**tensors, **plain}
+        set_optimizer_state_dict(model, optimiser, flat, options=_OPTIONS)
     except (RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()
         raise TrainingError(
@@ -124,7 +126,7 @@ def restore(
 def restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Set the parameters that are named, and leave all others."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
-    set_model_state_dict(model, weights, options=options)
+    set_model_state_dict(model, dict[str, Any](weights), options=options)
 
 
 def random_state() -> Saved:

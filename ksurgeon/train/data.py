@@ -53,7 +53,7 @@ class Data:
     def training_batches(self, first_step: int, rank: int = 0, processes: int = 1) -> Iterator[list[Batch]]:
         """Without end, for each step from ``first_step`` on, this process's micro-batches.
 
-        Which examples a step has, and in which order, depends on the seed and on the number of the step alone.
+        Which examples a step has, in which order, depends on the seed and the number of the step alone.
         """
         share, micro = self._shares(processes)
 
@@ -83,8 +83,8 @@ class Data:
         """Examples of a process in a step, and of a micro-batch."""
         if self.batch % processes:
             raise DataError(
-                f"a batch of {self.batch} examples cannot be shared by {processes} processes; give a batch that "
-                "is a multiple"
+                f"a batch of {self.batch} examples cannot be shared by {processes} processes; give a batch "
+                "that is a multiple"
             )
         share = self.batch // processes
         return share, min(self.settings.micro_batch or share, share)

@@ -70,8 +70,8 @@ def distill(
 ) -> Trained:
     """Let an operated model learn from its original, on data that needs no labels.
 
-    Stage 1 trains every replaced layer on its own, on its original's inputs; stage 2 trains the whole model on
-    the teacher's outputs, the hidden states of matching blocks, and labels where there are some.
+    Stage 1 trains every replaced layer on its own, on its original's inputs; stage 2 trains the whole model
+    on the teacher's outputs, the hidden states of matching blocks, and labels where there are some.
 
     Args:
         student: a converted model, changed in place, or its folder.
@@ -117,7 +117,7 @@ def finetune(
     listener: Listener | None = None,
     **options: Any,
 ) -> Trained:
-    """Train a model on labels, without a teacher; the arguments, and what is raised, are those of ``distill``."""
+    """Train a model on labels, without a teacher; arguments, and what is raised, are those of ``distill``."""
     model = load(model) if isinstance(model, (str, Path)) else model
     chosen = make_settings(settings, **options)
     return _train(model, None, "", data, chosen, folder, resume, device, preprocessor, None, listener)
@@ -227,8 +227,8 @@ def _match(objective: Objective, teacher: nn.Module, data: Data, settings: Setti
     for name in sorted(common):
         if outputs[name].shape != targets[name].shape:
             raise TrainingError(
-                f"teacher and student do not match: {name} is {tuple(targets[name].shape)} of the teacher and "
-                f"{tuple(outputs[name].shape)} of the student, the batch first"
+                f"teacher and student do not match: {name} is {tuple(targets[name].shape)} of the teacher "
+                f"and {tuple(outputs[name].shape)} of the student, the batch first"
             )
     return asked
 

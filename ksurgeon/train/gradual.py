@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -78,10 +79,10 @@ def distill_gradually(
             are those of all groups together.
         groups: number of groups.
         tolerance: what may be lost against the teacher: of ``metric``, or of the first of accuracy, agreement
-            and cosine on the held-out examples that there is, or the relative error itself. A group that loses
-            more even after healing is undone, and the surgery ends.
-        order: "harmless" takes those sites first whose outputs changed least; "back" goes from the last site to
-            the first.
+            and cosine on the held-out examples that there is, or the relative error itself. A group that
+            loses more even after healing is undone, and the surgery ends.
+        order: "harmless" takes those sites first whose outputs changed least; "back" goes from the last site
+            to the first.
         metric: what counts, in place of the held-out examples.
 
     Raises:
@@ -125,8 +126,8 @@ def distill_gradually(
         model.load_state_dict(before)
         if result is None:
             raise TrainingError(
-                f"the first group of sites ({', '.join(paths[:3])}, …) loses {loss:.4g}, more than the tolerance "
-                f"of {tolerance:g}; allow more, take more groups, or train longer"
+                f"the first group of sites ({', '.join(paths[:3])}, …) loses {loss:.4g}, more than the "
+                f"tolerance of {tolerance:g}; allow more, take more groups, or train longer"
             )
         result.stages.append(stage)
         break
@@ -136,7 +137,7 @@ def distill_gradually(
 
 
 def _groups(operations: Sequence[Operation], count: int, order: Order) -> list[list[Operation]]:
-    """The operations in so many groups; maps inside a forward all in the first, as a forward is changed once."""
+    """The operations in groups; maps inside a forward all in the first, as a forward is changed once."""
     first = [o for o in operations if KINDS[o.kind].is_original is not None]
     rest = [o for o in operations if KINDS[o.kind].is_original is None]
     if order == "back":
@@ -145,7 +146,7 @@ def _groups(operations: Sequence[Operation], count: int, order: Order) -> list[l
         rest.sort(key=lambda o: o.output_error if o.output_error is not None else o.weight_error or 0.0)
     count = max(1, min(count, len(rest)))
     cuts = [round(len(rest) * part / count) for part in range(count + 1)]
-    parts = [rest[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [rest[begin:end] for begin, end in pairwise(cuts)]
     parts[0] = first + parts[0]
     return [part for part in parts if part]
 

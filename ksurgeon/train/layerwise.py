@@ -47,9 +47,10 @@ def layer_pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Layer
         except AttributeError:
             continue
         weight = getattr(original, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() >= 2 and not isinstance(original, nn.Embedding):
-            if tuple(dense_weight(original).shape) == (module.out_features, module.in_features):
-                pairs[path] = (module, original)
+        if not isinstance(weight, Tensor) or weight.dim() < 2 or isinstance(original, nn.Embedding):
+            continue
+        if tuple(dense_weight(original).shape) == (module.out_features, module.in_features):
+            pairs[path] = (module, original)
     return pairs
 
 
@@ -63,9 +64,9 @@ def train_layers(
 ) -> list[SiteResult]:
     """Train every replaced layer for some steps on inputs that one run of the teacher gave it.
 
-    A layer keeps its values where they are not bettered on inputs that were held out. What is kept of the inputs
-    stays below ``settings.memory``; layers that get the same input share it. ``sites`` are the paths of those to
-    train, all if left out.
+    A layer keeps its values where they are not bettered on inputs that were held out. What is kept of the
+    inputs stays below ``settings.memory``; layers that get the same input share it. ``sites`` are the paths
+    of those to train, all if left out.
     """
     pairs = layer_pairs(student, teacher)
     if sites is not None:
@@ -144,6 +145,7 @@ def _train_layer(
     path: str, layer: Layer, original: nn.Module, rows: Tensor, settings: Settings
 ) -> SiteResult:
     weight, bias = dense_weight(original).float(), original.bias
+    assert bias is None or isinstance(bias, Tensor)
     held = rows[::_HELD_OUT]
     mask = torch.ones(len(rows), dtype=torch.bool)
     mask[::_HELD_OUT] = False

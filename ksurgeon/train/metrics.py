@@ -1,4 +1,4 @@
-"""Metrics that need no settings: how often, or how far, student and teacher agree with each other and with labels."""
+"""Metrics that need no settings: how far student and teacher agree with each other and with labels."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ __all__ = ["agreement", "with_labels"]
 def agreement(
     student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Batch
 ) -> dict[str, Tensor]:
-    """For each example: ``agreement`` of the classes, ``cosine`` of the embeddings, relative ``error`` of others."""
+    """For each example: ``agreement`` of classes, ``cosine`` of embeddings, relative ``error`` of others."""
     found: dict[str, Tensor] = {}
     for name, output in student.items():
         if name not in teacher or output.shape != teacher[name].shape:

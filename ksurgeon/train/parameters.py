@@ -129,7 +129,7 @@ class Averaged:
         """Take in the parameters after a step; steps count from 1."""
         if self.decay:
             decay = min(self.decay, step / (step + 9))
-            torch._foreach_lerp_(self.values, self.parameters, 1 - decay)
+            torch._foreach_lerp_(self.values, list[Tensor](self.parameters), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

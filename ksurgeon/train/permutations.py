@@ -74,8 +74,8 @@ def relax(matrix: KMatrix, noise: float = 0.0, temperature: float = 1.0) -> KMat
     square = matrix.side is None and all(pattern.b == pattern.c for pattern in matrix.patterns)
     if matrix.in_features != matrix.out_features or not square or matrix.groups != 1:
         raise SurgeryError(
-            f"only a square K-matrix without groups can be a permutation, this one maps {matrix.in_features} → "
-            f"{matrix.out_features}"
+            f"only a square K-matrix without groups can be a permutation, this one maps {matrix.in_features} "
+            f"→ {matrix.out_features}"
         )
     for number in range(len(matrix.factors)):
         parametrize.register_parametrization(

@@ -20,8 +20,8 @@ Features = dict[str, Any]
 """What one example became: ``inputs``, and ``labels`` where there are some."""
 
 Batch = dict[str, Any]
-"""``inputs`` (a tuple of positional or a mapping of keyword arguments), ``labels`` (a tensor or None), ``index``
-(the examples' numbers, a tensor), and ``broken`` (examples that could not be read, as text)."""
+"""``inputs`` (a tuple of positional or a mapping of keyword arguments), ``labels`` (a tensor or None),
+``index`` (the examples' numbers, a tensor), and ``broken`` (examples that could not be read, as text)."""
 
 IGNORED = -100  # a label that counts for nothing, as in torch and transformers
 
@@ -251,8 +251,8 @@ def _of_transformers(model: nn.Module, loader: str, source: Source | None) -> An
     what = "texts" if loader == "AutoTokenizer" else "pictures" if "Image" in loader else "sounds"
     if not place:
         raise DataError(
-            f"nothing tells how {type(model).__name__} wants {what}; in Python give a tokenizer, processor or "
-            "function as preprocessor=…, or give data whose examples are tensors"
+            f"nothing tells how {type(model).__name__} wants {what}; in Python give a tokenizer, processor "
+            "or function as preprocessor=…, or give data whose examples are tensors"
         )
     try:
         return getattr(transformers, loader).from_pretrained(place)

@@ -58,8 +58,8 @@ class Settings(BaseModel):
         cache_teacher: whether the teacher's outputs are computed once and kept; None: where they are one
             small vector for each example and nothing else of the teacher is needed.
         balance_factors: steps between two evenings of the norms of a K-matrix's factors; 0 for never.
-        permutations: "soft" makes replaced shuffles and permutations doubly stochastic while they are trained,
-            and exact permutations again at the end; "free" lets them become any K-matrix.
+        permutations: "soft" makes replaced shuffles and permutations doubly stochastic while they are
+            trained, and exact permutations again at the end; "free" lets them become any K-matrix.
         temperatures: of soft permutations, first and last.
         seed: of the split, the order of examples, and every random number of the training.
         workers: processes that prepare examples.

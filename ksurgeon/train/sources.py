@@ -119,8 +119,8 @@ def _from_path(path: Path, limit: int | None) -> Source:
         return _pictures(path)
     if not path.is_file():
         raise DataError(
-            f"there is no file or folder {path}; data is a .txt, .jsonl, .parquet, .csv or .tsv file, a folder "
-            "of pictures, torchvision:CLASS@FOLDER, datasets:NAME or package.module:function"
+            f"there is no file or folder {path}; data is a .txt, .jsonl, .parquet, .csv or .tsv file, a "
+            "folder of pictures, torchvision:CLASS@FOLDER, datasets:NAME or package.module:function"
         )
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":

@@ -50,8 +50,8 @@ def target_source(
 ) -> TargetSource:
     """The teacher itself, or its outputs kept where that is asked for, or sensible.
 
-    Kept outputs of texts lie in the cache folder, under a name made from the teacher's weights and the texts, so
-    that the next training of another student has them at once.
+    Kept outputs of texts lie in the cache folder, under a name made from the teacher's weights and the texts,
+    so that the next training of another student has them at once.
     """
     if settings.cache_teacher is False:
         return teacher

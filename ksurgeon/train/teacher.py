@@ -8,6 +8,7 @@ from torch import nn
 
 from ksurgeon.errors import KsurgeonError, TrainingError
 from ksurgeon.models.opening import open_model
+from ksurgeon.models.source import Source
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Record, record_of
 from ksurgeon.surgery.revert import revert
@@ -46,36 +47,37 @@ def find_teacher(student: nn.Module, name: str | None = None, weights: str | Non
     source = record.source
     if source is None or (source.weights == "given" and source.kind != "function"):
         if exact:
-            return FoundTeacher(
-                revert(deepcopy(student)).eval(), "the original that the surgery kept exactly"
-            )
+            return _reverted(student)
         raise TrainingError(
-            "the record does not tell where the weights before surgery came from; name the teacher (--teacher), "
-            "and its weights if they are in a file (--teacher-weights)"
+            "the record does not tell where the weights before surgery came from; name the teacher "
+            "(--teacher), and its weights if they are in a file (--teacher-weights)"
         )
     used = weights or {"given": "auto"}.get(source.weights, source.weights)
     options = {} if source.kind == "transformers" else source.options
     try:
-        named = (
-            f"hf:{source.name}"
-            if source.kind == "transformers" and not Path(source.name).exists()
-            else source.name
-        )
-        named = f"torchvision:{source.name}" if source.kind == "torchvision" else named
-        opened = open_model(named, weights=used, seed=record.seed, options=options)
+        opened = open_model(_spelled(source), weights=used, seed=record.seed, options=options)
     except KsurgeonError as error:
         if exact:
-            return FoundTeacher(
-                revert(deepcopy(student)).eval(), "the original that the surgery kept exactly"
-            )
+            return _reverted(student)
         raise TrainingError(f"the teacher {source.name} with weights {used}: {error}") from error
     notes = list(opened.notes)
     if opened.source.weights == "random" or source.weights == "random":
         notes = [
-            f"The teacher {source.name} has RANDOM weights: the student learns nothing of use from it, and figures "
-            "below say nothing about a trained model."
+            f"The teacher {source.name} has RANDOM weights: the student learns nothing of use from it, and "
+            "figures below say nothing about a trained model."
         ]
     return FoundTeacher(opened.model, source.name, "; ".join(notes) or None)
+
+
+def _reverted(student: nn.Module) -> FoundTeacher:
+    return FoundTeacher(revert(deepcopy(student)).eval(), "the original that the surgery kept exactly")
+
+
+def _spelled(source: Source) -> str:
+    """The name of a source as a user writes it."""
+    if source.kind == "transformers" and not Path(source.name).exists():
+        return f"hf:{source.name}"
+    return f"{source.kind}:{source.name}" if source.kind in ("timm", "torchvision") else source.name
 
 
 def _named(name: str, weights: str) -> FoundTeacher:

@@ -21,8 +21,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     Args:
         model: the student.
         teacher: is asked in eval mode, and is moved to the student's device.
-        settings: ``task``, ``weights``, ``temperature``, ``factor_lr`` and ``balance`` count; everything else is
-            told by the ``TrainingArguments``.
+        settings: ``task``, ``weights``, ``temperature``, ``factor_lr`` and ``balance`` count; everything else
+            is told by the ``TrainingArguments``.
         args, kwargs: those of ``Trainer``.
     """
 
@@ -47,13 +47,15 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the groups of ``parameter_groups``."""
-        if self.optimizer is None:
+        optimiser: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
+        if optimiser is None:
             given = self.settings.model_dump(exclude_unset=True)
             given |= {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
             groups = parameter_groups(self.model, make_settings(**given))
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
-        return self.optimizer
+            optimiser = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
+        self.optimizer = optimiser
+        return optimiser
 
     def compute_loss(
         self,
