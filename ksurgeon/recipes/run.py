@@ -100,7 +100,7 @@ def _one(
     place = folder / variant.name
     for number, stage in enumerate(recipe.train):
         work = folder / f"{variant.name}.training" / str(number)
-        trained = _train(stage, student, source.model, places, work, resume, recipe.seed, told, options)
+        trained = _train(recipe, stage, student, source.model, places, work, resume, told, options)
         done["training"].append(_plain(stage, trained))
     done["after_training"] = _evaluate(recipe, student, places, told, f"{variant.name} after training")
     if record_of(student) is not None:
@@ -127,23 +127,25 @@ def _operate(recipe: Recipe, variant: Variant, source: LoadedModel, places: dict
 
 
 def _train(
+    recipe: Recipe,
     stage: TrainStage,
     student: nn.Module,
     teacher: nn.Module,
     places: dict[str, str],
     work: Path,
     resume: bool,
-    seed: int,
     told: Listener,
     options: dict[str, Any],
 ) -> Trained:
-    settings = {"seed": seed, **stage.settings, **options}
+    settings = {"seed": recipe.seed, **stage.settings, **options}
     common: dict[str, Any] = {
         "folder": work,
         "resume": resume and work.is_dir(),
         "listener": told,
         **settings,
     }
+    if stage.transform is not None:
+        common["preprocessor"] = find_function(stage.transform, RecipeError, recipe.folder)
     data = _filled(stage.data, places)
     if stage.kind == "finetune":
         return finetune(student, data, **common)

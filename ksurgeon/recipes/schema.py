@@ -49,12 +49,17 @@ class Variant(_Base):
 
 
 class TrainStage(BaseModel):
-    """One training; every further key is a setting of ``ksurgeon.train.settings.Settings``."""
+    """One training; every further key is a setting of ``ksurgeon.train.settings.Settings``.
+
+    ``transform`` is a function that turns one example's value into what the model takes, in place of the
+    preprocessing that belongs to the model.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: Literal["distill", "finetune"] = "distill"
     data: str
+    transform: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

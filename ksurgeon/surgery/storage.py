@@ -147,7 +147,9 @@ def written_whole(target: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for file in temporary.iterdir():
+        for file in temporary.rglob("*"):
+            if not file.is_file():
+                continue
             file.chmod(0o666 & ~_umask())
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())

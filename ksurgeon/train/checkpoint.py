@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _TENSORS, _PLAIN = "state.safetensors", "state.json"
-_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and plain data."""
@@ -97,9 +97,11 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 
 def optimiser_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> Saved:
     """The optimiser's whole state by the names of the parameters; to be called by all processes."""
-    flat: dict[str, Any] = get_optimizer_state_dict(model, optimiser, options=_OPTIONS)
-    tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
-    return tensors, {name: value for name, value in flat.items() if name not in tensors}
+    whole: dict[str, Any] = get_optimizer_state_dict(model, optimiser, options=_OPTIONS)
+    tensors = {
+        f"{key}.{name}": value for name, state in whole["state"].items() for key, value in state.items()
+    }
+    return tensors, {"groups": whole["param_groups"]}
 
 
 def restore(
@@ -113,8 +115,12 @@ def restore(
     try:
         set_model_state_dict(model, dict[str, Any](weights), options=_OPTIONS)
         tensors, plain = optimiser_saved
-        flat: dict[str, Any] = {**tensors, **plain}
-        set_optimizer_state_dict(model, optimiser, flat, options=_OPTIONS)
+        state: dict[str, Any] = {}
+        for place, value in tensors.items():
+            key, _, name = place.partition(".")
+            state.setdefault(name, {})[key] = value
+        whole: dict[str, Any] = {"state": state, "param_groups": plain["groups"]}
+        set_optimizer_state_dict(model, optimiser, whole, options=_OPTIONS)
     except (RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()
         raise TrainingError(

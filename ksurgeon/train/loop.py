@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Loop"]
 
+# A gradient that is nothing but rounding, as that of a key's bias, must not be blown up to a whole step.
+_EPSILON = 1e-6
+
 
 class Loop:
     """Trains an objective, and leaves the best weights it met in the student.
@@ -63,7 +67,7 @@ class Loop:
         self.objective, self.targets, self.data, self.settings = objective, targets, data, settings
         self.accelerator, self.listener = accelerator, listener
         self.clock = Clock(settings, data.batches_per_epoch)
-        optimiser = torch.optim.AdamW(parameter_groups(objective, settings), betas=(0.9, 0.99))
+        optimiser = torch.optim.AdamW(parameter_groups(objective, settings), betas=(0.9, 0.99), eps=_EPSILON)
         self.model, wrapped = accelerator.prepare(objective, optimiser)
         self.optimiser: Any = wrapped
         self.parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -138,7 +142,8 @@ class Loop:
         values = {name: value / self.data.batch for name, value in self._summed(sums).items()}
         loss = self._weigh(values)
         gradient = float(norm) if norm is not None else 0.0
-        if loss != loss or (gradient != gradient and self.accelerator.mixed_precision != "fp16"):
+        scaled = self.accelerator.mixed_precision == "fp16"  # whose scaler leaves out such a step itself
+        if not isfinite(loss) or not (isfinite(gradient) or scaled):
             raise TrainingError(self._explain(micro_batches[-1]))
         self.optimiser.step()
         self.optimiser.zero_grad()
