@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         KsurgeonError,
         MatchError,
         ModelNotFoundError,
+        PlanError,
         RecipeError,
         RecordError,
         RuleError,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ksurgeon.kmatrix.matrix import KMatrix
     from ksurgeon.kmatrix.shuffle import KChannelShuffle
     from ksurgeon.kmatrix.transform import KTransform
+    from ksurgeon.planner import Planning, plan
+    from ksurgeon.rules.files import read_plan, write_plan
     from ksurgeon.rules.plan import Plan
     from ksurgeon.rules.schema import Rule
     from ksurgeon.surgery.convert import Conversion, convert, replace_modules
@@ -50,6 +53,8 @@ _HOMES = {
     "MatchError": "errors",
     "ModelNotFoundError": "errors",
     "Plan": "rules.plan",
+    "PlanError": "errors",
+    "Planning": "planner.search",
     "RecipeError": "errors",
     "RecordError": "errors",
     "Rule": "rules.schema",
@@ -66,9 +71,12 @@ _HOMES = {
     "find": "find.finder",
     "finetune": "train.distill",
     "load": "surgery.storage",
+    "plan": "planner.search",
+    "read_plan": "rules.files",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
     "save": "surgery.storage",
+    "write_plan": "rules.files",
 }
 
 __all__ = [
@@ -86,6 +94,8 @@ __all__ = [
     "MatchError",
     "ModelNotFoundError",
     "Plan",
+    "PlanError",
+    "Planning",
     "RecipeError",
     "RecordError",
     "Rule",
@@ -102,9 +112,12 @@ __all__ = [
     "find",
     "finetune",
     "load",
+    "plan",
+    "read_plan",
     "replace_modules",
     "revert",
     "save",
+    "write_plan",
 ]
 
 

@@ -7,6 +7,7 @@ __all__ = [
     "KsurgeonError",
     "MatchError",
     "ModelNotFoundError",
+    "PlanError",
     "RecipeError",
     "RecordError",
     "RuleError",
@@ -30,6 +31,10 @@ class StructureError(KsurgeonError, ValueError):
 
 class RuleError(KsurgeonError, ValueError):
     """A rule file or rule that is missing or malformed."""
+
+
+class PlanError(KsurgeonError, ValueError):
+    """A budget that cannot be met or is none, or a plan that is malformed or of another model."""
 
 
 class MatchError(KsurgeonError, ValueError):

@@ -32,9 +32,6 @@ Model = Annotated[
     ),
 ]
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="a converted model", show_default=False)]
-RuleName = Annotated[
-    str, typer.Option("--rule", "-r", help="name of a built-in rule, or a rule file (.toml)")
-]
 Weights = Annotated[str, typer.Option(help="auto, pretrained, random, or FILE.safetensors")]
 InputSize = Annotated[
     str | None, typer.Option(help="image side (224), height x width (224x160), or length of a text or sound")
@@ -42,6 +39,12 @@ InputSize = Annotated[
 Seed = Annotated[int, typer.Option(help="of random weights, random starts and random inputs")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+_DATA = "a text file, a folder of images, or package.module:function that gives batches"
+DataName = Annotated[str | None, typer.Option("--data", "-d", help=_DATA)]
+Examples = Annotated[int, typer.Option(min=1, help="examples of the data that are used at most")]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="of a text file; the model's own otherwise")
+]
 Everything = Annotated[bool, typer.Option("--all", help="long tables in full")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier conversion without asking")]
 Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")]
@@ -73,7 +76,15 @@ def find(
 @app.command()
 def convert(
     model: Model,
-    rule: RuleName,
+    rule: Annotated[
+        str | None, typer.Option("--rule", "-r", help="name of a built-in rule, or a rule file (.toml)")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option("--plan", "-p", metavar="FILE", help="a plan that `ksurgeon plan` wrote")
+    ] = None,
+    data: DataName = None,
+    examples: Examples = 512,
+    tokenizer: Tokenizer = None,
     output: Output = None,
     weights: Weights = "auto",
     input_size: InputSize = None,
@@ -86,13 +97,74 @@ def convert(
     yes: Yes = False,
     all: Everything = False,
 ) -> None:
-    """Replace linear maps as a rule says, verify and measure the result, and write it to a folder.
+    """Replace linear maps as a rule or plan says, verify and measure the result, and write it to a folder.
 
-    The folder is converted/MODEL-RULE unless -o names another.
+    With --data, layers are fitted to what they do on them. The folder is converted/MODEL-RULE unless -o names
+    another.
     """
+    if (rule is None) == (plan is None):
+        raise typer.BadParameter("give a rule with --rule or a plan with --plan, one of both")
     from ksurgeon.cli.convert import run
 
-    run(model, rule, output, weights, input_size, seed, device, dry_run, json, yes, all)
+    run(
+        model, rule, plan, data, examples, tokenizer, output, weights, input_size, seed, device, dry_run,
+        json, yes, all,
+    )  # fmt: skip
+
+
+@app.command()
+def plan(
+    model: Model,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="params=0.5 or flops=0.6 of the layers in play, latency=0.7 of the model's time here, or "
+            "error=0.02 of the outputs",
+        ),
+    ],
+    data: Annotated[str, typer.Option("--data", "-d", help=_DATA)],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="the plan")] = "plan.toml",
+    targets: Annotated[
+        list[str] | None, typer.Option("--target", help="sites in play: path, re:EXPRESSION or class name")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option("--ignore", help="sites left alone, likewise")] = None,
+    explain: Annotated[
+        list[str] | None, typer.Option("--explain", metavar="PATH", help="what every option of a site costs")
+    ] = None,
+    front: Annotated[bool, typer.Option("--front", help="also the harm of other budgets, measured")] = False,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="pictures of it (.png or .svg)")
+    ] = None,
+    harm: Annotated[str, typer.Option(help="kl (of logits), outputs (relative change), or auto")] = "auto",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="package.module:function that gives a model's figure of merit, higher is better"),
+    ] = None,
+    examples: Examples = 512,
+    tokenizer: Tokenizer = None,
+    generate: Annotated[
+        int, typer.Option(metavar="TOKENS", help="calibrate while the model generates so many tokens")
+    ] = 0,
+    weights: Weights = "auto",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    fresh: Annotated[bool, typer.Option("--fresh", help="keep nothing, use nothing that was kept")] = False,
+    json: AsJson = False,
+    all: Everything = False,
+) -> None:
+    """Choose for every layer what takes its place, so that a budget is met at the least harm.
+
+    The plan is a file to read and edit; `ksurgeon convert --plan` carries it out. What is found is kept in
+    the cache: an interrupted search goes on where it was, and another budget takes seconds.
+    """
+    from ksurgeon.cli.plan import run
+
+    run(
+        model, budget, data, output, targets or [], ignore or [], explain or [], front, plot, harm, metric,
+        examples, tokenizer, generate, weights, seed, device, fresh, json, all,
+    )  # fmt: skip
 
 
 Data = Annotated[

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-__all__ = ["err", "out", "progress_bar", "status"]
+__all__ = ["err", "out", "progress_bar", "stages", "status"]
 
 
 def _width(console: Console) -> Console:
@@ -33,8 +33,15 @@ def status(text: str) -> Iterator[None]:
 @contextmanager
 def progress_bar(verb: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar with rate and time left, or plain lines where there is no terminal."""
+    with stages("finding sites") as stage:
+        yield lambda done, total, path: stage(verb, done, total, path)
+
+
+@contextmanager
+def stages(begin: str) -> Iterator[Callable[[str, int, int, str], None]]:
+    """One bar for work that goes through several stages, each with rate and time left; or plain lines."""
     if not err.is_terminal:
-        yield lambda done, total, path: _line(verb, done, total, path)
+        yield _line
         return
     from rich.progress import (
         BarColumn,
@@ -57,10 +64,16 @@ def progress_bar(verb: str) -> Iterator[Callable[[int, int, str], None]]:
         TextColumn("[dim]{task.fields[path]}"),
     )
     with Progress(*columns, console=err, transient=True, speed_estimate_period=600) as progress:
-        task = progress.add_task("finding sites", total=None, path="")
-        yield lambda done, total, path: progress.update(
-            task, description=verb, completed=done, total=total, path=path
-        )
+        task, current = progress.add_task(begin, total=None, path=""), begin
+
+        def show(verb: str, done: int, total: int, path: str) -> None:
+            nonlocal task, current
+            if verb != current:  # a rate of its own for every stage
+                progress.remove_task(task)
+                task, current = progress.add_task(verb, total=total, path=path), verb
+            progress.update(task, description=verb, completed=done, total=total, path=path)
+
+        yield show
 
 
 def _line(verb: str, done: int, total: int, path: str) -> None:

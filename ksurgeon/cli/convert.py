@@ -10,8 +10,9 @@ from ksurgeon.find import Finder
 from ksurgeon.models.opening import LoadedModel
 from ksurgeon.report.measure import measure
 from ksurgeon.report.terminal import show_plan, show_record
+from ksurgeon.rules.files import checked_plan, read_plan
 from ksurgeon.rules.load import load_rule
-from ksurgeon.rules.plan import make_plan, require_matches
+from ksurgeon.rules.plan import Plan, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.convert import convert, describe_parts
 from ksurgeon.surgery.storage import save
@@ -21,7 +22,11 @@ __all__ = ["run"]
 
 def run(
     model: str,
-    rule: str,
+    rule: str | None,
+    plan: str | None,
+    data: str | None,
+    examples: int,
+    tokenizer: str | None,
     output: str | None,
     weights: str,
     input_size: str | None,
@@ -32,15 +37,25 @@ def run(
     yes: bool,
     everything: bool,
 ) -> None:
-    chosen = load_rule(rule)
+    given = read_plan(plan) if plan is not None else None
+    chosen = load_rule(rule) if rule is not None else None
     if dry_run:
-        _show_plan(open_on(model, weights, input_size, seed, device), chosen, model, json)
+        _show_plan(open_on(model, weights, input_size, seed, device), chosen, given, model, json)
         return
-    target = agree_on_target(output or _default_folder(model, chosen), yes)
+    target = agree_on_target(output or _default_folder(model, chosen.name if chosen else "plan"), yes)
     loaded = open_on(model, weights, input_size, seed, device)
     with progress_bar("fitting") as progress:
         conversion = convert(
-            loaded.model, chosen, loaded.example_inputs, source=loaded.source, seed=seed, progress=progress
+            loaded.model,
+            chosen or "linear",
+            loaded.example_inputs,
+            source=loaded.source,
+            plan=given,
+            data=data,
+            examples=examples,
+            tokenizer=tokenizer,
+            seed=seed,
+            progress=progress,
         )
     with status("measuring latency, original and converted in turns"):
         conversion.record.outcome = measure(conversion, loaded.example_inputs)
@@ -63,20 +78,23 @@ def _plain(record: object) -> dict[str, object]:
     return {key: value for key, value in plain.items() if key not in ("architecture", "inputs")}
 
 
-def _default_folder(model: str, rule: Rule) -> Path:
+def _default_folder(model: str, rule: str) -> Path:
     name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in model).strip("-.")
-    return Path("converted") / f"{name or 'model'}-{rule.name}"
+    return Path("converted") / f"{name or 'model'}-{rule}"
 
 
-def _show_plan(loaded: LoadedModel, rule: Rule, model: str, json: bool) -> None:
+def _show_plan(loaded: LoadedModel, rule: Rule | None, given: Plan | None, model: str, json: bool) -> None:
     with status("running the model once and tracing its modules"):
         finder = Finder(loaded.model, loaded.example_inputs)
-    plan = make_plan(finder.sites, rule)
+    if given is not None:
+        plan = checked_plan(given, finder.sites)
+    else:
+        assert rule is not None
+        plan = make_plan(finder.sites, rule)
     require_matches(plan, finder.sites)
     if json:
         print(json_module.dumps({"model": model, **plan.model_dump(mode="json")}, indent=1))
         return
-    err.print(
-        f"[bold]dry run[/]: rule {rule.name} on {model}; nothing is changed or written", highlight=False
-    )
+    name = plan.rule if given else f"rule {plan.rule}"
+    err.print(f"[bold]dry run[/]: {name} on {model}; nothing is changed or written", highlight=False)
     show_plan(out, plan, describe_parts(plan, rule))

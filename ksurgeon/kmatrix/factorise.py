@@ -1,4 +1,4 @@
-"""Factors of a chain from a dense matrix, by singular value decompositions of its blocks."""
+"""Factors of a chain from a dense matrix, by the leading singular vectors of its blocks."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,30 +7,34 @@ import torch
 from torch import Tensor
 
 from ksurgeon.errors import StructureError, WeightsError
-from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull
+from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull, transposed_chain
+from ksurgeon.kmatrix.subspace import leading, wide
 
 __all__ = ["balance_", "factorise"]
 
 # Entries of the blocks decomposed at once.
-_ENTRIES = 2**16
+_ENTRIES = 2**20
 
 
 @torch.no_grad()
-def factorise(weight: Tensor, patterns: Sequence[Pattern]) -> list[Tensor]:
+def factorise(weight: Tensor, patterns: Sequence[Pattern], moment: Tensor | None = None) -> list[Tensor]:
     """Factors with the patterns given whose product is near ``weight``, in the order applied.
 
-    One factor at a time is split off, a low-rank problem for every block of the matrix that a truncated
-    SVD in double precision solves (Zheng, Riccietti, Gribonval, "Efficient identification of butterfly
-    sparse matrix factorizations", 2022). What is split off is orthonormal, so for the L factors of a
-    butterfly matrix, in either order, the error is at most √(L−1) times the least there is (Le, Zheng,
-    Riccietti, Gribonval, "Butterfly factorization with error guarantees", 2024); two factors get the
-    least error, and a matrix that has the structure is recovered. Norms are split evenly between
-    neighbours.
+    One factor at a time is split off, a low-rank problem for every block of the matrix that its leading
+    singular vectors solve (Zheng, Riccietti, Gribonval, "Efficient identification of butterfly sparse
+    matrix factorizations", 2022). What is split off is orthonormal, so for the L factors of a butterfly
+    matrix, in either order, the error is at most √(L−1) times the least there is (Le, Zheng, Riccietti,
+    Gribonval, "Butterfly factorization with error guarantees", 2024); two factors get the least error, and
+    a matrix that has the structure is recovered. Norms are split evenly between neighbours.
 
     Args:
-        weight: real or complex, ``(out_features, in_features)`` of the chain.
+        weight: real or complex, ``(out_features, in_features)`` of the chain; or a stack ``(groups, …)`` of
+            such matrices, the blocks of a block-diagonal one for which the chain is.
         patterns: a chain in which, of any factor and the product of those after it, one has blocks
             that nest in the other's: butterflies up or down, grouped maps followed by either.
+        moment: second moment Σ of the inputs, ``(in_features, in_features)`` or a stack of such. Each block is
+            then approximated in the norm ``‖· Σ_B^½‖``, with the part of Σ that belongs to its columns:
+            the least error for low rank, and near to it elsewhere.
 
     Returns:
         Factors of shape ``(a, d, b, c)`` in double precision.
@@ -40,45 +44,89 @@ def factorise(weight: Tensor, patterns: Sequence[Pattern]) -> list[Tensor]:
         WeightsError: entries that are not finite.
     """
     chain = check_chain(patterns)
-    shape = (chain[-1].out_features, chain[0].in_features)
-    if tuple(weight.shape) != shape:
-        raise StructureError(f"the chain needs a matrix of shape {shape}, got {tuple(weight.shape)}")
+    stack = weight if weight.dim() == 3 else weight[None]
+    groups = len(stack)
+    shape = (chain[-1].out_features // groups, chain[0].in_features // groups)
+    if tuple(stack.shape[1:]) != shape:
+        raise StructureError(f"the chain needs a matrix of shape {shape}, got {tuple(weight.shape[-2:])}")
     if not torch.isfinite(weight).all():
         raise WeightsError("the matrix holds entries that are not finite")
-    tails = [chain[-1]]
-    for pattern in reversed(chain[:-1]):
-        tails.insert(0, hull(pattern, tails[0]))
-    a, b, c, d = tails[0]
-    rest = weight.view(a, b, d, a, c, d).diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3)
-    rest = rest.permute(2, 3, 0, 1)
-    factors = []
-    for first, tail in zip(chain, tails[1:], strict=False):
-        factor, rest = _split(rest, first, tail)
-        factors.append(factor)
-    factors.append(rest.to(_wide(rest), memory_format=torch.contiguous_format, copy=True))
+    stack = stack.to(wide(stack))
+    if moment is not None:
+        moment = moment.to(stack.dtype).expand(groups, shape[1], shape[1])
+    # From the end with the smaller blocks, which is the nearer way on Gaussian matrices. With a moment from the
+    # last on: it belongs to the columns, which must not be mixed before they are weighted.
+    from_last = moment is not None or _radix(chain[-1]) <= _radix(chain[0])
+    try:
+        factors = _peel(stack, chain, from_last, moment)
+    except StructureError:
+        factors = _peel(stack, chain, not from_last, None)
     balance_(factors)
     return factors
 
 
-def _split(block: Tensor, first: Pattern, second: Pattern) -> tuple[Tensor, Tensor]:
-    """The best two factors for a factor on their hull: ``first`` with orthonormal blocks, and ``second``."""
+def _peel(stack: Tensor, chain: Sequence[Pattern], transposed: bool, moment: Tensor | None) -> list[Tensor]:
+    """Factors split off from the first on, or, of the transposed problem, from the last on."""
+    if transposed:
+        stack, chain = stack.mT, transposed_chain(chain)
+    tails = [chain[-1]]
+    for pattern in reversed(chain[:-1]):
+        tails.insert(0, hull(pattern, tails[0]))
+    a, b, c, d = tails[0]
+    groups = len(stack)
+    if a % groups:
+        raise StructureError(f"no factorisation: the chain mixes the {groups} blocks of the matrix")
+    rest = stack.view(groups, a // groups, b, d, a // groups, c, d)
+    rest = rest.diagonal(dim1=1, dim2=4).diagonal(dim1=2, dim2=4).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    factors = []
+    for first, tail in zip(chain, tails[1:], strict=False):
+        factor, rest = _split(rest, first, tail, moment)
+        factors.append(factor)
+    factors.append(rest)
+    if transposed:
+        factors = [factor.mT for factor in reversed(factors)]
+    return [factor.clone(memory_format=torch.contiguous_format) for factor in factors]
+
+
+def _radix(pattern: Pattern) -> int:
+    return max(pattern.b, pattern.c)
+
+
+def _split(block: Tensor, first: Pattern, second: Pattern, moment: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The best two factors for a factor on their hull: ``first`` with orthonormal blocks, and ``second``.
+
+    ``moment`` belongs to the rows of the block.
+    """
     a, d = block.shape[:2]
     p1, q1, p2, q2 = first.a // a, first.d // d, second.a // a, second.d // d
     rank = second.c // (p1 * q1)
     if min(p1, p2) > 1 or min(q1, q2) > 1 or second.c % (p1 * q1):
         raise StructureError(f"no factorisation into {tuple(first)} then {tuple(second)}: blocks do not nest")
     blocks = block.reshape(a, d, p2, second.b, q2, p1, first.c, q1).permute(0, 1, 2, 5, 4, 7, 3, 6)
-    # In slices, along the longest dimension, as the decomposition takes several times its input.
-    axis = max(range(6), key=lambda i: blocks.shape[i])
+    weights = _parts(moment, second).view(a, p2, d, q2, second.b, second.b) if moment is not None else None
+    # In slices, along the longest dimension, to keep copies small.
+    axis = (
+        max((0, 1, 2, 4), key=lambda i: blocks.shape[i])
+        if weights is not None
+        else max(range(6), key=lambda i: blocks.shape[i])
+    )
     size = max(1, _ENTRIES * blocks.shape[axis] // max(1, blocks.numel()))
     # A rank above the blocks' own is used up by copies, which leaves no parameter without a gradient.
-    kept = torch.arange(rank, device=block.device) % min(rank, second.b, first.c)
+    own = min(rank, second.b, first.c)
+    kept = torch.arange(rank, device=block.device) % own
     scale = kept.bincount()[kept].to(torch.float64).rsqrt()
     lefts, rights = [], []
-    for part in blocks.split(size, dim=axis):
-        u, s, vh = torch.linalg.svd(part.to(_wide(part)), full_matrices=False)
-        lefts.append((u * s[..., None, :])[..., kept] * scale)
-        rights.append(vh[..., kept, :] * scale[:, None])
+    for start in range(0, blocks.shape[axis], size):
+        part = blocks.narrow(axis, start, min(size, blocks.shape[axis] - start)).contiguous()
+        weighted = part
+        if weights is not None:
+            roots = weights.permute(0, 2, 1, 3, 4, 5)[:, :, :, None, :, None]
+            roots = roots.narrow(axis, start, part.shape[axis]) if axis in (0, 1, 2, 4) else roots
+            weighted = roots.mH @ part
+        basis = leading(weighted.flatten(0, -3), own).view(*part.shape[:-2], first.c, own)
+        left = part @ basis
+        lefts.append(left[..., kept] * scale if rank > own else left)
+        rights.append((basis[..., kept] * scale if rank > own else basis).mH)
     left, right = torch.cat(lefts, axis), torch.cat(rights, axis)
     return (
         right.permute(0, 3, 5, 1, 2, 6, 4, 7).reshape(first.shape),
@@ -86,8 +134,17 @@ def _split(block: Tensor, first: Pattern, second: Pattern) -> tuple[Tensor, Tens
     )
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.complex128 if tensor.is_complex() else torch.float64
+def _parts(moment: Tensor, pattern: Pattern) -> Tensor:
+    """Roots R of the parts Σ_B = R Rᴴ of a stack of moments, for the rows of every block of a factor.
+
+    ``(a, d, b, b)``.
+    """
+    groups = len(moment)
+    a, b, _, d = pattern
+    parts = moment.view(groups, a // groups, b, d, a // groups, b, d)
+    parts = parts.diagonal(dim1=1, dim2=4).diagonal(dim1=2, dim2=4).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(parts)
+    return vectors * values.clamp(min=0).sqrt()[..., None, :]
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from ksurgeon.kmatrix.structures import (
 from ksurgeon.rules.plan import Plan
 from ksurgeon.surgery.record import Operation, Outcome, Record
 
-__all__ = ["show_plan", "show_record", "show_sites", "warn"]
+__all__ = ["new_table", "show_plan", "show_record", "show_sites", "warn"]
 
 _ROWS = 40
 
@@ -75,7 +75,8 @@ def _advice(fitted: list[Operation]) -> str:
     )
 
 
-def _table(title: str, *columns: str, left: int = 1) -> Table:
+def new_table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table without lines, its first ``left`` columns aligned to the left, the others to the right."""
     table = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False
     )
@@ -85,7 +86,7 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
 
 
 def _found(outcome: Outcome) -> RenderableType:
-    table = _table("\nFound", "kind", "found", "replaced", "left")
+    table = new_table("\nFound", "kind", "found", "replaced", "left")
     for kind in outcome.found:
         table.add_row(kind.kind, str(kind.found), str(kind.replaced), str(kind.found - kind.replaced))
     reasons = [
@@ -97,7 +98,7 @@ def _found(outcome: Outcome) -> RenderableType:
 
 
 def _operations(operations: list[Operation], everything: bool) -> RenderableType:
-    table = _table("\nReplaced", "site", "by", "parameters", "→", "weight error", "output error", left=2)
+    table = new_table("\nReplaced", "site", "by", "parameters", "→", "weight error", "output error", left=2)
     shown = operations if everything or len(operations) <= _ROWS else operations[: _ROWS - 5]
     for o in shown:
         kept = o.form == "dense"
@@ -149,7 +150,7 @@ def _error(value: float | None) -> str:
 
 
 def _totals(outcome: Outcome) -> RenderableType:
-    table = _table("\nThe whole model", "", "before", "after", "after / before")
+    table = new_table("\nThe whole model", "", "before", "after", "after / before")
     before, after = outcome.parameters
     table.add_row("parameters", f"{before:,}", f"{after:,}", _ratio(before, after))
     if outcome.multiplications is not None:
@@ -186,7 +187,7 @@ def show_sites(
     console: Console, sites: list[Site], failures: dict[str, str], *, everything: bool = False
 ) -> None:
     """Sites of a model, and the modules that could not be traced."""
-    table = _table(
+    table = new_table(
         "Sites", "kind", "path", "class", "in → out", "groups", "parameters", "vectors", "", left=3
     )
     table.columns[-1].justify = "left"
@@ -218,7 +219,7 @@ def show_plan(console: Console, plan: Plan, parts: list[str]) -> None:
     """What a rule would do to a model."""
     for part in parts:
         console.print(Text("  " + part))
-    table = _table("\nPlan", "site", "decision", "parameters", "→", "multiplications", "→", left=2)
+    table = new_table("\nPlan", "site", "decision", "parameters", "→", "multiplications", "→", left=2)
     for d in plan.decisions:
         replaced = d.action == "replace"
         table.add_row(

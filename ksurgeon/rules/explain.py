@@ -18,15 +18,19 @@ _STRUCTURES: dict[str, type[BaseModel]] = {
 _Path = tuple[str | int, ...]
 
 
-def explain(error: ValidationError, data: object) -> str:
-    """One line for every key of ``data`` that is wrong; parts of a list are counted from 1."""
+def explain(error: ValidationError, data: object, root: type[BaseModel] = Rule) -> str:
+    """One line for every key of ``data`` that is wrong; parts of a list are counted from 1.
+
+    ``data`` were to be a ``root``: a rule, or a model whose lists hold tables of the model that the list's
+    own type names.
+    """
     lines: dict[_Path, list[str]] = {}
     suggested: set[_Path] = set()
     missing: set[_Path] = set()
     for item in error.errors(include_url=False):
         path = _path(item["loc"], data)
         if item["type"] == "extra_forbidden":
-            allowed = _keys(path[:-1], data)
+            allowed = _keys(path[:-1], data, root)
             near = get_close_matches(str(path[-1]), allowed, n=1)
             suggested |= {(*path[:-1], key) for key in near}
             hint = f'did you mean "{near[0]}"? ' if near else ""
@@ -85,17 +89,20 @@ def _path(loc: Sequence[str | int], data: Any) -> _Path:
     return tuple(path)
 
 
-def _keys(table: _Path, data: Any) -> list[str]:
+def _keys(table: _Path, data: Any, root: type[BaseModel]) -> list[str]:
     """Keys that the table at this path may have."""
-    model: type[BaseModel] = Rule
+    model = root
     names = [part for part in table if isinstance(part, str)]
-    if names:
-        model = Where if names[-1] == "where" else Replacement
+    if names[-1:] == ["where"]:
+        model = Where
+    elif names:
+        inner = get_args(root.model_fields[names[0]].annotation)
+        model = Replacement if root is Rule else inner[0]
     if names[-1:] == ["with"] or names[-1:] == ["structure"]:
         for part in table:
             data = data[part]
         model = _STRUCTURES[data["structure"]]
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return [field.serialization_alias or name for name, field in model.model_fields.items()]
 
 
 def _show(path: _Path) -> str:

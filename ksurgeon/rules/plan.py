@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from ksurgeon.errors import MatchError, StructureError
 from ksurgeon.kmatrix.structures import Butterfly, GroupedKaleidoscope, Structure
@@ -14,13 +14,16 @@ from ksurgeon.rules.schema import Replacement, Rule, Start, holds, matching
 if TYPE_CHECKING:
     from ksurgeon.find.site import Site  # imports torch, which listing rules does not need
 
-__all__ = ["Decision", "Plan", "make_plan", "require_matches"]
+__all__ = ["Decision", "Plan", "make_plan", "require_matches", "structure_cost"]
 
 
 class Decision(BaseModel):
     """What happens to one site, and why. ``part`` is the ``[[replace]]`` that decided, counted from 1.
 
-    ``parts`` is the number of matrices that a fused layer gets.
+    ``parts`` is the number of matrices that a fused layer gets. In a file ``structure`` is called ``with``,
+    as in a rule, and what is counted here is counted again when the plan is used. A planner says besides what
+    it expects: relative ``error`` of the site's output, harm to the model's outputs, predicted and measured
+    with this site alone replaced, and milliseconds of the site's product.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -28,27 +31,41 @@ class Decision(BaseModel):
     path: str
     kind: str
     action: Literal["replace", "leave"]
-    reason: str
-    part: int | None = None
-    structure: Structure | None = None
+    structure: Structure | None = Field(
+        default=None, validation_alias=AliasChoices("structure", "with"), serialization_alias="with"
+    )
     start: Start | None = None
+    reason: str = ""
+    part: int | None = None
     parts: int = 1
-    parameters_before: int
-    parameters_after: int
-    multiplications_before: int
-    multiplications_after: int
+    in_features: int = 0
+    out_features: int = 0
+    parameters_before: int = 0
+    parameters_after: int = 0
+    multiplications_before: int = 0
+    multiplications_after: int = 0
+    error: float | None = None
+    predicted_harm: float | None = None
+    measured_harm: float | None = None
+    latency_before: float | None = None
+    latency_after: float | None = None
 
 
 class Plan(BaseModel):
     """Decisions about all sites, in the order they were found; JSON both ways.
 
     ``unmatched`` are the rule's parts that applied to no site, ``skipped`` those that ``unless_found``
-    ruled out and why; both count parts from 1.
+    ruled out and why; both count parts from 1. Of a plan made for a budget, ``harm`` is what was kept small
+    (see ``calibrate.harm``), and the harms those of all decisions together.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     rule: str
+    budget: str | None = None
+    harm: str | None = None
+    predicted_harm: float | None = None
+    measured_harm: float | None = None
     decisions: list[Decision]
     unmatched: list[int] = []
     skipped: dict[int, str] = {}
@@ -153,10 +170,9 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
         return _leave(site, site.reason, number)
     try:
         parts = site.parts if part.split else 1
-        numel = _numel(site, part.structure, parts)
+        after, multiplications = structure_cost(site, part.structure, parts)
     except StructureError as error:
         return _leave(site, f"structure: {error}", number)
-    after = numel + site.parameters - site.weight_parameters
     if after > site.parameters and site.weight_parameters:
         return _leave(site, f"would grow from {site.parameters} to {after} parameters", number)
     target = matching(part.targets, _names(site))
@@ -172,11 +188,23 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
         parameters_before=site.parameters,
         parameters_after=after,
         multiplications_before=site.multiplications,
-        # What is read is multiplied out at every call: the K-matrix times a basis of its smaller side.
-        multiplications_after=site.vectors * numel
-        if not site.read
-        else site.multiplications + min(site.in_features, site.out_features) * numel,
+        multiplications_after=multiplications,
+        in_features=site.in_features,
+        out_features=site.out_features,
     )
+
+
+def structure_cost(site: "Site", structure: Structure, parts: int = 1) -> tuple[int, int]:
+    """Parameters of the site, bias included, and its multiplications per example, with a structure in place.
+
+    Raises:
+        StructureError: the structure cannot have the site's sizes.
+    """
+    numel = _numel(site, structure, parts)
+    multiplications = site.vectors * numel
+    if site.read:  # multiplied out at every call: the structure times a basis of its smaller side
+        multiplications = site.multiplications + min(site.in_features, site.out_features) * numel
+    return numel + site.parameters - site.weight_parameters, multiplications
 
 
 def _leave(site: "Site", reason: str, number: int | None = None) -> Decision:
@@ -186,6 +214,8 @@ def _leave(site: "Site", reason: str, number: int | None = None) -> Decision:
         action="leave",
         reason=reason,
         part=number,
+        in_features=site.in_features,
+        out_features=site.out_features,
         parameters_before=site.parameters,
         parameters_after=site.parameters,
         multiplications_before=site.multiplications,

@@ -20,6 +20,7 @@ __all__ = [
     "build_layer",
     "build_parameter",
     "build_shuffle",
+    "dense_blocks",
     "dense_weight",
     "hand_over",
     "in_parts",
@@ -94,8 +95,7 @@ def set_dense(matrix: KMatrix, weight: Tensor) -> None:
     """
     if not isinstance(matrix.structure, Dense):
         raise SurgeryError(f"only a dense structure holds every weight exactly, not {matrix.structure}")
-    blocks = weight.unflatten(1, (matrix.groups, -1)).unflatten(0, (matrix.groups, -1))
-    matrix.factors[0].copy_(blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0).unsqueeze(1))
+    matrix.factors[0].copy_(dense_blocks(weight, matrix.groups).unsqueeze(1))
 
 
 def build_shuffle(
@@ -147,6 +147,12 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
         return dense_weight(model.get_submodule(site.path))
     weight = model.get_parameter(site.path).detach()
     return weight.T if site.facts["transposed"] else weight
+
+
+def dense_blocks(weight: Tensor, groups: int) -> Tensor:
+    """The diagonal blocks of a matrix, ``(groups, out / groups, in / groups)``."""
+    blocks = weight.unflatten(1, (groups, -1)).unflatten(0, (groups, -1))
+    return blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0)
 
 
 def in_parts(weight: Tensor, parts: int) -> Tensor:

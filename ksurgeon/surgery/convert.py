@@ -1,7 +1,7 @@
 """Find, plan, operate, verify: one call that converts a model."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ksurgeon.errors import SurgeryError, WeightsError
+from ksurgeon.calibrate import Data, SiteMoments, calibrate, open_data
+from ksurgeon.errors import WeightsError
 from ksurgeon.find import Site, open_finder
 from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.models.source import Source
+from ksurgeon.rules.files import checked_plan
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
@@ -96,6 +98,9 @@ def convert(
     *,
     source: str | Source | None = None,
     plan: Plan | None = None,
+    data: Data | None = None,
+    examples: int = 512,
+    tokenizer: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     fuse_activations: bool = True,
@@ -108,7 +113,11 @@ def convert(
         example_inputs: as for ``find``; the operation is verified on them.
         source: where the architecture comes from (``"torchvision:resnet18"``, ``"package.module:function"``),
             for the record; found out for models of timm, torchvision and transformers.
-        plan: decisions to carry out in place of those the rule would give.
+        plan: decisions to carry out in place of those the rule would give; they are checked against the
+            model, and counted anew.
+        data: what the model takes in real use (see ``calibrate.open_data``): what starts with "fit" is then
+            fitted to what its site does on them, not to its weight alone.
+        examples, tokenizer: of the data.
         seed: of random starting values.
         progress: called before each site and once at the end.
         fuse_activations: whether K-layers apply the activation module behind them, where the example run
@@ -119,7 +128,8 @@ def convert(
         RuleError: there is no such rule, or it is malformed.
         InputError: the model does not run on the inputs.
         WeightsError: a weight to be replaced is not finite.
-        SurgeryError: an operation is refused, or the plan does not belong to the model.
+        PlanError: the plan does not fit the model.
+        SurgeryError: an operation is refused.
     """
     chosen = load_rule(rule) if plan is None else None
     finder = open_finder(model, example_inputs)
@@ -127,10 +137,17 @@ def convert(
     if plan is None:
         assert chosen is not None
         plan = make_plan(finder.sites, chosen)
+    else:
+        plan = checked_plan(plan, finder.sites)
     require_matches(plan, finder.sites)
     pairs = _pair(plan, finder.sites)
     _require_finite(model, [site for _, site in pairs])
-    built = _build_all(model, pairs, seed, progress)
+    known = {}
+    if data is not None and any(decision.start == "fit" for decision, _ in pairs):
+        batches = open_data(data, model, examples=examples, tokenizer=tokenizer)
+        sites = [site for decision, site in pairs if decision.start == "fit"]
+        known = calibrate(model, sites, batches.fit, seed=seed).sites
+    built = _build_all(model, pairs, known, seed, progress)
     replacements = [(site, new) for (_, site), (new, _, _) in zip(pairs, built, strict=True)]
     swaps, paths = prepare(model, finder, replacements)
     fusions = find_fusions(model, finder, replacements) if fuse_activations else {}
@@ -244,22 +261,7 @@ def _found(plan: Plan) -> list[Found]:
 
 def _pair(plan: Plan, sites: Sequence[Site]) -> list[tuple[Decision, Site]]:
     known = {(site.path, site.kind): site for site in sites}
-    pairs = []
-    for decision in plan.replacements:
-        site = known.get((decision.path, decision.kind))
-        if site is None:
-            raise SurgeryError(
-                f"the plan replaces {decision.kind} {decision.path!r}, which the model does not have; "
-                "make the plan from this model and with the same example inputs"
-            )
-        if site.reason is not None:
-            raise SurgeryError(
-                f"the plan replaces {decision.path!r}, which cannot be replaced: {site.reason}"
-            )
-        if decision.structure is None or decision.start is None:
-            raise SurgeryError(f"the plan gives no structure or start for {decision.path!r}")
-        pairs.append((decision, site))
-    return pairs
+    return [(decision, known[decision.path, decision.kind]) for decision in plan.replacements]
 
 
 def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
@@ -280,7 +282,11 @@ _Built = tuple[nn.Module, float | None, float]
 
 
 def _build_all(
-    model: nn.Module, pairs: Sequence[tuple[Decision, Site]], seed: int, progress: Progress | None
+    model: nn.Module,
+    pairs: Sequence[tuple[Decision, Site]],
+    known: Mapping[str, SiteMoments],
+    seed: int,
+    progress: Progress | None,
 ) -> list[_Built]:
     built = []
     devices = [p.device.index for p in model.parameters() if p.device.type == "cuda"]
@@ -289,17 +295,17 @@ def _build_all(
         for number, (decision, site) in enumerate(pairs):
             if progress is not None:
                 progress(number, len(pairs), site.path)
-            built.append(_build(model, decision, site))
+            built.append(_build(model, decision, site, known.get(site.path)))
     if progress is not None:
         progress(len(pairs), len(pairs), "")
     return built
 
 
-def _build(model: nn.Module, decision: Decision, site: Site) -> _Built:
+def _build(model: nn.Module, decision: Decision, site: Site, known: SiteMoments | None) -> _Built:
     begin = time.perf_counter()
     assert decision.structure is not None and decision.start is not None
     new, error = KINDS[site.kind].build(
-        model, replace(site, parts=decision.parts), decision.structure, decision.start
+        model, replace(site, parts=decision.parts), decision.structure, decision.start, known
     )
     return new, error, time.perf_counter() - begin
 

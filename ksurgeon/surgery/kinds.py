@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ksurgeon.calibrate import SiteMoments
 from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Site
 from ksurgeon.frontend import KFilters, KFrontend
 from ksurgeon.frontend.modules import replacement_of
 from ksurgeon.kmatrix.conv import KPointwiseConv
-from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
@@ -26,10 +26,22 @@ from ksurgeon.surgery.build import (
     in_parts,
     site_weight,
 )
+from ksurgeon.surgery.fitting import fit_site
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
-Build = Callable[[nn.Module, Site, Structure, str], tuple[nn.Module, float | None]]
+
+class Build(Protocol):
+    """Makes a replacement; see ``Kind``."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        site: Site,
+        structure: Structure,
+        start: str,
+        known: SiteMoments | None = None,
+    ) -> tuple[nn.Module, float | None]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +50,9 @@ class Kind:
 
     Attributes:
         modules: classes of the replacements.
-        build: takes the model, the site (its ``parts`` as the plan wants them), the structure and the start
-            ("empty": the values are loaded afterwards); gives the replacement, and its relative weight error
-            where there is one.
+        build: takes the model, the site (its ``parts`` as the plan wants them), the structure, the start
+            ("empty": the values are loaded afterwards) and what is known of the site's inputs; gives the
+            replacement, and its relative weight error where there is one.
         dense: takes a replacement and the number of dimensions of what it maps; gives a plain module that
             computes the same, or raises SurgeryError.
         child: stem of the name of a replacement that a rewritten forward calls.
@@ -56,7 +68,9 @@ class Kind:
     is_original: Callable[[nn.Module], bool] | None = None
 
 
-def _layer(model: nn.Module, site: Site, structure: Structure, start: str) -> tuple[nn.Module, float | None]:
+def _layer(
+    model: nn.Module, site: Site, structure: Structure, start: str, known: SiteMoments | None = None
+) -> tuple[nn.Module, float | None]:
     old = model.get_submodule(site.owner)
     if site.parameter:
         parameter, transposed = model.get_parameter(site.path), bool(site.facts["transposed"])
@@ -65,12 +79,12 @@ def _layer(model: nn.Module, site: Site, structure: Structure, start: str) -> tu
         new = build_layer(old, structure, start, site.parts)
     if start == "fit":
         assert isinstance(new.matrix, KMatrix)
-        return new, fit_(new.matrix, in_parts(site_weight(model, site), site.parts))
+        return new, fit_site(new.matrix, in_parts(site_weight(model, site), site.parts), known)
     return new, 0.0 if start == "exact" else None
 
 
 def _shuffle(
-    model: nn.Module, site: Site, structure: Structure, start: str
+    model: nn.Module, site: Site, structure: Structure, start: str, known: SiteMoments | None = None
 ) -> tuple[nn.Module, float | None]:
     assert site.dim is not None and site.permutation is not None
     training = model.get_submodule(site.owner).training
@@ -89,7 +103,7 @@ def _is_original_shuffle(module: nn.Module) -> bool:
 
 
 def _transform(
-    model: nn.Module, site: Site, structure: Structure, start: str
+    model: nn.Module, site: Site, structure: Structure, start: str, known: SiteMoments | None = None
 ) -> tuple[nn.Module, float | None]:
     assert site.dim is not None and isinstance(structure, Butterfly)
     owner = model.get_submodule(site.owner)
@@ -101,7 +115,7 @@ def _transform(
 
 
 def _filterbank(
-    model: nn.Module, site: Site, structure: Structure, start: str
+    model: nn.Module, site: Site, structure: Structure, start: str, known: SiteMoments | None = None
 ) -> tuple[nn.Module, float | None]:
     assert isinstance(structure, Butterfly)
     options: dict[str, Any] = {"start": start}

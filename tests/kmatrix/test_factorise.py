@@ -6,9 +6,9 @@ import torch
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kmatrix.factorise import balance_, factorise
+from ksurgeon.kmatrix.fit.refine import product
 from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns, transposed_chain
 from ksurgeon.kmatrix.radix import layout
-from ksurgeon.kmatrix.refine import product
 
 
 def drawn(patterns, dtype=torch.float64):

@@ -10,7 +10,7 @@ from ksurgeon.kernels.reference import apply_factor
 from ksurgeon.kmatrix.merge import merge_chain, widen
 from ksurgeon.kmatrix.patterns import Pattern
 
-__all__ = ["OnStep", "product", "refine", "relative_error"]
+__all__ = ["OnStep", "product", "refine", "relative_error", "relative_errors"]
 
 OnStep = Callable[[int, int], None]
 
@@ -26,24 +26,31 @@ def product(factors: Sequence[Tensor]) -> Tensor:
     first, last = Pattern.of(factors[0].shape), Pattern.of(factors[-1].shape)
     if first.in_features > last.out_features:
         return product([factor.mT for factor in reversed(factors)]).mT
-    return _apply(*_merged(factors))
+    head, *steps = merge_chain(factors, _RADIX)
+    return _apply(_dense(head, 1)[0], *steps)
 
 
 @torch.no_grad()
-def relative_error(factors: Sequence[Tensor], target: Tensor, groups: int = 1) -> float:
-    """``‖K − W‖ / ‖W‖`` for a chain K, cropped in each of its groups to the size of ``target``.
+def relative_errors(factors: Sequence[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+    """``‖K − W‖`` and ``‖W‖`` for every matrix W of a stack and its block K of a chain, cropped to its size.
 
-    Computed in the dtype of the factors, on slices of the target.
+    Computed in the dtype of the factors, on slices of the target ``(groups, out_features, in_features)``.
     """
     factors, target = _upright(factors, target)
-    head, *steps = _merged(factors, target.shape[1], groups)
-    squares = torch.zeros(2, dtype=torch.float64, device=head.device)
+    head, *steps = _merged(factors, target)
+    squares = torch.zeros(2, len(target), dtype=torch.float64, device=head.device)
     for part in _slices(target):
-        wanted = target[:, part].to(head.dtype)
-        difference = _crop(_apply(head[:, part], *steps), wanted, groups) - wanted
-        squares += torch.stack([torch.linalg.vector_norm(x).double().square() for x in (difference, wanted)])
-    error, norm = squares.tolist()
-    return sqrt(error / norm if norm > 0 else error)
+        wanted = target[..., part].to(head.dtype)
+        difference = _crop(_apply(head[:, part], *steps), wanted) - wanted
+        for total, x in zip(squares, (difference, wanted), strict=True):
+            total += torch.linalg.vector_norm(x, dim=(1, 2)).double().square()
+    return squares[0].sqrt(), squares[1].sqrt()
+
+
+def relative_error(factors: Sequence[Tensor], target: Tensor) -> float:
+    """``‖K − W‖ / ‖W‖`` over a whole stack, or for one matrix."""
+    error, norm = (x.norm().item() for x in relative_errors(factors, _stack(target)))
+    return error / norm if norm > 0 else error
 
 
 @torch.inference_mode(False)
@@ -52,15 +59,15 @@ def refine(
     target: Tensor,
     steps: int,
     error: float,
-    groups: int = 1,
     on_step: OnStep | None = None,
 ) -> list[Tensor]:
-    """Factors of a chain nearer to ``target``, whose entries should be around 1.
+    """Factors of a chain nearer to ``target``, a matrix or a stack, whose entries should be around 1.
 
     Adam (written out: the first use of PyTorch's own loads its compiler, 150 MB and two seconds) on the
     squared error, with a short warm-up and a cosine decay. ``error`` is the relative error
     of ``factors``; the nearer they are, the smaller the steps.
     """
+    target = _stack(target)
     now = [factor.clone().requires_grad_() for factor in factors]
     means, squares = ([torch.zeros_like(f) for f in factors], [torch.zeros_like(f.abs()) for f in factors])
     if _upright(factors, target)[0] is not factors:
@@ -71,7 +78,7 @@ def refine(
     for step in range(1, steps + 1):
         share = step / warm if step <= warm else 0.5 + 0.5 * cos(pi * (step - warm) / (steps + 1 - warm))
         rate = _RATE * min(error, 1.0) * share * sqrt(1 - _BETAS[1] ** step) / (1 - _BETAS[0] ** step)
-        gradients = _gradients(now, target, norm, groups)
+        gradients = _gradients(now, target, norm)
         with torch.no_grad():
             for parameter, gradient, mean, square in zip(now, gradients, means, squares, strict=True):
                 mean.lerp_(gradient, 1 - _BETAS[0])
@@ -82,17 +89,18 @@ def refine(
     return [parameter.detach() for parameter in now]
 
 
-def _gradients(factors: Sequence[Tensor], target: Tensor, norm: Tensor, groups: int) -> list[Tensor]:
+def _gradients(factors: Sequence[Tensor], target: Tensor, norm: Tensor) -> list[Tensor]:
     """Gradients of the squared error over ``norm``, summed over slices of the target to save memory."""
     with torch.enable_grad():
         chain, target = _upright(factors, target)
-        merged = _merged(chain, target.shape[1], groups)
+        merged = _merged(chain, target)
     head, *steps = (step.detach().requires_grad_() for step in merged)
     sums = [torch.zeros_like(step) for step in merged]
     for part in _slices(target):
         leaves = [head.detach()[:, part].requires_grad_(), *steps]
         with torch.enable_grad():
-            difference = _crop(_apply(*leaves), target[:, part], groups) - target[:, part]
+            wanted = target[..., part]
+            difference = _crop(_apply(*leaves), wanted) - wanted
             error = torch.linalg.vector_norm(difference).square() / norm
         del difference
         gradients = torch.autograd.grad(error, leaves)
@@ -112,14 +120,16 @@ def _upright(factors: Sequence[Tensor], target: Tensor) -> tuple[Sequence[Tensor
     return factors, target
 
 
-def _merged(factors: Sequence[Tensor], in_features: int | None = None, groups: int = 1) -> list[Tensor]:
-    """The chain in few steps, the first of them a dense matrix, its columns cropped in each group."""
+def _merged(factors: Sequence[Tensor], target: Tensor) -> list[Tensor]:
+    """The chain in few steps, the first of them the dense blocks of its groups, cropped, above each other."""
     start, *steps = merge_chain(factors, _RADIX)
-    pattern = Pattern.of(start.shape)
-    head = widen(start, Pattern(1, pattern.out_features, pattern.in_features, 1))[0, 0]
-    if in_features is not None:
-        head = head.unflatten(1, (groups, -1))[:, :, : in_features // groups].flatten(1)
-    return [head, *steps]
+    return [_dense(start, len(target))[:, :, : target.shape[2]].flatten(0, 1), *steps]
+
+
+def _dense(factor: Tensor, groups: int) -> Tensor:
+    pattern = Pattern.of(factor.shape)
+    sizes = pattern.out_features // groups, pattern.in_features // groups
+    return widen(factor, Pattern(groups, *sizes, 1))[:, 0]
 
 
 def _apply(columns: Tensor, *steps: Tensor) -> Tensor:
@@ -128,11 +138,15 @@ def _apply(columns: Tensor, *steps: Tensor) -> Tensor:
     return columns
 
 
-def _crop(columns: Tensor, target: Tensor, groups: int) -> Tensor:
-    return columns.unflatten(0, (groups, -1))[:, : target.shape[0] // groups].flatten(0, 1)
+def _crop(columns: Tensor, target: Tensor) -> Tensor:
+    return columns.unflatten(0, (len(target), -1))[:, : target.shape[1]]
 
 
 def _slices(target: Tensor) -> Iterator[slice]:
     """Slices of the columns, at most about ``_SLICES`` of them and none of few entries."""
-    width = max(1, max(_ENTRIES, target.numel() // _SLICES) // target.shape[0])
-    return (slice(at, at + width) for at in range(0, target.shape[1], width))
+    width = max(1, max(_ENTRIES, target.numel() // _SLICES) // (target.shape[0] * target.shape[1]))
+    return (slice(at, at + width) for at in range(0, target.shape[2], width))
+
+
+def _stack(target: Tensor) -> Tensor:
+    return target if target.dim() == 3 else target[None]

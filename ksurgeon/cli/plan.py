@@ -1,0 +1,138 @@
+"""``ksurgeon plan``."""
+
+import json as json_module
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from torch import nn
+
+from ksurgeon.calibrate.harm import HarmName
+from ksurgeon.calibrate.run import Run
+from ksurgeon.cli.console import out, stages
+from ksurgeon.cli.opening import open_on
+from ksurgeon.errors import FolderError, InputError, PlanError
+from ksurgeon.find.inputs import ExampleInputs, as_call
+from ksurgeon.models.from_function import named_function
+from ksurgeon.planner import Budget, Planning
+from ksurgeon.planner import plan as search
+from ksurgeon.report.plan import explain_site, show_front, show_planning
+from ksurgeon.rules.files import write_plan
+
+__all__ = ["run"]
+
+_SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+_ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def run(
+    model: str,
+    budget: str,
+    data: str,
+    output: str,
+    targets: list[str],
+    ignore: list[str],
+    explained: list[str],
+    front: bool,
+    plot: str | None,
+    harm: str,
+    metric: str | None,
+    examples: int,
+    tokenizer: str | None,
+    generate: int,
+    weights: str,
+    seed: int,
+    device: str,
+    fresh: bool,
+    json: bool,
+    everything: bool,
+) -> None:
+    wanted = Budget.parse(budget)
+    if harm not in get_args(HarmName):
+        raise InputError(f"--harm {harm}: allowed: {', '.join(get_args(HarmName))}")
+    _check_files(output, plot)
+    measure = cast(Callable[[nn.Module], float], named_function(metric)) if metric else None
+    loaded = open_on(model, weights, None, seed, device)
+    values = sorted({*(_ERRORS if wanted.kind == "error" else _SHARES), wanted.value}, reverse=True)
+    with stages("reading data") as stage, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        planning = search(
+            loaded.model,
+            wanted,
+            data,
+            targets=targets,
+            ignore=ignore,
+            harm=cast(HarmName, harm),
+            metric=measure,
+            run=_generating(generate) if generate else None,
+            examples=examples,
+            tokenizer=tokenizer,
+            seed=seed,
+            keep=not fresh,
+            stage=stage,
+        )
+        sites = [planning.options_of(path) for path in explained]
+        others = planning.front(values, stage) if front or plot else []
+    write_plan(planning.plan, output)
+    pictures = _draw(plot, planning, others)
+    if json:
+        print(json_module.dumps(_plain(planning, others, output), indent=1))
+        return
+    show_planning(out, planning, everything=everything)
+    if others:
+        show_front(out, planning, others)
+    for options in sites:
+        explain_site(out, planning, options)
+    out.print(
+        f"\n[bold]Written to {', '.join([output, *pictures])}[/]\n"
+        f"  carry it out  ksurgeon convert {model} --plan {output} --data {data}",
+        highlight=False,
+    )
+
+
+def _check_files(output: str, plot: str | None) -> None:
+    """Before the work begins."""
+    if Path(output).is_dir():
+        raise FolderError(f"{output} is a folder; name a file such as plan.toml with -o")
+    if plot is not None:
+        from ksurgeon.report.plots import require_matplotlib
+
+        if Path(plot).suffix not in _PICTURES:
+            raise PlanError(f"--plot {plot}: a picture ends in {', '.join(_PICTURES)}")
+        require_matplotlib()
+
+
+def _generating(tokens: int) -> Run:
+    def run(model: nn.Module, batch: ExampleInputs) -> Any:
+        if not callable(getattr(model, "generate", None)):
+            raise InputError(f"--generate: {type(model).__name__} has no method generate")
+        args, kwargs = as_call(batch)
+        return model.generate(*args, **kwargs, max_new_tokens=tokens, do_sample=False)  # type: ignore[operator]
+
+    return run
+
+
+def _draw(plot: str | None, planning: Planning, others: list[Any]) -> list[str]:
+    if plot is None:
+        return []
+    from ksurgeon.report.plots import draw_front, draw_sites
+
+    first = Path(plot)
+    second = first.with_name(f"{first.stem}-sites{first.suffix}")
+    draw_front(planning, others, first)
+    draw_sites(planning, second)
+    return [str(first), str(second)]
+
+
+def _plain(planning: Planning, others: list[Any], output: str) -> dict[str, Any]:
+    return {
+        "file": output,
+        "gap": planning.gap,
+        **planning.plan.model_dump(mode="json"),
+        "front": [
+            {"budget": str(b), "predicted_harm": p.predicted_harm, "measured_harm": p.measured_harm}
+            for b, p in others
+        ],
+    }

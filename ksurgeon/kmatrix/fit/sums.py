@@ -1,0 +1,62 @@
+"""Fitting a chain and the low-rank path beside it."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ksurgeon.kmatrix.factorise import factorise
+from ksurgeon.kmatrix.fit.alternate import OnSweep, alternate, as_columns, outputs
+from ksurgeon.kmatrix.fit.problem import Problem
+from ksurgeon.kmatrix.fit.start import start
+from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.kmatrix.subspace import wide
+
+__all__ = ["fit_sum"]
+
+
+def fit_sum(
+    structure: Structure,
+    patterns: Sequence[Pattern],
+    beside: Sequence[Pattern],
+    problem: Problem,
+    sweeps: int,
+    gain: float,
+    on_sweep: OnSweep | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """A chain and a low rank in turns, each to what the other leaves of the weight, until they gain little.
+
+    The low rank comes first, and is the best there is every time; the chain starts from the factorisation of
+    what that leaves, and is brought nearer by one sweep of least squares at a time.
+
+    Returns:
+        Factors of the chain, and of the low rank.
+    """
+    blocks, moment = problem.blocks.to(wide(problem.blocks)), problem.moment
+    inputs, target = problem.weighted(patterns)
+    low_inputs, _ = problem.weighted(beside)
+    basis, low_basis = as_columns(blocks, patterns[0]), as_columns(blocks, beside[0])
+
+    def what_is_left(low: Sequence[Tensor]) -> Tensor:
+        return target - outputs(low, low_inputs, target)
+
+    low = factorise(blocks, beside, moment)
+    left = what_is_left(low)
+    chain, _, _ = start(
+        structure,
+        patterns,
+        blocks - outputs(low, low_basis, blocks),
+        moment,
+        lambda factors: problem.weighted_error(left - outputs(factors, inputs, left), target),
+    )
+    last = float("inf")
+    for sweep in range(1, sweeps + 1):
+        chain, _ = alternate(chain, inputs, what_is_left(low), sweeps=1)
+        low = factorise(blocks - outputs(chain, basis, blocks), beside, moment)
+        error = problem.weighted_error(what_is_left(low) - outputs(chain, inputs, target), target)
+        if on_sweep is not None:
+            on_sweep(sweep)
+        if error < 1e-14 or error > (1 - gain) * last:
+            break
+        last = error
+    return chain, low

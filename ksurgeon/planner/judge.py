@@ -1,0 +1,87 @@
+"""Measured harm: the model on held-out batches, with some of its sites replaced."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.calibrate import Calibration, Harm
+from ksurgeon.calibrate.data import row_mask
+from ksurgeon.find import Finder, Site
+from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating
+from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.surgery.kinds import KINDS
+from ksurgeon.surgery.operate import prepare, swap_all, undo_all
+
+__all__ = ["Judge", "Metric"]
+
+Metric = Callable[[nn.Module], float]
+"""A figure of merit of a model, the higher the better."""
+
+
+class Judge:
+    """Compares a model with what it was when the judge was made.
+
+    Args:
+        finder: of the model.
+        calibration: what replacements are fitted to.
+        harm: what is measured on the batches.
+        batches: held-out inputs.
+        metric: measured in the place of ``harm``: what it loses.
+    """
+
+    def __init__(
+        self,
+        finder: Finder,
+        calibration: Calibration,
+        harm: Harm,
+        batches: Sequence[ExampleInputs],
+        metric: Metric | None = None,
+    ) -> None:
+        self._finder, self._calibration, self._harm, self._metric = finder, calibration, harm, metric
+        self._batches = batches
+        self._before: list[list[Tensor]] = []
+        self._figure = 0.0
+        model = finder.model
+        with evaluating(model):
+            if metric is not None:
+                self._figure = float(metric(model))
+            else:
+                self._before = [[t.clone() for t in harm.chosen(call_model(model, b))] for b in batches]
+
+    def harm(self) -> float:
+        """Harm of the model as it is now."""
+        model = self._finder.model
+        with evaluating(model):
+            if self._metric is not None:
+                return self._figure - float(self._metric(model))
+            total = over = 0.0
+            for batch, before in zip(self._batches, self._before, strict=True):
+                moved, size = self._harm.change(before, call_model(model, batch), row_mask(batch))
+                total, over = total + moved, over + size
+        return total / over if over else 0.0
+
+    def of(self, chosen: Mapping[Site, Structure]) -> float:
+        """Harm with these sites replaced; they are put back."""
+        with self.replaced(chosen):
+            return self.harm()
+
+    @contextmanager
+    def replaced(self, chosen: Mapping[Site, Structure]) -> Iterator[nn.Module]:
+        """Inside, these sites are replaced by structures fitted to them."""
+        model = self._finder.model
+        with torch.random.fork_rng(devices=[]):
+            built = [(site, self._build(site, structure)) for site, structure in chosen.items()]
+        swaps, _ = prepare(model, self._finder, built)
+        swap_all(swaps)
+        try:
+            yield model
+        finally:
+            undo_all(swaps)
+
+    def _build(self, site: Site, structure: Structure) -> nn.Module:
+        known = self._calibration.sites.get(site.path)
+        new, _ = KINDS[site.kind].build(self._finder.model, replace(site, parts=1), structure, "fit", known)
+        return new

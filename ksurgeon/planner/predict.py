@@ -1,0 +1,94 @@
+"""Harm of every option of a site, predicted from its calibration."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.calibrate import SiteMoments
+from ksurgeon.find import Site
+from ksurgeon.kmatrix.structures import LowRank
+from ksurgeon.planner.options import Option, SiteOptions
+from ksurgeon.surgery.build import dense_blocks, site_weight
+from ksurgeon.surgery.fitting import fitted_blocks
+
+__all__ = ["predict"]
+
+_HOPELESS = 4.0  # times the harm of a low rank of the same cost: then no time is spent on refining
+
+
+def predict(
+    model: nn.Module,
+    site: Site,
+    options: SiteOptions,
+    known: SiteMoments,
+    tick: Callable[[], None] | None = None,
+) -> None:
+    """Fill in error and predicted harm of all options of a site.
+
+    Low ranks are told from one decomposition, exactly. Other structures are fitted; one whose quick fit harms
+    much more than a low rank with as many parameters keeps the figures of that.
+    """
+    weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
+    energy = _energy(weight, known)
+    errors, harms = low_rank_curve(weight, known)
+    for option in options.options[1:]:
+        structure = option.structure
+        assert structure is not None
+        if isinstance(structure, LowRank):
+            assert structure.rank is not None
+            option.error, option.predicted = float(errors[structure.rank]), float(harms[structure.rank])
+            continue
+        peer = _rank_of_equal_cost(weight, option, options)
+        for quick in (True, False):
+            change = fitted_blocks(model, site, structure, known, quick=quick) - weight
+            option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
+            option.predicted = harm_of(known, change)
+            if peer is None or option.predicted > _HOPELESS * float(harms[peer]):
+                break
+        if tick is not None:
+            tick()
+
+
+def harm_of(known: SiteMoments, change: Tensor) -> float:
+    """Predicted harm; where no gradient reaches the site, the energy of the change of its output."""
+    harm = known.harm_of(change)
+    return _energy(change, known) if harm is None else harm
+
+
+@torch.no_grad()
+def low_rank_curve(weight: Tensor, known: SiteMoments) -> tuple[Tensor, Tensor]:
+    """Relative error of the output, and predicted harm, of the best low rank of each rank from 0 on.
+
+    Both have one entry more than the smaller side of the weight's blocks ``(groups, out, in)``. The best are
+    those of least ``‖(K − W) E[x xᵀ]^½‖`` (an SVD of ``W E[x xᵀ]^½``), in every group the same rank.
+    """
+    weight = weight.double()
+    moved = weight @ known.root
+    if weight.shape[1] <= weight.shape[2]:
+        values, left = torch.linalg.eigh(moved @ moved.mT)
+        directions = left * values.clamp(min=0).sqrt()[:, None]  # what each direction adds to the output
+    else:
+        values, right = torch.linalg.eigh(moved.mT @ moved)
+        directions = moved @ right
+    seen = directions if known.gradient is None else known.gradient.double() @ directions
+    harms = seen.square().sum(1).sum(0) * (1.0 if known.gradient is None else known.weight)
+    energies = values.clamp(min=0).sum(0)
+    rest, harm = (torch.cat([x.new_zeros(1), x.cumsum(0)]).flip(0) for x in (energies, harms))
+    return (rest / rest[0].clamp(min=1e-300)).sqrt(), harm
+
+
+def _energy(change: Tensor, known: SiteMoments) -> float:
+    """``E‖Δ x‖²``."""
+    return float((change.float() @ known.root.float()).double().square().sum())
+
+
+def _groups(site: Site) -> int:
+    return site.groups if site.kind == "pointwise_conv" else 1
+
+
+def _rank_of_equal_cost(weight: Tensor, option: Option, options: SiteOptions) -> int | None:
+    """The rank that costs as many parameters as the option."""
+    groups, rows, columns = weight.shape
+    own = option.parameters - options.options[0].parameters + weight.numel()
+    return min(own // (groups * (rows + columns)), rows, columns)
