@@ -183,8 +183,8 @@ def open_data(data: Any, model: nn.Module, settings: Settings, *, preprocessor: 
     preprocess = make_preprocess(model, source, settings.task, settings.max_length, preprocessor)
     numbers = torch.randperm(len(source), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     kept = min(round(settings.held_out * len(numbers)), settings.held_out_most)
-    if settings.held_out and not kept and len(numbers) > 1:
-        kept = 1
+    if settings.held_out:
+        kept = min(max(kept, 1), len(numbers) - 1)
     opened = Data(source, preprocess, settings, sorted(numbers[kept:]), sorted(numbers[:kept]))
     for broken in source.broken:
         opened.count_broken(broken)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ksurgeon.errors import TrainingError
 from ksurgeon.surgery.record import Training, record_of
@@ -19,7 +20,7 @@ from ksurgeon.train.log import Evaluation, JsonLog, Listener, Listeners
 from ksurgeon.train.loop import Loop
 from ksurgeon.train.norms import batch_norms, estimate_batch_norms
 from ksurgeon.train.objective import Objective, Teacher
-from ksurgeon.train.outputs import Reader
+from ksurgeon.train.outputs import Reader, term_of
 from ksurgeon.train.parameters import balance_factors, freeze
 from ksurgeon.train.permutations import Hardened, harden, relax, relaxed
 from ksurgeon.train.processes import make_accelerator
@@ -149,6 +150,7 @@ def _train(
     told = Listeners(listeners)
     where = accelerator.device
     model.to(where)
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     try:
         with freeze(model, settings.freeze):
             torch.manual_seed(settings.seed)
@@ -172,7 +174,7 @@ def _train(
                 accelerator.init_trackers("ksurgeon", config=_flat(settings))
             loop = Loop(objective, targets, data, settings, accelerator, told, place, resume)
             told.stage("end to end", loop.clock.total or 0)
-            history = loop.run()
+            history = loop.run(started=before.clear)
         if batch_norms(model) and settings.batch_norm == "train":
             estimate_batch_norms(model, _some(data, where))
         balance_factors(model)
@@ -180,6 +182,11 @@ def _train(
         if loop.checkpoints is not None and accelerator.is_main_process:
             loop.checkpoints.remove()
         accelerator.end_training()
+    except BaseException:
+        if before:  # not one step was made: the model is given back as it was
+            _unrelax(model)
+            model.load_state_dict(before)
+        raise
     finally:
         told.close()
     seconds = loop.clock.elapsed
@@ -219,12 +226,12 @@ def _match(objective: Objective, teacher: nn.Module, data: Data, settings: Setti
     with torch.no_grad():
         _, outputs = objective.terms_and_outputs({**first, "labels": None}, None)
     common = outputs.keys() & targets.keys()
-    if not common:
+    if not common and not objective.pairs and first.get("labels") is None:
         raise TrainingError(
             f"teacher and student do not match: the teacher gives {_shapes(targets)}, the student "
             f"{_shapes(outputs)}"
         )
-    for name in sorted(common):
+    for name in sorted(name for name in common if objective.wants(term_of(name))):
         if outputs[name].shape != targets[name].shape:
             raise TrainingError(
                 f"teacher and student do not match: {name} is {tuple(targets[name].shape)} of the teacher "
@@ -255,6 +262,12 @@ def _relax_all(model: nn.Module, settings: Settings) -> None:
     for module in model.modules():
         if isinstance(module, KChannelShuffle):
             relax(module.matrix, temperature=settings.temperatures[0])
+
+
+def _unrelax(model: nn.Module) -> None:
+    for matrix in relaxed(model):
+        for number in range(len(matrix.factors)):
+            parametrize.remove_parametrizations(matrix.factors, str(number))
 
 
 def _harden_all(model: nn.Module) -> dict[str, Hardened]:

@@ -1,6 +1,6 @@
 """The end-to-end training: steps, evaluations, checkpoints, and what happens when it goes wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ksurgeon.errors import TrainingError, TrainingStopped
+from ksurgeon.errors import DataError, TrainingError, TrainingStopped
 from ksurgeon.train.checkpoint import (
     Checkpoints,
     model_state,
@@ -81,8 +81,11 @@ class Loop:
         if resume and self.checkpoints is not None:
             self._resume()
 
-    def run(self) -> list[Evaluation]:
+    def run(self, started: Callable[[], None] = lambda: None) -> list[Evaluation]:
         """Train to the end; the student then holds the best weights.
+
+        Args:
+            started: called when all that can be checked before the first step was.
 
         Raises:
             TrainingError: the loss is not finite; the student holds the last good weights.
@@ -102,13 +105,14 @@ class Loop:
                 batches = chain([first], batches)
             if not self.history:
                 self._evaluate()
+            started()
             try:
                 while self._goes_on():
                     self._train(next(batches))
                     if self._due():
                         self._evaluate()
                     self._keep(stop)
-            except TrainingError:
+            except (TrainingError, DataError):
                 self._take_best()
                 raise
             if not self.history or self.history[-1].step != self.step:

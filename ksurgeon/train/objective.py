@@ -105,7 +105,7 @@ class Objective(nn.Module):
                 terms.setdefault("hidden", []).append(value)
         if batch.get("labels") is not None and self.wants("task"):
             terms["task"] = [task_loss(outputs, batch["labels"], self.reader.task)]
-        if self.wants("entropy") and (soft := relaxed(self.student)):
+        if terms and self.wants("entropy") and (soft := relaxed(self.student)):
             first = next(iter(terms.values()))[0]
             terms["entropy"] = [mean_entropy(soft).expand_as(first)]
         return {name: torch.stack(values).mean(0) for name, values in terms.items()}, outputs

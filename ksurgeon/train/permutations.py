@@ -15,6 +15,7 @@ from ksurgeon.kmatrix.structures import Kaleidoscope
 __all__ = ["Hardened", "SoftPermutation", "harden", "mean_entropy", "relax", "relaxed", "set_temperature"]
 
 _ROUNDS = 12
+_SHARP = 2.0  # scores of the ones and zeros of a permutation that becomes soft, and their negative
 _TINY = 1e-9
 
 
@@ -41,7 +42,7 @@ class SoftPermutation(nn.Module):
 
     def right_inverse(self, factor: Tensor) -> Tensor:
         """Logits that give nearly this factor, if its blocks are permutations."""
-        return (factor * 2 - 1) * self.temperature
+        return (factor * 2 - 1) * (_SHARP * self.temperature)
 
 
 @dataclass(frozen=True)

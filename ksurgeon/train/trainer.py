@@ -21,7 +21,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     Args:
         model: the student.
         teacher: is asked in eval mode, and is moved to the student's device.
-        settings: ``task``, ``weights``, ``temperature``, ``factor_lr`` and ``balance`` count; everything else
+        settings: ``task``, ``weights``, ``temperature``, ``factor_lr``, ``dropout`` and ``balance`` count; everything else
             is told by the ``TrainingArguments``.
         args, kwargs: those of ``Trainer``.
     """
@@ -69,6 +69,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         labels = inputs.pop("labels", None)
         batch = {"inputs": inputs, "labels": labels}
         targets = self.asked(batch)
+        if not self.settings.dropout:
+            model.eval()  # dropout would make the student learn another function
         self.objective.student = model
         if not self._scales and self.objective.pairs:
             self.objective.fit_projections(batch, targets)

@@ -201,7 +201,7 @@ def test_order_goes_on_from_any_step():
     later = data.training_batches(5)
     assert [next(later)[0]["index"].tolist() for _ in range(4)] == through[5:]
     assert not {i for batch in through for i in batch} & set(data.held_out)
-    assert sorted(sum(through[:4], [])) == data.train
+    assert sorted(i for batch in through[:4] for i in batch) == data.train
 
 
 def test_batches_hold_examples_of_about_the_same_length():

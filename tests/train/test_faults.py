@@ -93,9 +93,13 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(tmp_path, 
     data[40] = bad
     with pytest.raises(TrainingError, match=r"not finite at step \d+: .* smaller learning rate"):
         ksurgeon.distill(
-            student, nn.Sequential(teacher.fine, teacher.broken).eval(), data, folder=tmp_path, listener=heard,
+            student,
+            nn.Sequential(teacher.fine, teacher.broken).eval(),
+            data,
+            folder=tmp_path,
+            listener=heard,
             **{**FAST, "steps": 40, "evaluate": 8, "held_out": 0.1},
-        )  # fmt: skip
+        )
     assert all(bool(parameter.isfinite().all()) for parameter in student.parameters())
 
 

@@ -67,7 +67,11 @@ HIDDEN = {"last_hidden_state": torch.randn(2, 3, 4), "pooler_output": torch.rand
             "auto",
             {"logits.start_logits", "logits.end_logits"},
         ),
-        ({"logits": torch.randn(2, 9, 5), "pred_boxes": torch.randn(2, 9, 4)}, "auto", {"logits", "outputs.pred_boxes"}),
+        (
+            {"logits": torch.randn(2, 9, 5), "pred_boxes": torch.randn(2, 9, 4)},
+            "auto",
+            {"logits", "outputs.pred_boxes"},
+        ),
         (HIDDEN, "auto", {"embedding", "tokens"}),
         ([torch.randn(2, 3, 8, 8), torch.randn(2, 6, 4, 4)], "auto", {"outputs.0", "outputs.1"}),
     ],
