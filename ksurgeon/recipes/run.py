@@ -17,12 +17,14 @@ from ksurgeon.kernels.cache import cache_folder, cpu_model
 from ksurgeon.models.functions import find_function
 from ksurgeon.models.opening import LoadedModel, open_model
 from ksurgeon.recipes.prune import count_nonzero, prune
-from ksurgeon.recipes.schema import Recipe, TrainStage, Variant
+from ksurgeon.recipes.schema import Calibration, Recipe, TrainStage, Variant
+from ksurgeon.rules.files import read_plan
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.convert import convert
 from ksurgeon.surgery.record import record_of
 from ksurgeon.surgery.storage import save
+from ksurgeon.train.data import open_data
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.log import Listener
 from ksurgeon.train.settings import make_settings
@@ -115,15 +117,37 @@ def _operate(recipe: Recipe, variant: Variant, source: LoadedModel, places: dict
         return student
     if variant.rule is None and variant.plan is None and not variant.replace:
         return student
-    rule: str | Rule
-    if variant.replace:
+    options: dict[str, Any] = {"source": source.source, "seed": recipe.seed}
+    if recipe.calibrate is not None:
+        options["data"] = _calibration(recipe, recipe.calibrate, student, places)
+    if variant.plan is not None:
+        plan = read_plan(recipe.folder / _filled(variant.plan, places))
+        convert(student, example_inputs=source.example_inputs, plan=plan, **options)
+    elif variant.replace:
         rule = Rule(name=variant.name, replace=variant.replace)
+        convert(student, rule, source.example_inputs, **options)
     else:
         assert variant.rule is not None
         beside = recipe.folder / _filled(variant.rule, places)
-        rule = load_rule(beside if beside.is_file() else variant.rule)
-    convert(student, rule, source.example_inputs, source=source.source, seed=recipe.seed)
+        convert(
+            student,
+            load_rule(beside if beside.is_file() else variant.rule),
+            source.example_inputs,
+            **options,
+        )
     return student
+
+
+def _calibration(
+    recipe: Recipe, calibration: Calibration, model: nn.Module, places: dict[str, str]
+) -> list[Any]:
+    """Batches of inputs, prepared as those of a training are."""
+    function = calibration.transform and find_function(calibration.transform, RecipeError, recipe.folder)
+    settings = make_settings(seed=recipe.seed, held_out=0, limit=20 * calibration.examples)
+    data = open_data(_filled(calibration.data, places), model, settings, preprocessor=function or None)
+    numbers = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(recipe.seed))
+    chosen = numbers[: calibration.examples].tolist()
+    return [batch["inputs"] for batch in data.batches(chosen, 16)]
 
 
 def _train(

@@ -10,7 +10,7 @@ from ksurgeon.errors import RecipeError
 from ksurgeon.rules.load import data_folder
 from ksurgeon.rules.schema import Replacement, Target
 
-__all__ = ["Model", "Prune", "Recipe", "TrainStage", "Variant", "load_recipe"]
+__all__ = ["Calibration", "Model", "Prune", "Recipe", "TrainStage", "Variant", "load_recipe"]
 
 
 class _Base(BaseModel):
@@ -30,6 +30,14 @@ class Prune(_Base):
 
     targets: Annotated[tuple[Target, ...], Field(min_length=1)]
     share: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Calibration(_Base):
+    """Data that the surgery fits on; ``data`` and ``transform`` are those of a training."""
+
+    data: str
+    transform: str | None = None
+    examples: Annotated[int, Field(ge=1)] = 512
 
 
 class Variant(_Base):
@@ -74,6 +82,7 @@ class Recipe(_Base):
         prepare: function that is given a folder, puts data and models there, and returns their places by
             name; a place stands in braces wherever it is used: ``data = "{sentences}"``.
         evaluate: function that is given a model and these places, and returns metrics by name.
+        calibrate: what the surgery fits on; the weights alone, if left out.
         folder: of the recipe file, which functions in ``FILE.py:function`` are relative to.
     """
 
@@ -84,6 +93,7 @@ class Recipe(_Base):
     evaluate: str | None = None
     seed: int = 0
     model: Model
+    calibrate: Calibration | None = None
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     train: tuple[TrainStage, ...] = ()
     folder: Path = Path()

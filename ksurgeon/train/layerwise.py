@@ -1,8 +1,9 @@
 """Stage 1: every replaced layer learns its original's outputs on its original's real inputs, on its own."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import cos, pi
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from ksurgeon.find.inputs import as_call, evaluating
 from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.surgery.build import dense_weight
+from ksurgeon.surgery.build import dense_weight, in_parts
 from ksurgeon.train.log import Listener
 from ksurgeon.train.parameters import balance_factors
 from ksurgeon.train.preprocess import Batch
@@ -71,7 +73,7 @@ def train_layers(
     pairs = layer_pairs(student, teacher)
     if sites is not None:
         pairs = {path: pair for path, pair in pairs.items() if path in sites}
-    if not pairs or not settings.layerwise:
+    if not pairs or not (settings.layerwise or settings.least_squares):
         return []
     rows = collect_rows(teacher, {path: pair for path, (_, pair) in pairs.items()}, batches, settings)
     listener.stage("layer by layer", len(pairs))
@@ -141,51 +143,87 @@ def _sample(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return rows[chosen.to(rows.device)].detach().float()
 
 
+class _Problem:
+    """One layer, what it is to give, and the inputs on which that is judged.
+
+    Errors are relative to the original's outputs without its bias, mean squares over vectors.
+    """
+
+    def __init__(self, layer: Layer, original: nn.Module, rows: Tensor) -> None:
+        bias = original.bias
+        assert bias is None or isinstance(bias, Tensor)
+        self.layer, self.weight = layer, dense_weight(original).float()
+        self.bias = None if bias is None else bias.detach().float()
+        mask = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        mask[::_HELD_OUT] = False
+        self.held = rows[::_HELD_OUT]
+        self.rows = rows[mask] if len(rows) > 1 else rows
+        self.parameters = [p for p in layer.parameters() if p.requires_grad]
+        wanted = nn.functional.linear(self.held, self.weight)
+        self._scale = wanted.square().mean().clamp_min(1e-20)
+
+    def error(self, rows: Tensor) -> Tensor:
+        """Mean squared error on the rows, differentiable."""
+        target = nn.functional.linear(rows, self.weight, self.bias)
+        return (_apply(self.layer, rows) - target).square().mean() / self._scale
+
+    @torch.no_grad()
+    def judge(self) -> float:
+        """Relative error on the rows held out."""
+        return float(self.error(self.held).sqrt())
+
+    def keep_if_better(self, change: Callable[["_Problem"], None], before: float) -> float:
+        """Change the layer, and change it back if that did not better it; its error then."""
+        values = [p.detach().clone() for p in self.parameters]
+        change(self)
+        after = self.judge()
+        if after < before:
+            return after
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+        return before
+
+
 def _train_layer(
     path: str, layer: Layer, original: nn.Module, rows: Tensor, settings: Settings
 ) -> SiteResult:
-    weight, bias = dense_weight(original).float(), original.bias
-    assert bias is None or isinstance(bias, Tensor)
-    held = rows[::_HELD_OUT]
-    mask = torch.ones(len(rows), dtype=torch.bool)
-    mask[::_HELD_OUT] = False
-    rows = rows[mask.to(rows.device)] if len(rows) > _HELD_OUT else rows
-    wanted = nn.functional.linear(held, weight)
-    scale = wanted.square().mean().clamp_min(1e-20)
-    offset = None if bias is None else bias.detach().float()
+    problem = _Problem(layer, original, rows)
+    before = after = problem.judge()
+    if before > _EXACT and problem.parameters:
+        if settings.least_squares:
+            after = problem.keep_if_better(_least_squares, after)
+        if settings.layerwise:
+            after = problem.keep_if_better(partial(_descend, settings=settings), after)
+    return SiteResult(path, before, after)
 
-    def error(x: Tensor) -> Tensor:
-        target = nn.functional.linear(x, weight, offset)
-        return (_apply(layer, x) - target).square().mean() / scale
 
-    parameters = [p for p in layer.parameters() if p.requires_grad]
-    with torch.no_grad():
-        before = float(error(held).sqrt())
-    if before < _EXACT or not parameters:
-        return SiteResult(path, before, before)
-    start = [p.detach().clone() for p in parameters]
-    size = [_RATE * float(p.detach().square().mean().sqrt().clamp_min(1e-8)) for p in parameters]
+def _least_squares(problem: _Problem) -> None:
+    """The fit of least error on the second moment of the inputs; trains the matrix, not the bias."""
+    matrix = problem.layer.matrix
+    parts = getattr(problem.layer, "parts", 1)
+    blocks = problem.rows.double().unflatten(1, (matrix.groups // parts, -1)).movedim(1, 0)
+    moment = blocks.mT @ blocks / len(problem.rows)
+    fit_(matrix, in_parts(problem.weight, parts), moment=moment[0] if len(moment) == 1 else moment)
+
+
+def _descend(problem: _Problem, settings: Settings) -> None:
+    """Steps of Adam on random rows, half a cosine of them."""
+    size = [_RATE * float(p.detach().square().mean().sqrt().clamp_min(1e-8)) for p in problem.parameters]
     optimiser = torch.optim.Adam(
-        [{"params": [p], "lr": s, "peak": s} for p, s in zip(parameters, size, strict=True)],
+        [{"params": [p], "lr": s, "peak": s} for p, s in zip(problem.parameters, size, strict=True)],
         betas=(0.9, 0.95),
     )
     generator = torch.Generator().manual_seed(settings.seed)
+    count = len(problem.rows)
     for step in range(settings.layerwise):
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * (0.5 + 0.5 * cos(pi * step / settings.layerwise))
-        chosen = torch.randint(len(rows), (min(_ROWS, len(rows)),), generator=generator)
+        chosen = torch.randint(count, (min(_ROWS, count),), generator=generator)
         optimiser.zero_grad()
-        error(rows[chosen.to(rows.device)]).backward()
+        problem.error(problem.rows[chosen.to(problem.rows.device)]).backward()
         optimiser.step()
-    with torch.no_grad():
-        after = float(error(held).sqrt())
-        if not after < before:
-            after = before
-            for parameter, value in zip(parameters, start, strict=True):
-                parameter.copy_(value)
-    for parameter in parameters:
-        parameter.grad = None
-    return SiteResult(path, before, after)
+    optimiser.zero_grad()
 
 
 def _apply(layer: Layer, rows: Tensor) -> Tensor:

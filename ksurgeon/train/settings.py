@@ -49,6 +49,8 @@ class Settings(BaseModel):
             estimated on training inputs before the first step.
         freeze: parameters that stay as they are: paths, or ``re:`` and a regular expression.
         checkpointing: recompute the blocks' activations in the backward pass.
+        least_squares: whether every site is fitted anew on the second moment of its real inputs first; of no
+            use where the surgery was done with data.
         layerwise: gradient steps of every site on its own, before the training of the whole; 0 for none.
         rows: vectors that are kept for each site for these steps.
         memory: MiB that all of them may take.
@@ -92,6 +94,7 @@ class Settings(BaseModel):
     batch_norm: Literal["train", "frozen"] = "train"
     freeze: tuple[Target, ...] = ()
     checkpointing: bool = False
+    least_squares: bool = True
     layerwise: Annotated[int, Field(ge=0)] = 100
     rows: PositiveInt = 4096
     memory: PositiveInt = 1024

@@ -21,8 +21,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     Args:
         model: the student.
         teacher: is asked in eval mode, and is moved to the student's device.
-        settings: ``task``, ``weights``, ``temperature``, ``factor_lr``, ``dropout`` and ``balance`` count; everything else
-            is told by the ``TrainingArguments``.
+        settings: ``task``, ``weights``, ``temperature``, ``factor_lr``, ``dropout`` and ``balance`` count;
+            everything else is told by the ``TrainingArguments``.
         args, kwargs: those of ``Trainer``.
     """
 
