@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ksurgeon.errors import DataError
+from ksurgeon.train.examples import Source
 from ksurgeon.train.order import batches_by_length, epoch_batches
 from ksurgeon.train.preprocess import Batch, Features, Preprocess, make_preprocess
 from ksurgeon.train.settings import Settings
-from ksurgeon.train.sources import Source, open_source
+from ksurgeon.train.sources import open_source
 
 __all__ = ["Data", "open_data"]
 

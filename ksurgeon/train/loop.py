@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -12,15 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import DataError, TrainingError, TrainingStopped
-from ksurgeon.train.checkpoint import (
-    Checkpoints,
-    model_state,
-    optimiser_state,
-    random_state,
-    restore,
-    restore_weights,
-    set_random_state,
-)
+from ksurgeon.train.checkpoint import Checkpoints
 from ksurgeon.train.clock import Clock, rate_at
 from ksurgeon.train.data import Data
 from ksurgeon.train.evaluate import evaluate
@@ -32,6 +23,7 @@ from ksurgeon.train.parameters import Averaged, balance_factors, parameter_group
 from ksurgeon.train.permutations import relaxed, set_temperature
 from ksurgeon.train.preprocess import Batch
 from ksurgeon.train.processes import Stop, signals
+from ksurgeon.train.saving import pack, unpack
 from ksurgeon.train.settings import Settings
 from ksurgeon.train.targets import TargetSource
 
@@ -271,7 +263,7 @@ class Loop:
 
     def _take_best(self) -> None:
         if self.best is not None:
-            self._assign(self.best[1])
+            self.assign(self.best[1])
 
     def _keep(self, stop: Stop) -> None:
         """A checkpoint, if one is due or a signal came."""
@@ -291,36 +283,14 @@ class Loop:
             raise TrainingStopped(f"stopped by a signal after step {self.step}{place}; go on with --resume")
 
     def save(self) -> None:
-        """Write a checkpoint; all processes take part, the first one writes.
+        """Write a checkpoint, where there is a folder; all processes take part.
 
         Raises:
             FolderError: the disk is full, or the folder cannot be written.
         """
         if self.checkpoints is None:
             return
-        tensors = {f"model.{name}": tensor for name, tensor in model_state(self.model).items()}
-        optimiser = getattr(self.optimiser, "optimizer", self.optimiser)
-        adam, plain_adam = optimiser_state(self.model, optimiser)
-        tensors |= {f"optimiser.{name}": tensor for name, tensor in adam.items()}
-        if self.average.decay:
-            tensors |= {f"average.{n}": t for n, t in self._state_with(self.average.values).items()}
-        if self.best is not None:
-            tensors |= {f"best.{n}": t for n, t in self._state_with(self.best[1]).items()}
-        numbers, plain_numbers = random_state()
-        tensors |= {f"random.{name}": tensor for name, tensor in numbers.items()}
-        plain = {
-            "step": self.step,
-            "elapsed": self.clock.elapsed,
-            "evaluations": self.evaluations,
-            "stale": self.stale,
-            "scales": self.scales,
-            "best": self.best[0] if self.best is not None else None,
-            "history": [asdict(evaluation) for evaluation in self.history],
-            "optimiser": plain_adam,
-            "random": plain_numbers,
-            "broken": self.data.broken,
-            "run": self._identity(),
-        }
+        tensors, plain = pack(self)
         if self.accelerator.is_main_process:
             self.checkpoints.save(self.step, tensors, plain)
         self.accelerator.wait_for_everyone()
@@ -332,54 +302,12 @@ class Loop:
         if saved is None:
             self.listener.note(f"there is no checkpoint in {self.checkpoints.folder}; starting anew")
             return
-        tensors, plain = saved
-        if plain["run"] != self._identity():
-            differing = [k for k, v in self._identity().items() if plain["run"].get(k) != v]
-            raise TrainingError(
-                f"the checkpoint in {self.checkpoints.folder} is of a training with another "
-                f"{', '.join(differing)}; give the same, or begin anew without --resume"
-            )
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-        optimiser = getattr(self.optimiser, "optimizer", self.optimiser)
-        restore(self.model, optimiser, part("model."), (part("optimiser."), plain["optimiser"]))
-        held = [parameter.detach().clone() for parameter in self.parameters]
-        if self.average.decay:
-            self.average.values = self._values_of(part("average."))
-        if plain["best"] is not None:
-            self.best = (plain["best"], self._values_of(part("best.")))
-        self._assign(held)
-        self.step, self.evaluations, self.stale = plain["step"], plain["evaluations"], plain["stale"]
-        self.scales, self.data.broken = plain["scales"], list(plain["broken"])
-        self.history = [Evaluation(**evaluation) for evaluation in plain["history"]]
-        self.clock.before = self._saved = plain["elapsed"]
-        set_random_state((part("random."), plain["random"]))
+        unpack(self, saved)
+        self._saved = self.clock.before
         self.listener.note(f"going on after step {self.step}")
 
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the training that goes on from it."""
-        without = {"minutes", "steps", "epochs", "patience", "checkpoint", "workers", "trackers"}
-        return {
-            "settings": self.settings.model_dump(mode="json", exclude=without),
-            "data": [self.data.source.name, len(self.data.source)],
-        }
-
-    def _state_with(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The trained parameters by name, as they are with these values."""
-        held = [parameter.detach().clone() for parameter in self.parameters]
-        self._assign(values)
-        trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
-        state = {name: t.clone() for name, t in model_state(self.model).items() if name in trained}
-        self._assign(held)
-        return state
-
-    def _values_of(self, state: dict[str, Tensor]) -> list[Tensor]:
-        restore_weights(self.model, state)
-        return [parameter.detach().clone() for parameter in self.parameters]
-
     @torch.no_grad()
-    def _assign(self, values: Sequence[Tensor]) -> None:
+    def assign(self, values: Sequence[Tensor]) -> None:
+        """Give the trained parameters these values."""
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)

@@ -11,8 +11,8 @@ from torch.utils.data import default_collate
 from ksurgeon.errors import DataError
 from ksurgeon.models.source import Source as ModelSource
 from ksurgeon.surgery.record import record_of
+from ksurgeon.train.examples import Example, Source
 from ksurgeon.train.settings import Task
-from ksurgeon.train.sources import Example, Source
 
 __all__ = ["IGNORED", "Batch", "Features", "Preprocess", "make_preprocess"]
 

@@ -2,68 +2,27 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from ksurgeon.errors import DataError
 from ksurgeon.models.functions import find_function
+from ksurgeon.train.examples import (
+    FILES,
+    LABELS,
+    PICTURES,
+    TEXTS,
+    Example,
+    Modality,
+    Source,
+    find_key,
+    of_records,
+    open_picture,
+)
 
-__all__ = ["Example", "Modality", "Source", "open_source"]
-
-Modality = Literal["text", "image", "audio", "tensors"]
-_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-_SOUNDS = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au"})
-_TEXTS = ("text", "sentence", "sentence1", "content", "premise", "question", "source")
-_SECONDS = ("sentence2", "text2", "text_pair", "hypothesis")
-_TARGETS = ("target", "translation", "summary")
-_LABELS = ("label", "labels", "class", "score")
-_FILES = ("image", "img", "audio", "path", "file", "file_name")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One example as it was found.
-
-    ``value`` is a text, a pair of texts, a picture of PIL, a path of a sound, or tensors as the model takes
-    them; ``target`` the text that a sequence-to-sequence model is to give.
-    """
-
-    value: Any
-    label: Any = None
-    target: str | None = None
-
-
-class _Sized(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-@dataclass
-class Source:
-    """Examples by number.
-
-    Attributes:
-        name: what the user wrote.
-        modality: what the values are.
-        read: gives an example, or raises what reading it raised.
-        names: gives what an unreadable example is called.
-        classes: names of the classes where labels are such.
-        broken: examples that could not even be listed, by name and reason.
-    """
-
-    name: str
-    modality: Modality
-    length: int
-    read: Callable[[int], Example]
-    names: Callable[[int], str]
-    classes: list[str] | None = None
-    broken: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return self.length
+__all__ = ["open_source"]
 
 
 def open_source(data: Any, limit: int | None = None) -> Source:
@@ -163,7 +122,7 @@ def _json_lines(path: Path) -> Source:
                 numbers.append(number)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    source = _of_records(records, str(path), lambda i: f"{path}, line {numbers[i]}", path.parent)
+    source = of_records(records, str(path), lambda i: f"{path}, line {numbers[i]}", path.parent)
     source.broken = broken
     return source
 
@@ -175,30 +134,23 @@ def _table(path: Path) -> Source:
             rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    return _of_records(rows, str(path), lambda i: f"{path}, row {i + 1}", path.parent)
+    return of_records(rows, str(path), lambda i: f"{path}, row {i + 1}", path.parent)
 
 
 def _pictures(folder: Path) -> Source:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGES)
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     if not files:
         raise DataError(
-            f"the folder {folder} holds no pictures ({', '.join(sorted(_IMAGES))}) and no data set that "
+            f"the folder {folder} holds no pictures ({', '.join(sorted(PICTURES))}) and no data set that "
             "datasets saved"
         )
     above = [file.relative_to(folder).parts[:-1] for file in files]
     classes = sorted({parts[0] for parts in above}) if all(above) else None
 
     def read(i: int) -> Example:
-        return Example(_picture(files[i]), classes.index(above[i][0]) if classes else None)
+        return Example(open_picture(files[i]), classes.index(above[i][0]) if classes else None)
 
     return Source(str(folder), "image", len(files), read, lambda i: str(files[i]), classes)
-
-
-def _picture(file: Any) -> Any:
-    from PIL import Image
-
-    with Image.open(file) as picture:
-        return picture.convert("RGB")
 
 
 def _torchvision(rest: str, name: str) -> Source:
@@ -243,8 +195,8 @@ def _from_datasets(loaded: Any, name: str, split: str) -> Source:
         if split not in loaded:
             raise DataError(f'{name}: no split "{split}"; there are {", ".join(loaded)}')
         loaded = loaded[split]
-    source = _of_records(loaded, name, lambda i: f"{name}, row {i + 1}", None)
-    label = next((key for key in _LABELS if key in loaded.features), None)
+    source = of_records(loaded, name, lambda i: f"{name}, row {i + 1}", None)
+    label = next((key for key in LABELS if key in loaded.features), None)
     names = getattr(loaded.features[label], "names", None) if label else None
     source.classes = list(names) if names else source.classes
     return source
@@ -256,63 +208,6 @@ def _import_datasets(name: str) -> Any:
     except ImportError as error:
         raise DataError(f"{name} needs the library datasets: pip install 'ksurgeon[train]'") from error
     return datasets
-
-
-def _of_records(records: _Sized, name: str, names: Callable[[int], str], base: Path | None) -> Source:
-    """Examples from mappings: which key holds what is told by its name."""
-    if not len(records):
-        return Source(name, "text", 0, lambda i: Example(None), names)
-    keys = list(records[0])
-    label = _key(keys, _LABELS)
-    text, file = _key(keys, _TEXTS), _key(keys, _FILES)
-    if file is not None:
-        first = records[0][file]
-        sound = file == "audio" or (isinstance(first, str) and Path(first).suffix.lower() in _SOUNDS)
-        modality: Modality = "audio" if sound else "image"
-        target = _key(keys, (*_TARGETS, *_TEXTS))
-
-        def load(i: int) -> Example:
-            record = records[i]
-            value = record[file]
-            if isinstance(value, str):
-                value = str(base / value) if base is not None else value
-                value = value if sound else _picture(value)
-            elif not sound and hasattr(value, "convert"):
-                value = value.convert("RGB")
-            return Example(value, _label(record, label), record.get(target) if target else None)
-
-        return Source(name, modality, len(records), load, names)
-    if text is None:
-        raise DataError(
-            f"{name} has the columns {', '.join(map(str, keys))}; expected one of {', '.join(_TEXTS)} for "
-            f"texts or {', '.join(_FILES)} for pictures and sounds"
-        )
-    second, target = _key(keys, _SECONDS), _key(keys, _TARGETS)
-
-    def read(i: int) -> Example:
-        record = records[i]
-        value = record[text]
-        if not isinstance(value, str):
-            raise ValueError(f"{text} is {type(value).__name__}, no text")
-        pair = (value, record[second]) if second else value
-        return Example(pair, _label(record, label), record.get(target) if target else None)
-
-    return Source(name, "text", len(records), read, names)
-
-
-def _key(keys: Iterable[str], wanted: Sequence[str]) -> str | None:
-    there = set(keys)
-    return next((key for key in wanted if key in there), None)
-
-
-def _label(record: Mapping[str, Any], key: str | None) -> Any:
-    value = record.get(key) if key else None
-    if not isinstance(value, str):
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        return float(value)
 
 
 def _from_examples(data: Any, name: str, limit: int | None) -> Source:
@@ -333,8 +228,8 @@ def _from_examples(data: Any, name: str, limit: int | None) -> Source:
         modality: Modality = "text"
     elif hasattr(first, "convert"):
         modality = "image"
-    elif isinstance(first, Mapping) and _key(first, (*_TEXTS, *_FILES)) and not _has_tensors(first):
-        return _of_records(data, name, lambda i: f"{name}, example {i}", None)
+    elif isinstance(first, Mapping) and find_key(first, (*TEXTS, *FILES)) and not _has_tensors(first):
+        return of_records(data, name, lambda i: f"{name}, example {i}", None)
     else:
         modality = "tensors"
 
