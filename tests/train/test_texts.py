@@ -16,26 +16,6 @@ from tests.train import texts
 FAST = {"batch": 8, "steps": 4, "device": "cpu", "evaluate": 1, "layerwise": 2, "lr": 1e-3}
 
 
-def _pair(kind, folder):
-    import transformers
-
-    loaders = {
-        "encoder": transformers.AutoModel,
-        "causal": transformers.AutoModelForCausalLM,
-        "masked": transformers.AutoModelForMaskedLM,
-        "seq2seq": transformers.AutoModelForSeq2SeqLM,
-        "classifier": transformers.AutoModelForSequenceClassification,
-    }
-    teacher = loaders[kind].from_pretrained(texts.save(kind, folder)).eval()
-    student = copy.deepcopy(teacher)
-    ids = torch.arange(5, 13).view(2, 4)
-    inputs = {"input_ids": ids}
-    if kind == "seq2seq":
-        inputs["decoder_input_ids"] = ids
-    ksurgeon.convert(student, "linear", inputs)
-    return student, teacher
-
-
 @pytest.mark.parametrize(
     ("kind", "task", "terms"),
     [
@@ -47,14 +27,14 @@ def _pair(kind, folder):
     ],
 )
 def test_models_of_language(kind, task, terms, tmp_path, heard):
-    student, teacher = _pair(kind, tmp_path / kind)
+    student, teacher = texts.pair(kind, tmp_path / kind)
     ksurgeon.distill(student, teacher, texts.sentences(), task=task, listener=heard, **FAST)
     assert set(heard.steps[0].terms) == terms
     assert heard.evaluations[-1].student.keys() >= {"cosine" if kind == "encoder" else "agreement"}
 
 
 def test_batches_of_texts(tmp_path):
-    student, _ = _pair("encoder", tmp_path / "encoder")
+    student, _ = texts.pair("encoder", tmp_path / "encoder")
     data = open_data(texts.sentences(), student, make_settings(batch=8, held_out=0, max_length=6))
     batch = next(data.training_batches(0))[0]
     assert batch["inputs"].keys() == {"input_ids", "attention_mask", "token_type_ids"}
@@ -63,7 +43,7 @@ def test_batches_of_texts(tmp_path):
 
 
 def test_masking_hides_words_and_only_they_have_labels(tmp_path):
-    student, _ = _pair("masked", tmp_path / "masked")
+    student, _ = texts.pair("masked", tmp_path / "masked")
     data = open_data(texts.sentences(200), student, make_settings(task="masked-lm", batch=100, held_out=0))
     batch = next(data.training_batches(0))[0]
     ids, labels = batch["inputs"]["input_ids"], batch["labels"]
@@ -72,7 +52,7 @@ def test_masking_hides_words_and_only_they_have_labels(tmp_path):
 
 
 def test_the_decoder_is_given_the_target_one_later(tmp_path):
-    student, _ = _pair("seq2seq", tmp_path / "seq2seq")
+    student, _ = texts.pair("seq2seq", tmp_path / "seq2seq")
     records = [{"text": "the cat sat", "target": "a big dog ran"}, {"text": "a dog", "target": "rain"}] * 8
     data = open_data(records, student, make_settings(task="seq2seq", batch=16, held_out=0))
     batch = next(data.training_batches(0))[0]

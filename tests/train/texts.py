@@ -1,6 +1,10 @@
 """Small models of transformers in folders, with a tokenizer of a few words beside them."""
 
+import copy
+
 import torch
+
+import ksurgeon
 
 WORDS = [
     "the",
@@ -58,6 +62,27 @@ def save(kind, folder):
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def pair(kind, folder):
+    """A converted model of a kind, and what it was."""
+    import transformers
+
+    loaders = {
+        "encoder": transformers.AutoModel,
+        "causal": transformers.AutoModelForCausalLM,
+        "masked": transformers.AutoModelForMaskedLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        "classifier": transformers.AutoModelForSequenceClassification,
+    }
+    teacher = loaders[kind].from_pretrained(save(kind, folder)).eval()
+    student = copy.deepcopy(teacher)
+    ids = torch.arange(5, 13).view(2, 4)
+    inputs = {"input_ids": ids}
+    if kind == "seq2seq":
+        inputs["decoder_input_ids"] = ids
+    ksurgeon.convert(student, "linear", inputs)
+    return student, teacher
 
 
 def tokenizer():
