@@ -7,6 +7,7 @@ from ksurgeon.integrations import register
 
 if TYPE_CHECKING:
     from ksurgeon.errors import (
+        DataError,
         ExportError,
         FolderError,
         InputError,
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
         MatchError,
         ModelNotFoundError,
         PlanError,
+        RecipeError,
         RecordError,
         RuleError,
         StructureError,
         SurgeryError,
+        TrainingError,
+        TrainingStopped,
         VersionError,
         WeightsError,
     )
@@ -38,9 +42,12 @@ if TYPE_CHECKING:
     from ksurgeon.surgery.load_dense import load_dense
     from ksurgeon.surgery.revert import revert
     from ksurgeon.surgery.storage import load, save
+    from ksurgeon.train.distill import distill, finetune
+    from ksurgeon.train.gradual import distill_gradually
 
 _HOMES = {
     "Conversion": "surgery.convert",
+    "DataError": "errors",
     "ExportError": "errors",
     "FolderError": "errors",
     "InputError": "errors",
@@ -57,17 +64,23 @@ _HOMES = {
     "Plan": "rules.plan",
     "PlanError": "errors",
     "Planning": "planner.search",
+    "RecipeError": "errors",
     "RecordError": "errors",
     "Rule": "rules.schema",
     "RuleError": "errors",
     "Site": "find.site",
     "StructureError": "errors",
     "SurgeryError": "errors",
+    "TrainingError": "errors",
+    "TrainingStopped": "errors",
     "VersionError": "errors",
     "WeightsError": "errors",
     "convert": "surgery.convert",
+    "distill": "train.distill",
+    "distill_gradually": "train.gradual",
     "export_model": "export",
     "find": "find.finder",
+    "finetune": "train.distill",
     "load": "surgery.storage",
     "load_dense": "surgery.load_dense",
     "plan": "planner.search",
@@ -80,6 +93,7 @@ _HOMES = {
 
 __all__ = [
     "Conversion",
+    "DataError",
     "ExportError",
     "FolderError",
     "InputError",
@@ -96,17 +110,23 @@ __all__ = [
     "Plan",
     "PlanError",
     "Planning",
+    "RecipeError",
     "RecordError",
     "Rule",
     "RuleError",
     "Site",
     "StructureError",
     "SurgeryError",
+    "TrainingError",
+    "TrainingStopped",
     "VersionError",
     "WeightsError",
     "convert",
+    "distill",
+    "distill_gradually",
     "export_model",
     "find",
+    "finetune",
     "load",
     "load_dense",
     "plan",

@@ -1,6 +1,7 @@
 """Every exception ksurgeon raises on purpose, all under :class:`KsurgeonError`."""
 
 __all__ = [
+    "DataError",
     "ExportError",
     "FolderError",
     "InputError",
@@ -8,10 +9,13 @@ __all__ = [
     "MatchError",
     "ModelNotFoundError",
     "PlanError",
+    "RecipeError",
     "RecordError",
     "RuleError",
     "StructureError",
     "SurgeryError",
+    "TrainingError",
+    "TrainingStopped",
     "VersionError",
     "WeightsError",
 ]
@@ -71,3 +75,21 @@ class VersionError(KsurgeonError, ImportError):
 
 class ExportError(KsurgeonError, RuntimeError):
     """A model that cannot be exported, or whose exported program gives something else."""
+
+
+class RecipeError(KsurgeonError, ValueError):
+    """A recipe that is missing or malformed, or whose own functions failed."""
+
+
+class DataError(KsurgeonError, ValueError):
+    """Training data that is missing, empty, damaged beyond its limit, or of no use to the model."""
+
+
+class TrainingError(KsurgeonError, RuntimeError):
+    """Training that cannot begin or go on; the model holds the last good state."""
+
+
+class TrainingStopped(KsurgeonError):
+    """Training that a signal ended; a checkpoint was written, and ``--resume`` goes on from it."""
+
+    exit_status = 130

@@ -182,6 +182,135 @@ def plan(
     )  # fmt: skip
 
 
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "-d",
+        help="a .txt, .jsonl, .parquet, .csv or .tsv file, a folder of pictures, torchvision:CLASS@FOLDER, "
+        "datasets:NAME, or package.module:function",
+        show_default=False,
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="optimiser steps")]
+Epochs = Annotated[float | None, typer.Option(help="passes over the data; 3 where nothing else limits it")]
+Minutes = Annotated[float | None, typer.Option(help="end, with the learning rate decayed, after so long")]
+Batch = Annotated[int | None, typer.Option(help="examples of a step, over all processes")]
+Rate = Annotated[float | None, typer.Option("--lr", help="peak learning rate")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(help="classification, regression, embedding, causal-lm, masked-lm, seq2seq; else found out"),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
+Where = Annotated[str | None, typer.Option("--device", help="cpu, or what accelerate finds")]
+SetOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="any other setting of the training; may be repeated"),
+]
+SomeSeed = Annotated[int | None, typer.Option("--seed", help="of the split, the order and the training")]
+
+
+@app.command()
+def distill(
+    folder: Folder,
+    data: Data,
+    teacher: Annotated[
+        str | None, typer.Option(help="a model as any command takes it; else what FOLDER was made from")
+    ] = None,
+    teacher_weights: Annotated[str | None, typer.Option(help="auto, pretrained, or FILE.safetensors")] = None,
+    task: TaskName = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    lr: Rate = None,
+    gradual: Annotated[int, typer.Option(help="operate in so many groups, healing after each")] = 0,
+    tolerance: Annotated[
+        float | None, typer.Option(help="with --gradual: stop before a held-out metric falls by more")
+    ] = None,
+    output: Output = None,
+    resume: Resume = False,
+    device: Where = None,
+    seed: SomeSeed = None,
+    set: SetOptions = None,
+    json: AsJson = False,
+    yes: Yes = False,
+) -> None:
+    """Let a converted model learn from its original, on data that needs no labels.
+
+    The folder is FOLDER-distilled unless -o names another; checkpoints and log lie beside it.
+    """
+    from ksurgeon.cli.train import run_distill
+
+    given = {"task": task, "steps": steps, "epochs": epochs, "minutes": minutes, "batch": batch, "lr": lr}
+    given["seed"] = seed
+    run_distill(
+        folder,
+        data,
+        teacher,
+        teacher_weights,
+        gradual,
+        tolerance,
+        output,
+        resume,
+        device,
+        set or [],
+        given,
+        json,
+        yes,
+    )
+
+
+@app.command()
+def finetune(
+    folder: Folder,
+    data: Data,
+    task: TaskName = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    lr: Rate = None,
+    output: Output = None,
+    resume: Resume = False,
+    device: Where = None,
+    seed: SomeSeed = None,
+    set: SetOptions = None,
+    json: AsJson = False,
+    yes: Yes = False,
+) -> None:
+    """Train a converted model on labels, without a teacher.
+
+    The folder is FOLDER-finetuned unless -o names another; checkpoints and log lie beside it.
+    """
+    from ksurgeon.cli.train import run_finetune
+
+    given = {"task": task, "steps": steps, "epochs": epochs, "minutes": minutes, "batch": batch, "lr": lr}
+    given["seed"] = seed
+    run_finetune(folder, data, output, resume, device, set or [], given, json, yes)
+
+
+@app.command("run")
+def run_recipe(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="a recipe file (.toml)", show_default=False)
+    ],
+    output: Output = None,
+    minutes: Annotated[float | None, typer.Option(help="of training, in place of the recipe's")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="of the recipe's variants, only this one")] = None,
+    resume: Resume = False,
+    set: SetOptions = None,
+    yes: Yes = False,
+) -> None:
+    """Carry out a whole experiment: surgery, distillation and evaluation, written to a results file.
+
+    The folder is runs/NAME unless -o names another.
+    """
+    from ksurgeon.cli.run import run
+
+    run(recipe, output, minutes, only or [], resume, set or [], yes)
+
+
 @app.command()
 def show(folder: Folder, json: AsJson = False, all: Everything = False) -> None:
     """Show what was done to a converted model."""

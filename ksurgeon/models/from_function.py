@@ -1,15 +1,12 @@
 """Models that a Python function makes: ``package.module:function``."""
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from ksurgeon.errors import ModelNotFoundError
+from ksurgeon.models.functions import find_function, working_directory
 from ksurgeon.models.source import Source
 
 __all__ = ["build", "call_named", "named_function"]
@@ -37,52 +34,16 @@ def call_named(name: str, options: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ModelNotFoundError: the module or function is not there, or it raised.
     """
-    module_name, _, function_name = name.partition(":")
-    with _working_directory():
-        return _called(module_name, function_name, options or {})
+    function = find_function(name, ModelNotFoundError)
+    with working_directory():
+        try:
+            return function(**(options or {}))
+        except Exception as error:
+            raise ModelNotFoundError(
+                f'"{name}": the function raised {type(error).__name__}: {error}'
+            ) from error
 
 
 def named_function(name: str) -> Callable[..., Any]:
     """The function ``package.module:function`` itself; raises as ``call_named`` does."""
-    module_name, _, function_name = name.partition(":")
-    with _working_directory():
-        return _function(module_name, function_name)
-
-
-def _called(module_name: str, function_name: str, options: Mapping[str, Any]) -> Any:
-    function = _function(module_name, function_name)
-    try:
-        return function(**options)
-    except Exception as error:
-        raise ModelNotFoundError(
-            f'"{module_name}:{function_name}": the function raised {_show(error)}'
-        ) from error
-
-
-def _function(module_name: str, function_name: str) -> Callable[..., Any]:
-    name = f"{module_name}:{function_name}"
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ModelNotFoundError(
-            f'"{name}": importing {module_name} from {Path.cwd()} or the installed packages '
-            f"raised {_show(error)}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ModelNotFoundError(f'"{name}": {module_name} has no function "{function_name}"')
-    return function
-
-
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-def _show(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return find_function(name, ModelNotFoundError)

@@ -19,7 +19,7 @@ from ksurgeon.kmatrix.structures import (
     Sum,
 )
 from ksurgeon.rules.plan import Plan
-from ksurgeon.surgery.record import Operation, Outcome, Record
+from ksurgeon.surgery.record import Operation, Outcome, Record, Training
 
 __all__ = ["new_table", "show_plan", "show_record", "show_sites", "warn"]
 
@@ -56,8 +56,24 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
                 "reach the output (fresh residual networks often begin with branches scaled by zero)[/]"
             )
     fitted = [o for o in record.operations if o.start != "exact"]
-    if fitted:
+    for training in record.trainings:
+        console.print(_training(training))
+    if fitted and not record.trainings:
         warn(console, _advice(fitted), "distil before use")
+
+
+def _training(training: Training) -> Text:
+    """One training in a line or two: from whom, on what, for how long, and its metrics."""
+    how = f"distilled from {training.teacher}" if training.teacher else "fine-tuned"
+    text = (
+        f"{how} on {training.examples:,} examples of {training.data}: {training.steps:,} steps of "
+        f"{training.batch}, {training.seconds / 60:.1f} minutes"
+    )
+    for name, after in training.after.items():
+        of = training.teacher_metrics.get(name)
+        text += f"\n  {name} on held-out examples {training.before.get(name, float('nan')):.4f} → {after:.4f}"
+        text += f" (teacher {of:.4f})" if of is not None else ""
+    return Text(text)
 
 
 def _advice(fitted: list[Operation]) -> str:

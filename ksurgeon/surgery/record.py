@@ -21,6 +21,7 @@ __all__ = [
     "Operation",
     "Outcome",
     "Record",
+    "Training",
     "attach",
     "describe_inputs",
     "inputs_from",
@@ -99,6 +100,24 @@ class Outcome(_Base):
     backend: str = ""
 
 
+class Training(_Base):
+    """One training of the model: by what, on what, and its held-out metrics before and after.
+
+    ``teacher`` is None where there were only labels; ``settings`` are those that were not the defaults.
+    """
+
+    teacher: str | None = None
+    data: str
+    examples: int
+    steps: int
+    batch: int
+    seconds: float
+    settings: dict[str, Any] = {}
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    teacher_metrics: dict[str, float] = {}
+
+
 class Record(_Base):
     """What ``ksurgeon.json`` holds.
 
@@ -120,6 +139,7 @@ class Record(_Base):
     buffers: dict[str, str] = {}
     files: list[str] = []
     outcome: Outcome | None = None
+    trainings: list[Training] = []
 
     @classmethod
     def begin(cls, model: nn.Module) -> "Record":

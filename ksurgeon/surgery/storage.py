@@ -29,7 +29,7 @@ from ksurgeon.surgery.record import (
 )
 from ksurgeon.surgery.replay import replay
 
-__all__ = ["TENSOR_FILE", "check_target", "load", "save", "writers"]
+__all__ = ["TENSOR_FILE", "check_target", "load", "save", "writers", "written_whole"]
 
 TENSOR_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -79,7 +79,7 @@ def save(
         if name not in state
     }
     target = check_target(folder)
-    with _written_whole(target) as temporary:
+    with written_whole(target) as temporary:
         save_file(_tensors(model), temporary / TENSOR_FILE, metadata={"format": "pt"})
         record.files = copy_companions(str(files_from), temporary) if files_from is not None else []
         text = record.model_dump_json(indent=1, exclude_defaults=False)
@@ -169,7 +169,7 @@ def _files_of(target: Path) -> set[str]:
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """A temporary folder that takes the target's place if the block succeeds, and goes if it does not."""
     target = target.resolve()
     temporary: Path | None = None

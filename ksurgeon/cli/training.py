@@ -1,0 +1,104 @@
+"""A training on the terminal: a bar with rate and time left, and a line for every evaluation."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+
+from ksurgeon.report.terminal import warn
+from ksurgeon.train.log import Evaluation, Listener, Step
+
+__all__ = ["TerminalListener", "side_by_side"]
+
+_EVERY = 10.0  # seconds between two lines where there is no terminal
+
+
+class TerminalListener(Listener):
+    """Draws on a console; where that is no terminal, plain lines, a few a minute."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage, self._total, self._last, self._rate = "", 0, 0.0, 0.0
+        if console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[what]}"),
+                console=console,
+                transient=True,
+                speed_estimate_period=120,
+            )
+            self._bar.start()
+
+    def stage(self, name: str, total: int) -> None:
+        self._stage, self._total, self._last = name, total, 0.0
+        if self._bar is None:
+            self._say(f"{name}")
+            return
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=1.0, what="")
+
+    def part(self, done: int, what: str) -> None:
+        self._show(done / max(self._total, 1), f"{done}/{self._total} {what}")
+
+    def step(self, step: Step) -> None:
+        self._rate = 0.9 * self._rate + 0.1 * step.rate if self._rate else step.rate
+        of = f"/{step.total}" if step.total else ""
+        left = step.seconds * (1 - step.progress) / max(step.progress, 1e-9)
+        terms = " ".join(f"{name} {value:.4g}" for name, value in step.terms.items())
+        text = f"step {step.step}{of} · loss {step.loss:.4g} ({terms}) · {self._rate:.1f} examples/s"
+        self._show(step.progress, text if self._bar is not None else f"{text} · {_minutes(left)} left")
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        best = " *" if evaluation.is_best else ""
+        metrics = side_by_side(evaluation.student, evaluation.teacher)
+        self._say(
+            f"step {evaluation.step:>6} · {_minutes(evaluation.seconds):>8} · held out: loss "
+            f"{evaluation.loss:.4f}{metrics and ' · ' + metrics}{best}"
+        )
+
+    def note(self, text: str) -> None:
+        if "RANDOM" in text:
+            warn(self.console, text, "RANDOM WEIGHTS")
+        else:
+            self._say(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self, share: float, what: str) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=share, what=what)
+        elif time.monotonic() - self._last >= _EVERY:
+            self._last = time.monotonic()
+            self._say(f"{self._stage}: {what}")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def side_by_side(student: dict[str, float], teacher: dict[str, float]) -> str:
+    """Metrics of both, the teacher's in brackets where it has one."""
+    shown = [
+        f"{name} {value:.4f}" + (f" (teacher {teacher[name]:.4f})" if name in teacher else "")
+        for name, value in student.items()
+    ]
+    return ", ".join(shown)
+
+
+def _minutes(seconds: Any) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,1 @@
+"""Recipes: whole experiments as data."""

@@ -1,0 +1,51 @@
+"""How far a training is, by steps or by time, and the learning rate that goes with it."""
+
+import time
+from math import cos, pi
+
+from ksurgeon.train.settings import Settings
+
+__all__ = ["Clock", "rate_at"]
+
+_EPOCHS = 3.0  # where nothing limits the training
+
+
+class Clock:
+    """Progress from 0 to 1: by steps, by time, or by both, whichever is ahead.
+
+    Args:
+        batches: steps of one pass over the data.
+
+    Attributes:
+        total: steps of the whole training; None where only time limits it.
+        before: seconds that were spent before a resumption.
+    """
+
+    def __init__(self, settings: Settings, batches: int) -> None:
+        limits = [settings.steps] if settings.steps else []
+        epochs = settings.epochs
+        if epochs is None and settings.steps is None and settings.minutes is None:
+            epochs = _EPOCHS
+        if epochs is not None:
+            limits.append(max(1, round(epochs * batches)))
+        self.total = min(limits) if limits else None
+        self.seconds = settings.minutes * 60 if settings.minutes else None
+        self.before, self._begin = 0.0, time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return self.before + time.perf_counter() - self._begin
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """Share of the training that is over after so many steps and seconds."""
+        by_steps = step / self.total if self.total else 0.0
+        by_time = elapsed / self.seconds if self.seconds else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+
+def rate_at(progress: float, warmup: float) -> float:
+    """Share of the peak learning rate: a linear rise, then half a cosine."""
+    if progress < warmup:
+        return max(progress / warmup, 0.01)
+    return 0.5 + 0.5 * cos(pi * min(1.0, (progress - warmup) / (1 - warmup)))

@@ -1,0 +1,152 @@
+"""Parameters in groups, factors of even norms, averaged weights."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.errors import TrainingError
+from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.rules.schema import matching
+from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.train.settings import Settings
+
+__all__ = ["Averaged", "balance_factors", "factors_of", "freeze", "parameter_groups"]
+
+
+def factors_of(model: nn.Module) -> set[int]:
+    """``id`` of every parameter that is a factor of a K-module, or stands for one."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        if kind_of(module) is not None or isinstance(module, KMatrix)
+        for name, parameter in module.named_parameters()
+        if name != "bias"
+    }
+
+
+def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """Groups for AdamW: factors with a rate of their own, matrices with weight decay, and all the rest."""
+    factors = factors_of(model)
+    groups: dict[str, list[nn.Parameter]] = {"factors": [], "matrices": [], "vectors": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind = "factors" if id(parameter) in factors else "matrices" if parameter.dim() > 1 else "vectors"
+            groups[kind].append(parameter)
+    if not any(groups.values()):
+        raise TrainingError("no parameter of the model is to be trained: all are frozen")
+    rates = {"factors": settings.lr * settings.factor_lr}
+    decays = {"matrices": settings.weight_decay}
+    return [
+        {
+            "params": parameters,
+            "lr": rates.get(kind, settings.lr),
+            "weight_decay": decays.get(kind, 0.0),
+            "peak": rates.get(kind, settings.lr),
+        }
+        for kind, parameters in groups.items()
+        if parameters
+    ]
+
+
+@contextmanager
+def freeze(model: nn.Module, targets: tuple[str, ...]) -> Iterator[None]:
+    """Inside, the parameters that the targets name need no gradient.
+
+    Raises:
+        TrainingError: a target that names no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for target in targets:
+        if not any(matching((target,), _paths(name)) for name in names):
+            raise TrainingError(
+                f'freeze = "{target}" names no parameter; they are called {", ".join(names[:4])}, …'
+            )
+    frozen = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and matching(targets, _paths(name))
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _paths(name: str) -> tuple[str, ...]:
+    """A parameter's own path and those of all modules that it is in."""
+    parts = name.split(".")
+    return tuple(".".join(parts[:end]) for end in range(len(parts), 0, -1))
+
+
+@torch.no_grad()
+def balance_factors(model: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:
+    """Scale the factors of every K-matrix to the same gain; the products, and Adam's steps, stay the same.
+
+    A factor's gain is the ratio by which it changes the norm of a random vector.
+    """
+    for matrix in model.modules():
+        if not isinstance(matrix, KMatrix):
+            continue
+        factors = list(matrix.factors)
+        if len(factors) < 2 or not all(isinstance(factor, nn.Parameter) for factor in factors):
+            continue
+        gains = torch.stack([_gain(factor) for factor in factors])
+        if not bool(((gains > 0) & gains.isfinite()).all()):
+            continue
+        scales = (gains.log().mean().exp() / gains).tolist()
+        for factor, scale in zip(factors, scales, strict=True):
+            factor.mul_(scale)
+            state = optimiser.state.get(factor, {}) if optimiser is not None else {}
+            if "exp_avg" in state:
+                state["exp_avg"].div_(scale)
+                state["exp_avg_sq"].div_(scale**2)
+
+
+def _gain(factor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(factor).double() / Pattern.of(factor.shape).in_features ** 0.5
+
+
+class Averaged:
+    """Exponential moving average of the parameters that are trained.
+
+    Args:
+        decay: of the past, lower in the first steps; 0 keeps no average.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = list(parameters), decay
+        self.values = [p.detach().clone() for p in self.parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the parameters after a step; steps count from 1."""
+        if self.decay:
+            decay = min(self.decay, step / (step + 9))
+            torch._foreach_lerp_(self.values, list[Tensor](self.parameters), 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the parameters have their averaged values."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def take(self) -> None:
+        """Give the parameters their averaged values for good."""
+        self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for parameter, value in zip(self.parameters, self.values, strict=False):
+            held = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(held)

