@@ -169,9 +169,15 @@ def _gradient_change(new: dict[str, Tensor], old: dict[str, Tensor]) -> float:
 def _change(new: list[Tensor], old: list[Tensor]) -> float:
     if [t.shape for t in new] != [t.shape for t in old]:
         return inf
-    total = sum(t.double().square().sum().item() for t in old)
-    moved = sum((a.double() - b.double()).square().sum().item() for a, b in zip(new, old, strict=True))
+    total = sum(t.double().nan_to_num(0.0, 0.0, 0.0).square().sum().item() for t in old)
+    moved = sum(_moved(a.double(), b.double()) for a, b in zip(new, old, strict=True))
     return float((moved / total) ** 0.5) if total else float(moved)
+
+
+def _moved(new: Tensor, old: Tensor) -> float:
+    """Squared distance; what is infinite or NaN in both alike has not moved."""
+    alike = (new == old) | (new.isnan() & old.isnan())
+    return float(torch.where(alike, 0.0, new - old).square().sum())
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -8,6 +8,7 @@ from ksurgeon import SurgeryError
 from ksurgeon.rules.schema import Replacement, Rule
 from ksurgeon.surgery import convert as converting
 from ksurgeon.surgery.convert import convert
+from ksurgeon.surgery.verify import is_exact
 
 EXACT = Rule(
     name="exact",
@@ -58,3 +59,9 @@ def test_a_wrong_replacement_is_not_taken_for_rounding(picks, monkeypatch):
     with pytest.raises(SurgeryError, match="restored"):
         convert(model, EXACT, X)
     assert model.layer is layer and not layer._forward_hooks
+
+
+def test_numbers_of_classes_do_not_loosen_what_is_exact():
+    numbers, half = torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.bfloat16)
+    assert is_exact(0.0, [numbers]) and not is_exact(1e-3, [X, numbers])
+    assert is_exact(1e-3, [X, half])

@@ -77,3 +77,18 @@ def test_a_model_without_sites_comes_back():
 
 def test_the_rule_takes_every_weight_exactly():
     assert isinstance(trips.EXACT, Rule) and {part.start for part in trips.EXACT.replace} == {"exact"}
+
+
+class Endless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return torch.cat([y, y.log(), y / 0])
+
+
+def test_outputs_that_are_infinite_or_no_number_can_be_compared():
+    trip = round_trip(Endless(), (torch.randn(4, 8),))
+    assert trip.failed == "" and trip.replaced == 1
