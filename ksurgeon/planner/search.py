@@ -146,7 +146,7 @@ def plan(
     try:
         search.calibrate(run, seed)
         timed = budget.kind in ("latency", "flops")
-        search.predict(everything=timed)
+        search.predict(everything=timed or "low_rank" not in structures)
         if timed:
             search.time()
             search.require(budget)

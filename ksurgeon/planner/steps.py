@@ -150,7 +150,7 @@ class Search:
                 options.reason, options.options = "no vector reached it on these data", options.options[:1]
 
     def predict(self, everything: bool = False) -> None:
-        """Predict the harm of all options; ``everything`` also of those that low rank beats at other sites."""
+        """Predict the harm of all options, of ``everything`` even where low rank beats it at other sites."""
         playing = self.playing
         for number, options in enumerate(playing):
             kept = self.state.sites.get(options.path)
