@@ -145,8 +145,9 @@ def plan(
     search.state = open_state(key, keep)
     try:
         search.calibrate(run, seed)
-        search.predict()
-        if budget.kind in ("latency", "flops"):
+        timed = budget.kind in ("latency", "flops")
+        search.predict(everything=timed or "low_rank" not in structures)
+        if timed:
             search.time()
             search.require(budget)
         choice = search.settled(budget)

@@ -149,17 +149,21 @@ class Search:
             if options.path not in known.sites:
                 options.reason, options.options = "no vector reached it on these data", options.options[:1]
 
-    def predict(self) -> None:
+    def predict(self, everything: bool = False) -> None:
+        """Predict the harm of all options, of ``everything`` even where low rank beats it at other sites."""
         playing = self.playing
         for number, options in enumerate(playing):
             kept = self.state.sites.get(options.path)
-            if kept is not None and _same(kept, options):
+            if kept is not None and _same(kept, options, everything):
                 self.options[self.options.index(options)] = kept
                 continue
             self.stage("predicting", number, len(playing), options.path)
             site = self.sites[options.path]
             before = [(self.sites[other.path], other) for other in self.playing[:number]]
-            predict(self.model, site, options, self.calibration.sites[site.path], beaten(site, before))
+            without = {} if everything else beaten(site, before)
+            predict(self.model, site, options, self.calibration.sites[site.path], without)
+            if kept is not None:
+                _keep_measured(kept, options)
             self.state.sites[options.path] = options
             self.state.keep()
         self.stage("predicting", len(playing), len(playing), "")
@@ -303,9 +307,18 @@ def _left(site: Site, targets: tuple[str, ...], ignore: tuple[str, ...]) -> str 
     return f'ignored by "{ignored}"' if ignored is not None else None
 
 
-def _same(kept: SiteOptions, fresh: SiteOptions) -> bool:
+def _same(kept: SiteOptions, fresh: SiteOptions, everything: bool) -> bool:
     """Whether the options kept are those that would be tried now."""
+    if everything and any(option.skipped for option in kept.options):
+        return False
     return [o.structure for o in kept.options] == [o.structure for o in fresh.options]
+
+
+def _keep_measured(kept: SiteOptions, fresh: SiteOptions) -> None:
+    known = {str(option.structure): option.measured for option in kept.options}
+    for option in fresh.options:
+        option.measured = known.get(str(option.structure))
+    fresh.ratio = kept.ratio
 
 
 def _up(value: float) -> float:
