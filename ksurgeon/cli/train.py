@@ -17,6 +17,7 @@ from ksurgeon.surgery.record import read_record
 from ksurgeon.surgery.storage import load, save
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.gradual import distill_gradually
+from ksurgeon.train.log import Listener
 from ksurgeon.train.settings import make_settings
 
 __all__ = ["parse_settings", "run_distill", "run_finetune"]
@@ -47,18 +48,18 @@ def run_distill(
         student = load(folder)
         found = find_teacher(student, teacher, teacher_weights)
     with _listening() as listener:
-        if found.warning:
-            listener.note(found.warning)
         common: dict[str, Any] = {"device": device, "listener": listener, **options}
         if gradual:
             if resume:
                 raise TrainingError("--resume goes with a training of the whole, not with --gradual")
+            if found.warning:
+                listener.note(found.warning)
             reached = distill_gradually(
                 student, found.model, data, groups=gradual, tolerance=tolerance, **common
             )
             trained = reached.trained
         else:
-            trained = distill(student, found.model, data, folder=_work(target), resume=resume, **common)
+            trained = distill(student, found, data, folder=_work(target), resume=resume, **common)
     _finish(trained, target, json)
 
 
@@ -93,9 +94,8 @@ def _finish(trained: Trained, target: Path, json: bool) -> None:
     if json:
         print(json_module.dumps({"folder": str(target), **_plain(trained)}, indent=1))
         return
-    first, last = trained.history[:1], trained.history[-1:]
-    for name, evaluations in (("before", first), ("after", last)):
-        for evaluation in evaluations:
+    for name, evaluation in (("before", next(iter(trained.history), None)), ("after", trained.best)):
+        if evaluation is not None:
             metrics = side_by_side(evaluation.student, evaluation.teacher)
             out.print(f"{name:<7} loss {evaluation.loss:.4f}{metrics and ' · ' + metrics}", highlight=False)
     for path, hardened in trained.hardened.items():
@@ -165,7 +165,10 @@ def _is_first_process() -> bool:
 
 
 @contextmanager
-def _listening() -> Iterator[TerminalListener]:
+def _listening() -> Iterator[Listener]:
+    if not _is_first_process():
+        yield Listener()
+        return
     listener = TerminalListener(err)
     try:
         yield listener

@@ -72,6 +72,7 @@ class TerminalListener(Listener):
             self._say(text)
 
     def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
 

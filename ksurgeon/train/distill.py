@@ -26,7 +26,7 @@ from ksurgeon.train.permutations import Hardened, harden, relax, relaxed
 from ksurgeon.train.processes import make_accelerator
 from ksurgeon.train.settings import Settings, make_settings
 from ksurgeon.train.targets import TargetSource, target_source
-from ksurgeon.train.teacher import find_teacher
+from ksurgeon.train.teacher import FoundTeacher, find_teacher
 
 __all__ = ["Trained", "distill", "finetune"]
 
@@ -54,10 +54,15 @@ class Trained:
     hardened: dict[str, Hardened] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation of the weights that were kept; None without held-out examples."""
+        return next((evaluation for evaluation in reversed(self.history) if evaluation.is_best), None)
+
 
 def distill(
     student: nn.Module | str | Path,
-    teacher: nn.Module | str | None = None,
+    teacher: nn.Module | FoundTeacher | str | None = None,
     data: Any = None,
     *,
     settings: Settings | None = None,
@@ -76,7 +81,8 @@ def distill(
 
     Args:
         student: a converted model, changed in place, or its folder.
-        teacher: a model, or a name as any command takes it; left out, what the student was made from.
+        teacher: a model, what ``find_teacher`` gave, or a name as any command takes it; left out, what the
+            student was made from.
         data: as ``open_source`` takes it.
         settings, options: as ``Settings`` lists them; options go over settings.
         folder: for checkpoints and the log; nothing is written without it.
@@ -95,15 +101,17 @@ def distill(
     """
     model = load(student) if isinstance(student, (str, Path)) else student
     chosen = make_settings(settings, **options)
-    name = type(teacher).__name__ if isinstance(teacher, nn.Module) else str(teacher or "")
-    if not isinstance(teacher, nn.Module):
-        found = find_teacher(model, teacher)
-        teacher, name = found.model, found.name
-        if found.warning and listener is not None:
-            listener.note(found.warning)
-    if teacher is model:
+    if isinstance(teacher, nn.Module):
+        found = FoundTeacher(teacher, type(teacher).__name__)
+    else:
+        found = teacher if isinstance(teacher, FoundTeacher) else find_teacher(model, teacher)
+    if found.warning and listener is not None:
+        listener.note(found.warning)
+    if found.model is model:
         raise TrainingError("teacher and student are the same model; give a copy from before the surgery")
-    return _train(model, teacher, name, data, chosen, folder, resume, device, preprocessor, sites, listener)
+    return _train(
+        model, found.model, found.name, data, chosen, folder, resume, device, preprocessor, sites, listener
+    )
 
 
 def finetune(
@@ -144,10 +152,11 @@ def _train(
     if not data.train:
         raise TrainingError("no example is left to train on: all are held out; set held_out = 0")
     accelerator = make_accelerator(settings, device, str(place) if place else None)
-    listeners: list[Listener] = [listener] if listener is not None and accelerator.is_main_process else []
+    log = None
     if place is not None and accelerator.is_main_process:
-        listeners.append(JsonLog(place / "log.jsonl", append=resume))
-    told = Listeners(listeners)
+        log = JsonLog(place / "log.jsonl", append=resume)
+    heard = [part for part in (listener, log) if part is not None and accelerator.is_main_process]
+    told = Listeners(heard)
     where = accelerator.device
     model.to(where)
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -188,7 +197,8 @@ def _train(
             model.load_state_dict(before)
         raise
     finally:
-        told.close()
+        if log is not None:
+            log.close()
     seconds = loop.clock.elapsed
     trained = Trained(
         model=model.eval(),
@@ -285,7 +295,7 @@ def _note(trained: Trained, teacher: str, data: Data) -> None:
     record = record_of(trained.model)
     if record is None:
         return
-    first, last = (trained.history[i] if trained.history else None for i in (0, -1))
+    first, best = trained.history[0] if trained.history else None, trained.best
     record.trainings.append(
         Training(
             teacher=teacher or None,
@@ -296,11 +306,7 @@ def _note(trained: Trained, teacher: str, data: Data) -> None:
             seconds=round(trained.seconds, 1),
             settings=data.settings.model_dump(mode="json", exclude_defaults=True),
             before=first.student if first else {},
-            after=_best(trained.history).student if last else {},
-            teacher_metrics=last.teacher if last else {},
+            after=best.student if best else {},
+            teacher_metrics=best.teacher if best else {},
         )
     )
-
-
-def _best(history: list[Evaluation]) -> Evaluation:
-    return next(evaluation for evaluation in reversed(history) if evaluation.is_best)

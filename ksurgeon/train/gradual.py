@@ -109,7 +109,7 @@ def distill_gradually(
         trained = distill(
             model, teacher, opened, settings=chosen, device=device, sites=new, listener=listener
         )
-        value, loss = _worth(model, trained.history, metric, whole)
+        value, loss = _worth(model, trained.best, metric, whole)
         kept = tolerance is None or loss <= tolerance
         stage = Stage(paths, value, loss, kept)
         if listener is not None:
@@ -203,13 +203,12 @@ def _shared(settings: Settings, groups: int) -> Settings:
 
 
 def _worth(
-    model: nn.Module, history: Sequence[Evaluation], metric: Metric | None, whole: float
+    model: nn.Module, best: Evaluation | None, metric: Metric | None, whole: float
 ) -> tuple[float, float]:
     """What the model is worth, and what it lost against the teacher."""
     if metric is not None:
         value = metric(model)
         return value, whole - value
-    best = next((e for e in reversed(history) if e.is_best), None)
     if best is None or not best.student:
         raise TrainingError("a tolerance needs held-out examples or a metric; set held_out above 0")
     name = next((n for n in _RISING if n in best.student), None)

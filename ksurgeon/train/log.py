@@ -61,9 +61,6 @@ class Listener:
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
-    def close(self) -> None:
-        """The training is over."""
-
 
 class Listeners(Listener):
     """Several listeners as one."""
@@ -91,10 +88,6 @@ class Listeners(Listener):
         for listener in self.listeners:
             listener.note(text)
 
-    def close(self) -> None:
-        for listener in self.listeners:
-            listener.close()
-
 
 class JsonLog(Listener):
     """One JSON object a line for every step, evaluation and note."""
@@ -116,6 +109,7 @@ class JsonLog(Listener):
         self._write("note", {"text": text})
 
     def close(self) -> None:
+        """Close the file."""
         self._stream.close()
 
     def _write(self, event: str, data: dict[str, Any]) -> None:

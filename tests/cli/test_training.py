@@ -13,6 +13,11 @@ from tests.train import texts
 FAST = ("--steps", 4, "--batch", 8, "--device", "cpu", "--set", "layerwise=2", "--set", "evaluate=2")
 
 
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def converted(run, tmp_path):
     texts.save("encoder", tmp_path / "model")

@@ -28,6 +28,11 @@ class Heard(Listener):
         self.notes.append(text)
 
 
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def heard():
     return Heard()
