@@ -27,6 +27,7 @@ def run(
     data: str | None,
     examples: int,
     tokenizer: str | None,
+    compensate: bool,
     output: str | None,
     weights: str,
     input_size: str | None,
@@ -54,6 +55,7 @@ def run(
             data=data,
             examples=examples,
             tokenizer=tokenizer,
+            compensate=compensate,
             seed=seed,
             progress=progress,
         )

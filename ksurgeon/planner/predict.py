@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
+from ksurgeon.kmatrix.fit.two_sided import TwoSided
 from ksurgeon.kmatrix.structures import LowRank
 from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import dense_blocks, site_weight
@@ -14,7 +15,9 @@ from ksurgeon.surgery.fitting import fitted_blocks
 
 __all__ = ["predict"]
 
-_HOPELESS = 4.0  # times the harm of a low rank of the same cost: then no time is spent on refining
+# Sweeps of a quick fit and of a thorough one, and the most entries that all of these are done for.
+_QUICK, _THOROUGH, _ENTRIES = 3, 60, 2**18
+_HOPELESS = 1.3  # times the harm of a low rank of as many parameters: then the quick fit is enough
 
 
 def predict(
@@ -26,8 +29,8 @@ def predict(
 ) -> None:
     """Fill in error and predicted harm of all options of a site.
 
-    Low ranks are told from one decomposition, exactly. Other structures are fitted; one whose quick fit harms
-    much more than a low rank with as many parameters keeps the figures of that.
+    Low ranks are told from one decomposition, exactly. Other structures are fitted; where a quick fit harms
+    clearly more than a low rank with as many parameters, its figures are kept and no thorough one is made.
     """
     weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
     energy = _energy(weight, known)
@@ -40,8 +43,8 @@ def predict(
             option.error, option.predicted = float(errors[structure.rank]), float(harms[structure.rank])
             continue
         peer = _rank_of_equal_cost(weight, option, options)
-        for quick in (True, False):
-            change = fitted_blocks(model, site, structure, known, quick=quick) - weight
+        for sweeps in (_QUICK, max(_THOROUGH * _ENTRIES // max(weight.numel(), _ENTRIES), 2 * _QUICK)):
+            change = fitted_blocks(model, site, structure, known, sweeps) - weight
             option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
             option.predicted = harm_of(known, change)
             if peer is None or option.predicted > _HOPELESS * float(harms[peer]):
@@ -61,21 +64,19 @@ def low_rank_curve(weight: Tensor, known: SiteMoments) -> tuple[Tensor, Tensor]:
     """Relative error of the output, and predicted harm, of the best low rank of each rank from 0 on.
 
     Both have one entry more than the smaller side of the weight's blocks ``(groups, out, in)``. The best are
-    those of least ``‖(K − W) E[x xᵀ]^½‖`` (an SVD of ``W E[x xᵀ]^½``), in every group the same rank.
+    those that ``fit_site`` gives, in every group the same rank.
     """
-    weight = weight.double()
-    moved = weight @ known.root
-    if weight.shape[1] <= weight.shape[2]:
-        values, left = torch.linalg.eigh(moved @ moved.mT)
-        directions = left * values.clamp(min=0).sqrt()[:, None]  # what each direction adds to the output
-    else:
-        values, right = torch.linalg.eigh(moved.mT @ moved)
-        directions = moved @ right
-    seen = directions if known.gradient is None else known.gradient.double() @ directions
-    harms = seen.square().sum(1).sum(0) * (1.0 if known.gradient is None else known.weight)
-    energies = values.clamp(min=0).sum(0)
-    rest, harm = (torch.cat([x.new_zeros(1), x.cumsum(0)]).flip(0) for x in (energies, harms))
-    return (rest / rest[0].clamp(min=1e-300)).sqrt(), harm
+    slopes = known.whole_gradient
+    terms = TwoSided.of(weight, known.root, slopes)
+    errors = terms.errors()
+    relative = (errors / errors[0].clamp(min=1e-300)).sqrt()
+    if slopes is not None:
+        return relative, known.weight * terms.harms()
+    if known.gradient is None:
+        return relative, errors
+    seen = known.gradient.double() @ terms.columns * terms.values[:, None]
+    harm = seen.square().sum(1).sum(0)
+    return relative, known.weight * torch.cat([harm.flip(0).cumsum(0).flip(0), harm.new_zeros(1)])
 
 
 def _energy(change: Tensor, known: SiteMoments) -> float:

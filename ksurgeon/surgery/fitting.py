@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
 from ksurgeon.kmatrix.fit import fit_
+from ksurgeon.kmatrix.fit.two_sided import TwoSided, low_rank_
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import LowRank, Structure
 from ksurgeon.surgery.build import dense_blocks, in_parts, site_weight
 
-__all__ = ["fit_site", "fitted_blocks"]
+__all__ = ["fit_site", "fitted_blocks", "shift_bias"]
 
 
 def fit_site(
@@ -18,26 +19,55 @@ def fit_site(
     weight: Tensor,
     known: SiteMoments | None = None,
     *,
-    quick: bool = False,
+    sweeps: int | None = None,
 ) -> float:
     """Fit a matrix to the weight of a site; with ``known`` so that its outputs on those inputs are near.
+
+    A low rank is brought near where changes of the outputs matter, too, if ``known`` tells that.
 
     Args:
         matrix: of the site's groups, or of its parts.
         weight: as ``in_parts`` gives it.
-        known: moments of the site's inputs.
-        quick: the start alone, without refinement.
+        known: moments of the site's inputs, and the slopes at its outputs.
+        sweeps: steps of the fit at most; see ``fit_``.
 
     Returns:
         Relative Frobenius error of the weight.
     """
-    if known is not None and isinstance(matrix.structure, LowRank):
-        return _low_rank(matrix, weight, known)
-    return fit_(matrix, weight, steps=0 if quick else None)
+    if known is None:
+        return fit_(matrix, weight, steps=sweeps)
+    slopes = known.whole_gradient
+    if not isinstance(matrix.structure, LowRank) or slopes is None:
+        return fit_(matrix, weight, moment=known.fitted_moment, steps=sweeps)
+    blocks = dense_blocks(weight.detach(), matrix.groups)
+    if len(slopes) != matrix.groups:
+        slopes = slopes[0].unflatten(1, (matrix.groups, -1)).movedim(1, 0)
+    low_rank_(matrix, TwoSided.of(blocks, known.root, slopes))
+    norm = torch.linalg.vector_norm(weight)
+    with torch.no_grad():
+        return float(torch.linalg.vector_norm(matrix.to_dense() - weight) / norm) if norm > 0 else 0.0
+
+
+@torch.no_grad()
+def shift_bias(layer: nn.Module, matrix: KMatrix, wanted: Tensor, mean: Tensor) -> None:
+    """Give a layer another bias, such that its mean output is as wanted.
+
+    Args:
+        layer: its ``bias`` is replaced, not changed, for the layer that it stands for may share it.
+        matrix: the layer's.
+        wanted: mean output, ``(out,)``.
+        mean: mean input, ``(in,)``.
+    """
+    old = layer.bias
+    assert isinstance(old, Tensor)
+    dense = matrix.to_dense().double()
+    parts = dense.shape[1] // len(mean)
+    bias = (wanted - dense @ mean.repeat(parts)).to(old.dtype)
+    layer.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
 
 
 def fitted_blocks(
-    model: nn.Module, site: Site, structure: Structure, known: SiteMoments | None, *, quick: bool = False
+    model: nn.Module, site: Site, structure: Structure, known: SiteMoments | None, sweeps: int | None = None
 ) -> Tensor:
     """What ``fit_site`` gives for a structure, as ``(groups, out / groups, in / groups)``."""
     groups = site.groups if site.kind == "pointwise_conv" else 1
@@ -51,25 +81,6 @@ def fitted_blocks(
         device=weight.device,
         dtype=torch.promote_types(weight.dtype, torch.float32),
     )
-    fit_site(matrix, in_parts(weight, 1), known, quick=quick)
+    fit_site(matrix, in_parts(weight, 1), known, sweeps=sweeps)
     with torch.no_grad():
         return dense_blocks(matrix.to_dense().detach(), groups)
-
-
-@torch.no_grad()
-def _low_rank(matrix: KMatrix, weight: Tensor, known: SiteMoments) -> float:
-    """The low rank of least ``‖(K − W) E[x xᵀ]^½‖``: the weight's outputs in their leading directions."""
-    blocks = dense_blocks(weight, matrix.groups).double()
-    root = known.root
-    if len(root) != matrix.groups:
-        root = root.expand(matrix.groups, -1, -1)
-    u, *_ = torch.linalg.svd(blocks @ root, full_matrices=False)
-    rank = matrix.patterns[0].b
-    left = u[..., :rank]
-    right = left.mT @ blocks
-    scale = (torch.linalg.vector_norm(right, dim=-1) + 1e-300).sqrt()
-    matrix.factors[0].copy_((right / scale[..., None])[:, None])
-    matrix.factors[1].copy_((left * scale[:, None])[:, None])
-    fitted = left @ right
-    norm = torch.linalg.vector_norm(blocks)
-    return float(torch.linalg.vector_norm(fitted - blocks) / norm) if norm > 0 else 0.0
