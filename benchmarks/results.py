@@ -36,7 +36,7 @@ __all__ = [
 PEAK, READ = "its multiplications at the peak", "reading its weights"
 COPY = "moving its vectors once"
 LIMITS = (PEAK, READ, COPY)
-_UNITS = ("us", "MiB")
+_UNITS = ("us", "MiB", "error")
 
 
 def cpu_setting(threads: int) -> dict[str, Any]:
@@ -96,6 +96,8 @@ def spread(row: dict[str, Any]) -> tuple[str, str]:
     unit = unit_of(row)
     ours = next(iter(row[unit].values()))
     scale, name = (1000, "ms") if unit == "us" and ours["median"] >= 1000 else (1, unit.replace("us", "µs"))
+    if unit == "error":
+        return f"{ours['median']:.4f}", ""
     middle, low, high = (_short(ours[part] / scale) for part in ("median", "low", "high"))
     return f"{middle} {name}", f"{low}–{high}"
 

@@ -146,6 +146,9 @@ def plan(
         typer.Option(help="package.module:function that gives a model's figure of merit, higher is better"),
     ] = None,
     examples: Examples = 512,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="examples of a batch of text or images; times are for one of them")
+    ] = 16,
     tokenizer: Tokenizer = None,
     generate: Annotated[
         int, typer.Option(metavar="TOKENS", help="calibrate while the model generates so many tokens")
@@ -166,7 +169,7 @@ def plan(
 
     run(
         model, budget, data, output, targets or [], ignore or [], explain or [], front, plot, harm, metric,
-        examples, tokenizer, generate, weights, seed, device, fresh, json, all,
+        examples, batch_size, tokenizer, generate, weights, seed, device, fresh, json, all,
     )  # fmt: skip
 
 

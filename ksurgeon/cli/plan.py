@@ -2,7 +2,8 @@
 
 import json as json_module
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from ksurgeon.calibrate.harm import HarmName
 from ksurgeon.calibrate.run import Run
-from ksurgeon.cli.console import out, stages
+from ksurgeon.cli.console import err, out, stages
 from ksurgeon.cli.opening import open_on
 from ksurgeon.errors import FolderError, InputError, PlanError
 from ksurgeon.find.inputs import ExampleInputs, as_call
@@ -40,6 +41,7 @@ def run(
     harm: str,
     metric: str | None,
     examples: int,
+    batch_size: int,
     tokenizer: str | None,
     generate: int,
     weights: str,
@@ -56,7 +58,7 @@ def run(
     measure = cast(Callable[[nn.Module], float], named_function(metric)) if metric else None
     loaded = open_on(model, weights, None, seed, device)
     values = sorted({*(_ERRORS if wanted.kind == "error" else _SHARES), wanted.value}, reverse=True)
-    with stages("reading data") as stage, warnings.catch_warnings():
+    with stages("reading data") as stage, warnings.catch_warnings(), _promising(fresh):
         warnings.simplefilter("ignore", UserWarning)
         planning = search(
             loaded.model,
@@ -68,6 +70,7 @@ def run(
             metric=measure,
             run=_generating(generate) if generate else None,
             examples=examples,
+            batch_size=batch_size,
             tokenizer=tokenizer,
             seed=seed,
             keep=not fresh,
@@ -90,6 +93,17 @@ def run(
         f"  carry it out  ksurgeon convert {model} --plan {output} --data {data}",
         highlight=False,
     )
+
+
+@contextmanager
+def _promising(fresh: bool) -> Iterator[None]:
+    """Tell who interrupts the search that it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not fresh:
+            err.print("what was found so far is kept: the same command goes on from here")
+        raise
 
 
 def _check_files(output: str, plot: str | None) -> None:

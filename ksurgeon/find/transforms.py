@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ksurgeon.find.match import Match
-from ksurgeon.find.matrices import known_matrix
 from ksurgeon.find.movement import Region, tensor_inputs, tensor_users
 from ksurgeon.find.probe import run_region
 from ksurgeon.find.sizes import is_fixed
 from ksurgeon.find.tracer import Trace, attribute_of
+from ksurgeon.kmatrix.known import known_matrix
 
 __all__ = ["find_transforms"]
 

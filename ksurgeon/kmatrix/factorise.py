@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull, transposed_chain
-from ksurgeon.kmatrix.subspace import leading, wide
+from ksurgeon.kmatrix.subspace import cholesky, leading, wide
 
-__all__ = ["balance_", "factorise"]
+__all__ = ["arranged", "balance_", "factorise"]
 
 # Entries of the blocks decomposed at once.
 _ENTRIES = 2**20
@@ -32,8 +32,8 @@ def factorise(weight: Tensor, patterns: Sequence[Pattern], moment: Tensor | None
             such matrices, the blocks of a block-diagonal one for which the chain is.
         patterns: a chain in which, of any factor and the product of those after it, one has blocks
             that nest in the other's: butterflies up or down, grouped maps followed by either.
-        moment: second moment Σ of the inputs, ``(in_features, in_features)`` or a stack of such. Each block is
-            then approximated in the norm ``‖· Σ_B^½‖``, with the part of Σ that belongs to its columns:
+        moment: second moment Σ of the inputs, ``(in_features, in_features)`` or a stack of such. Each block
+            is then approximated in the norm ``‖· Σ_B^½‖``, with the part of Σ that belongs to its columns:
             the least error for low rank, and near to it elsewhere.
 
     Returns:
@@ -54,8 +54,8 @@ def factorise(weight: Tensor, patterns: Sequence[Pattern], moment: Tensor | None
     stack = stack.to(wide(stack))
     if moment is not None:
         moment = moment.to(stack.dtype).expand(groups, shape[1], shape[1])
-    # From the end with the smaller blocks, which is the nearer way on Gaussian matrices. With a moment from the
-    # last on: it belongs to the columns, which must not be mixed before they are weighted.
+    # From the end with the smaller blocks, which is the nearer way on Gaussian matrices. With a moment from
+    # the last on: it belongs to the columns, which must not be mixed before they are weighted.
     from_last = moment is not None or _radix(chain[-1]) <= _radix(chain[0])
     try:
         factors = _peel(stack, chain, from_last, moment)
@@ -97,12 +97,8 @@ def _split(block: Tensor, first: Pattern, second: Pattern, moment: Tensor | None
 
     ``moment`` belongs to the rows of the block.
     """
-    a, d = block.shape[:2]
-    p1, q1, p2, q2 = first.a // a, first.d // d, second.a // a, second.d // d
-    rank = second.c // (p1 * q1)
-    if min(p1, p2) > 1 or min(q1, q2) > 1 or second.c % (p1 * q1):
-        raise StructureError(f"no factorisation into {tuple(first)} then {tuple(second)}: blocks do not nest")
-    blocks = block.reshape(a, d, p2, second.b, q2, p1, first.c, q1).permute(0, 1, 2, 5, 4, 7, 3, 6)
+    blocks, rank = arranged(block, first, second)
+    (a, d), p2, q2 = block.shape[:2], blocks.shape[2], blocks.shape[4]
     weights = _parts(moment, second).view(a, p2, d, q2, second.b, second.b) if moment is not None else None
     # In slices, along the longest dimension, to keep copies small.
     axis = (
@@ -122,7 +118,7 @@ def _split(block: Tensor, first: Pattern, second: Pattern, moment: Tensor | None
         if weights is not None:
             roots = weights.permute(0, 2, 1, 3, 4, 5)[:, :, :, None, :, None]
             roots = roots.narrow(axis, start, part.shape[axis]) if axis in (0, 1, 2, 4) else roots
-            weighted = roots.mH @ part
+            weighted = roots.mT @ part
         basis = leading(weighted.flatten(0, -3), own).view(*part.shape[:-2], first.c, own)
         left = part @ basis
         lefts.append(left[..., kept] * scale if rank > own else left)
@@ -134,6 +130,26 @@ def _split(block: Tensor, first: Pattern, second: Pattern, moment: Tensor | None
     )
 
 
+def arranged(block: Tensor, first: Pattern, second: Pattern) -> tuple[Tensor, int]:
+    """The blocks of which each is a low rank of its own for two factors, and that rank.
+
+    Args:
+        block: parameters of a factor on the hull of both, ``(a, d, b, c)``.
+
+    Returns:
+        A view or copy ``(a, d, p2, p1, q2, q1, rows, columns)``.
+
+    Raises:
+        StructureError: the blocks of neither factor nest in the other's.
+    """
+    a, d = block.shape[:2]
+    p1, q1, p2, q2 = first.a // a, first.d // d, second.a // a, second.d // d
+    if min(p1, p2) > 1 or min(q1, q2) > 1 or second.c % (p1 * q1):
+        raise StructureError(f"no factorisation into {tuple(first)} then {tuple(second)}: blocks do not nest")
+    blocks = block.reshape(a, d, p2, second.b, q2, p1, first.c, q1).permute(0, 1, 2, 5, 4, 7, 3, 6)
+    return blocks, second.c // (p1 * q1)
+
+
 def _parts(moment: Tensor, pattern: Pattern) -> Tensor:
     """Roots R of the parts Σ_B = R Rᴴ of a stack of moments, for the rows of every block of a factor.
 
@@ -143,6 +159,9 @@ def _parts(moment: Tensor, pattern: Pattern) -> Tensor:
     a, b, _, d = pattern
     parts = moment.view(groups, a // groups, b, d, a // groups, b, d)
     parts = parts.diagonal(dim1=1, dim2=4).diagonal(dim1=2, dim2=4).permute(0, 3, 4, 1, 2).flatten(0, 1)
+    roots = cholesky(parts)
+    if roots is not None:
+        return roots
     values, vectors = torch.linalg.eigh(parts)
     return vectors * values.clamp(min=0).sqrt()[..., None, :]
 

@@ -3,17 +3,28 @@
 import torch
 from torch import Tensor
 
-__all__ = ["leading", "wide"]
+__all__ = ["cholesky", "leading", "wide"]
 
 # How often a Gram matrix is squared for its first eigenvector: the 256th power of the singular values.
 _SQUARINGS = 7
 # Eigenvalues below this share of the first are found in double precision.
 _VAGUE = 1e-4
+# Ratio of pivots below which a matrix counts as singular.
+_SINGULAR = 1e-5
 
 
 def wide(tensor: Tensor) -> torch.dtype:
     """The double precision dtype of a tensor, real or complex."""
     return torch.complex128 if tensor.is_complex() else torch.float64
+
+
+def cholesky(moments: Tensor) -> Tensor | None:
+    """Roots L with ``L Lᴴ`` equal to a stack of positive definite matrices, many times faster than from
+    eigenvectors; None where one of them is singular, or nearly so."""
+    roots, failed = torch.linalg.cholesky_ex(moments)
+    pivots = roots.diagonal(dim1=-2, dim2=-1).real
+    sound = not bool(failed.any()) and bool((pivots.amin(-1) > _SINGULAR * pivots.amax(-1)).all())
+    return roots if sound else None
 
 
 def leading(blocks: Tensor, rank: int) -> Tensor:

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from ksurgeon.calibrate import Calibration, Harm
 from ksurgeon.calibrate.data import row_mask
+from ksurgeon.errors import InputError
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating
 from ksurgeon.kmatrix.structures import Structure
@@ -30,6 +32,9 @@ class Judge:
         harm: what is measured on the batches.
         batches: held-out inputs.
         metric: measured in the place of ``harm``: what it loses.
+
+    Raises:
+        InputError: outputs, or a figure of merit, that are NaN or infinite.
     """
 
     def __init__(
@@ -48,8 +53,19 @@ class Judge:
         with evaluating(model):
             if metric is not None:
                 self._figure = float(metric(model))
+                if not isfinite(self._figure):
+                    raise InputError(f"the metric of the model as it is is {self._figure}")
             else:
-                self._before = [[t.clone() for t in harm.chosen(call_model(model, b))] for b in batches]
+                self._before = [self._reference(number, batch) for number, batch in enumerate(batches, 1)]
+
+    def _reference(self, number: int, batch: ExampleInputs) -> list[Tensor]:
+        found = [t.clone() for t in self._harm.chosen(call_model(self._finder.model, batch))]
+        if not all(bool(t.isfinite().all()) for t in found):
+            raise InputError(
+                f"NaN or infinite entries in the model's outputs for held-out batch {number}; the model is "
+                "not sound on these data"
+            )
+        return found
 
     def harm(self) -> float:
         """Harm of the model as it is now."""

@@ -39,7 +39,7 @@ class Stopwatch:
             return
         module = self._finder.model.get_submodule(site.path)
         key = _key(module, x)
-        wanted = {_name(option): option for option in options.options if option.refused is None}
+        wanted = {_name(option): option for option in options.options if option.is_open}
         known = self._known.get(key) or self._kept(key)
         missing = [name for name in wanted if name not in known]
         if missing:

@@ -18,7 +18,9 @@ __all__ = ["Option", "SiteOptions", "options_for"]
 
 # Shares of the dense parameters that low rank is tried at; the others come with their own sizes.
 _SHARES = (0.85, 0.75, 0.65, 0.57, 0.5, 0.44, 0.38, 0.33, 0.28, 0.24, 0.2, 0.16, 0.13, 0.1, 0.07, 0.05)
-_BLOCKS, _BLOCK_SHARES = (2, 4, 8, 16), (0.5, 0.25)
+_BLOCKS = (2, 4, 8)
+# Shares of a Monarch matrix with a low-rank path, and into how many parts of the dense size the matrix goes.
+_PATHS = ((0.5, 8), (0.25, 16))
 _SMALLEST = 256  # entries of a weight below which nothing is to be won
 
 
@@ -31,7 +33,9 @@ class Option(BaseModel):
         error: relative error of the site's output on the calibration data.
         predicted: harm to the model's outputs, predicted.
         measured: harm measured with this site alone replaced.
-        refused: why it is never chosen.
+        beside: predicted harm over that of a low rank of as many parameters; None for low ranks.
+        skipped: why it was not tried.
+        refused: why it is never chosen under the budget at hand.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,7 +47,14 @@ class Option(BaseModel):
     error: float = 0.0
     predicted: float = 0.0
     measured: float | None = None
+    beside: float | None = None
+    skipped: str | None = None
     refused: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be chosen."""
+        return self.refused is None and self.skipped is None
 
 
 class SiteOptions(BaseModel):
@@ -108,11 +119,10 @@ def _structures(site: Site) -> list[Structure]:
         if rank > 0:
             ranks[rank] = LowRank(rank=rank)
     found += ranks.values()
-    for blocks in _BLOCKS:
-        found.append(Monarch(blocks=blocks))
-        found += [Monarch(blocks=blocks, share=share) for share in _BLOCK_SHARES if blocks in (4, 8)]
+    found += [Monarch(blocks=blocks) for blocks in _BLOCKS]
     found += [Kaleidoscope(), Kaleidoscope(radix=16), Kaleidoscope(width=2)]
-    found += [MonarchLowRank(blocks=4, block_rank=_rank(sizes, 8), share=share) for share in (0.5, 0.25)]
+    for share, part in _PATHS:
+        found.append(MonarchLowRank(blocks=4, block_rank=_rank(sizes, part), share=share))
     found += [KaleidoscopeLowRank(share=share) for share in (0.5, 0.25)]
     return found
 

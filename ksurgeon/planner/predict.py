@@ -1,6 +1,6 @@
 """Harm of every option of a site, predicted from its calibration."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import dense_blocks, site_weight
 from ksurgeon.surgery.fitting import fitted_blocks
 
-__all__ = ["predict"]
+__all__ = ["beaten", "predict"]
 
-# Sweeps of a quick fit and of a thorough one, and the most entries that all of these are done for.
-_QUICK, _THOROUGH, _ENTRIES = 3, 60, 2**18
-_HOPELESS = 1.3  # times the harm of a low rank of as many parameters: then the quick fit is enough
+_SWEEPS, _FEW, _LARGE = 6, 2, 2**18  # of a fit that is worth refining, fewer for so many entries
+# Times the harm of a low rank of as many parameters that refining has not made up for yet, and at which a
+# structure counts as beaten; at how many sites of a shape it is before the others of it do without.
+_HOPELESS, _BEATEN, _TRIED = 3.0, 1.2, 2
 
 
 def predict(
@@ -25,12 +26,12 @@ def predict(
     site: Site,
     options: SiteOptions,
     known: SiteMoments,
-    tick: Callable[[], None] | None = None,
+    without: Mapping[str, str] | None = None,
 ) -> None:
     """Fill in error and predicted harm of all options of a site.
 
-    Low ranks are told from one decomposition, exactly. Other structures are fitted; where a quick fit harms
-    clearly more than a low rank with as many parameters, its figures are kept and no thorough one is made.
+    Low ranks are told from one decomposition, exactly. Other structures are fitted; one whose factorisation
+    harms much more than a low rank with as many parameters keeps the figures of that and is not refined.
     """
     weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
     energy = _energy(weight, known)
@@ -38,19 +39,44 @@ def predict(
     for option in options.options[1:]:
         structure = option.structure
         assert structure is not None
+        option.skipped = (without or {}).get(str(structure))
+        if option.skipped is not None:
+            continue
         if isinstance(structure, LowRank):
             assert structure.rank is not None
             option.error, option.predicted = float(errors[structure.rank]), float(harms[structure.rank])
             continue
         peer = _rank_of_equal_cost(weight, option, options)
-        for sweeps in (_QUICK, max(_THOROUGH * _ENTRIES // max(weight.numel(), _ENTRIES), 2 * _QUICK)):
+        for sweeps in (0, _SWEEPS if weight.numel() <= _LARGE else _FEW):
             change = fitted_blocks(model, site, structure, known, sweeps) - weight
             option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
             option.predicted = harm_of(known, change)
-            if peer is None or option.predicted > _HOPELESS * float(harms[peer]):
+            option.beside = option.predicted / max(float(harms[peer]), 1e-300)
+            if option.beside > _HOPELESS:
                 break
-        if tick is not None:
-            tick()
+
+
+def beaten(site: Site, before: Iterable[tuple[Site, SiteOptions]]) -> dict[str, str]:
+    """Structures that low rank beat at the first sites of this site's shape, and what to say of them."""
+    alike = [
+        options
+        for other, options in before
+        if (other.kind, other.in_features, other.out_features, other.groups)
+        == (site.kind, site.in_features, site.out_features, site.groups)
+    ][:_TRIED]
+    if len(alike) < _TRIED:
+        return {}
+    worst: dict[str, list[float]] = {}
+    for options in alike:
+        for option in options.options:
+            if option.beside is not None:
+                worst.setdefault(str(option.structure), []).append(option.beside)
+    return {
+        name: f"not tried: at {_TRIED} sites of this shape a low rank of its size harmed {min(ratios):.1f} "
+        "times less"
+        for name, ratios in worst.items()
+        if len(ratios) == _TRIED and min(ratios) > _BEATEN
+    }
 
 
 def harm_of(known: SiteMoments, change: Tensor) -> float:
@@ -88,7 +114,7 @@ def _groups(site: Site) -> int:
     return site.groups if site.kind == "pointwise_conv" else 1
 
 
-def _rank_of_equal_cost(weight: Tensor, option: Option, options: SiteOptions) -> int | None:
+def _rank_of_equal_cost(weight: Tensor, option: Option, options: SiteOptions) -> int:
     """The rank that costs as many parameters as the option."""
     groups, rows, columns = weight.shape
     own = option.parameters - options.options[0].parameters + weight.numel()

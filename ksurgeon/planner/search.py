@@ -18,7 +18,7 @@ from ksurgeon.planner.choose import Choice, choose, least
 from ksurgeon.planner.judge import Judge, Metric
 from ksurgeon.planner.latency import Stopwatch, refuse_slower
 from ksurgeon.planner.options import Option, SiteOptions, options_for
-from ksurgeon.planner.predict import predict
+from ksurgeon.planner.predict import beaten, predict
 from ksurgeon.planner.state import State, fingerprint, open_state
 from ksurgeon.rules.plan import Decision, Plan
 from ksurgeon.rules.schema import matching
@@ -29,6 +29,7 @@ Stage = Callable[[str, int, int, str], None]
 """Called with what is being done, how much of it is done, how much there is, and what is at hand."""
 
 _ROUNDS = 3
+_TURNS = 5
 
 
 @dataclass
@@ -234,7 +235,7 @@ class _Search:
         if budget.kind == "error" or (budget.kind == "latency" and not self.fixed):
             return
         total = self.total(budget)
-        costs = [[self.cost(o, budget) for o in s.options if o.refused is None] for s in self.playing]
+        costs = [[self.cost(o, budget) for o in s.options if o.is_open] for s in self.playing]
         nearest = (least(costs) + self.fixed * (budget.kind == "latency")) / total if total else 1.0
         if nearest > budget.value:
             what = "the whole model's time" if budget.kind == "latency" else "the layers in play"
@@ -265,6 +266,7 @@ class _Search:
                 else:
                     known = load_calibration(file) or known  # as a search that goes on will find it
         self.calibration = known
+        _ = self.judge  # what is wrong with the held-out data shows before the long work
         for options in self.playing:
             if options.path not in known.sites:
                 options.reason, options.options = "no vector reached it on these data", options.options[:1]
@@ -277,7 +279,9 @@ class _Search:
                 self.options[self.options.index(options)] = kept
                 continue
             self.stage("predicting", number, len(playing), options.path)
-            predict(self.model, self.sites[options.path], options, self.calibration.sites[options.path])
+            site = self.sites[options.path]
+            before = [(self.sites[other.path], other) for other in self.playing[:number]]
+            predict(self.model, site, options, self.calibration.sites[site.path], beaten(site, before))
             self.state.sites[options.path] = options
             self.state.keep()
         self.stage("predicting", len(playing), len(playing), "")
@@ -310,6 +314,19 @@ class _Search:
                 self._measure(options, option)
             self.stage("checking", len(new), len(new), "")
             choice = self.chosen(budget)
+        return self._kept_within(choice, budget) if budget.kind == "error" else choice
+
+    def _kept_within(self, choice: Choice, budget: Budget) -> Choice:
+        """For a limit of harm: a choice whose harm is within it, measured with all replacements together."""
+        strict = budget.value
+        for turn in range(_TURNS):
+            self.stage("tightening", turn, _TURNS, f"{self.harm.name} ≤ {strict:.3g}")
+            harm = self.measured(choice)
+            if harm <= budget.value:
+                break
+            strict *= 0.97 * budget.value / harm
+            choice = self.chosen(Budget("error", strict))
+        self.stage("tightening", _TURNS, _TURNS, "")
         return choice
 
     def _probe(self) -> None:
@@ -318,7 +335,7 @@ class _Search:
         for number, options in enumerate(blind):
             if options.ratio == 1.0 and all(option.measured is None for option in options.options):
                 self.stage("probing", number, len(blind), options.path)
-                self._measure(options, options.options[len(options.options) // 2])
+                self._measure(options, _middle(options))
 
     def _measure(self, options: SiteOptions, option: Option) -> None:
         assert option.structure is not None
@@ -353,7 +370,7 @@ class _Search:
         """
         self.require(budget)
         playing = self.playing
-        open_ = [[o for o in options.options if o.refused is None] for options in playing]
+        open_ = [[o for o in options.options if o.is_open] for options in playing]
         harms = [
             [self.harm_of(s, option) for option in found] for s, found in zip(playing, open_, strict=True)
         ]
@@ -453,3 +470,9 @@ def _up(value: float) -> float:
 
 def _rounded(value: float) -> str:
     return f"{value:.6g}"
+
+
+def _middle(options: SiteOptions) -> Option:
+    """An option of medium size."""
+    found = sorted((o for o in options.options[1:] if o.is_open), key=lambda o: o.parameters)
+    return found[len(found) // 2]

@@ -121,8 +121,8 @@ def explain_site(console: Console, planning: Planning, options: SiteOptions) -> 
     best: Option | None = None
     notes: dict[int, str] = {}
     for option in sorted(options.options, key=lambda o: (planning_cost(planning, o), options.harm(o))):
-        if option.refused is not None:
-            notes[id(option)] = option.refused
+        if not option.is_open:
+            notes[id(option)] = option.skipped or option.refused or ""
         elif best is not None and options.harm(best) <= options.harm(option):
             notes[id(option)] = f"{best.structure or 'leaving it'} is smaller and harms less"
         else:
@@ -135,8 +135,8 @@ def explain_site(console: Console, planning: Planning, options: SiteOptions) -> 
             f"{option.parameters:,}",
             f"{option.multiplications:,}",
             _milliseconds(option.latency),
-            f"{option.error:.3f}",
-            f"{option.predicted * options.ratio:.1e}" if option.structure else "0",
+            f"{option.error:.3f}" if option.skipped is None else "",
+            f"{option.predicted * options.ratio:.1e}" if option.skipped is None else "",
             f"{option.measured:.1e}" if option.measured is not None else "",
             Text(note, style="green" if taken else "dim"),
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ksurgeon.errors import FolderError, PlanError, StructureError
+from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.rules.explain import explain
 from ksurgeon.rules.plan import Decision, Plan, structure_cost
 
@@ -38,15 +39,16 @@ def write_plan(plan: Plan, file: str | Path) -> None:
         document.add(tomlkit.comment(line))
     document.add(tomlkit.nl())
     plain = plan.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    decisions = plain.pop("decisions")
+    del plain["decisions"]
     document.add("schema", tomlkit.item(_SCHEMA))
     for name, value in plain.items():
         document.add(name, tomlkit.item(_short(value)))
     tables = tomlkit.aot()
-    for decision in decisions:
+    for decision in plan.decisions:
         table = tomlkit.table()
-        for name, value in decision.items():
-            table.add(name, _inline(value) if isinstance(value, dict) else tomlkit.item(_short(value)))
+        facts = decision.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        for name, value in facts.items():
+            table.add(name, _short(value) if name != "with" else _inline(decision.structure, value))
         tables.append(table)
     document.add("decisions", tables)
     target = Path(file)
@@ -158,11 +160,13 @@ def _counted(decision: Decision, site: "Site") -> Decision:
     )
 
 
-def _inline(value: dict[str, Any]) -> Any:
+def _inline(structure: Structure | None, facts: dict[str, Any]) -> Any:
+    """``{ structure = …, … }`` on one line, without what is as it would be anyway."""
     import tomlkit
 
+    assert structure is not None
     table = tomlkit.inline_table()
-    table.update({name: part for name, part in value.items() if part is not None})
+    table.update({"structure": structure.structure} | facts)
     return table
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ksurgeon.find import Finder
-from ksurgeon.find.matrices import known_matrix
+from ksurgeon.kmatrix.known import known_matrix
 from tests.find.transform_spellings import DECOYS, REFUSED, SPELLINGS, LinearConvolution
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ksurgeon.find.matrices import _dct, _hadamard, _ortho
+from ksurgeon.kmatrix.known import _dct, _hadamard, _ortho
 
 N = 16
 

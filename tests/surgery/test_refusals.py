@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ksurgeon
-from ksurgeon import InputError, MatchError, RuleError, SurgeryError, WeightsError
+from ksurgeon import InputError, MatchError, PlanError, RuleError, SurgeryError, WeightsError
 from ksurgeon.find import Finder
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import make_plan
@@ -66,7 +66,7 @@ def test_weights_that_are_not_finite(model, unchanged):
 def test_a_plan_of_another_model(model, unchanged):
     other = Finder(zoo.mlp(), zoo.example("mlp")).sites
     plan = make_plan(other, load_rule("linear"))
-    with pytest.raises(SurgeryError, match="does not have"):
+    with pytest.raises(PlanError, match="has no such linear site"):
         ksurgeon.convert(model, plan=plan, example_inputs=X)
 
 

@@ -58,7 +58,7 @@ def alternate(
 
 
 def as_columns(blocks: Tensor, first: Pattern, dtype: torch.dtype | None = None) -> Tensor:
-    """Columns of which a chain that begins with the pattern ``first`` makes its blocks, as ``outputs`` wants."""
+    """Columns of which a chain that begins with the pattern ``first`` makes its own blocks."""
     groups, size = len(blocks), blocks.shape[2]
     basis = torch.eye(first.in_features // groups, size, dtype=dtype or blocks.dtype, device=blocks.device)
     return basis.repeat(groups, 1)

@@ -12,14 +12,14 @@ from ksurgeon.kmatrix.fit.start import start
 from ksurgeon.kmatrix.fit.sums import fit_sum
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.permutation import permutation_
-from ksurgeon.kmatrix.structures import Kaleidoscope, Structure, Sum
+from ksurgeon.kmatrix.recognise import exact_factors
+from ksurgeon.kmatrix.structures import Structure, Sum
 
 __all__ = ["OnStep", "fit_", "fit_all_"]
 
 # Entries of the weight times gradient steps, and the least and the most steps.
 _WORK, _FEWEST, _MOST = 2**24, 60, 200
-# The most sweeps of least squares, and the share of the error that one must take away to be followed by another.
+# The most sweeps of least squares, and the share of the error that one must take away to have a successor.
 _SWEEPS, _GAIN = 60, 2e-3
 
 
@@ -33,13 +33,13 @@ def fit_(
 ) -> float:
     """Bring ``matrix`` near to ``weight``: in the Frobenius norm, or where the inputs of the layer are.
 
-    Without a moment: a permutation is met exactly by a square K-matrix. Otherwise some of the factors get
-    a hierarchical factorisation of the weight (see ``factorise``) and the others the identity, so that a weight
-    that is a butterfly matrix, of either order, is recovered; then all factors are refined together (see
-    ``refine``). With a moment the same start, in that norm, is followed by least squares for one factor
-    after the other (see ``alternate``). A low rank is the least error there is, in either norm. A chain
-    with a path beside it gets the two in turns, each to what the other leaves. The result depends on the
-    arguments alone. An interrupted fit leaves the matrix as it was.
+    A structured map that a square K-matrix holds is met exactly (see ``exact_factors``). Otherwise some of
+    the factors get a hierarchical factorisation of the weight (see ``factorise``) and the others the
+    identity, so that a weight that is a butterfly matrix, of either order, is recovered; then all factors
+    are refined together (see ``refine``). With a moment the same start, in that norm, is followed by least
+    squares for one factor after the other (see ``alternate``). A low rank is the least error there is, in
+    either norm. A chain with a path beside it gets the two in turns, each to what the other leaves. The
+    result depends on the arguments alone. An interrupted fit leaves the matrix as it was.
 
     Args:
         matrix: its factors are overwritten, in their dtype.
@@ -57,8 +57,8 @@ def fit_(
 
     Raises:
         StructureError: a weight or moment of another shape than the matrix.
-        WeightsError: entries that are not finite, or are complex while the matrix is real, or a moment that is
-            not positive semidefinite.
+        WeightsError: entries that are not finite, or are complex while the matrix is real, or a moment that
+            is not positive semidefinite.
     """
     moments = None if moment is None else [moment]
     return fit_all_([matrix], [weight], moments=moments, steps=steps, on_step=on_step)[0]
@@ -83,10 +83,12 @@ def fit_all_(
     if not matrices:
         return []
     problem, first = Problem.of(matrices, weights, moments), matrices[0]
-    if len(matrices) == first.groups == 1 and isinstance(first.structure, Kaleidoscope):
-        if _is_permutation(weights[0]):
-            permutation_(first, weights[0].abs().argmax(1))
-            return [0.0]
+    if len(matrices) == 1:
+        exact = exact_factors(first, weights[0])
+        if exact is not None:
+            for mine, value in zip(first.factors, exact, strict=True):
+                mine.copy_(value)
+            return _stored_errors(matrices, problem)
     patterns, sweeps = _stacked(first, len(matrices)), _SWEEPS if steps is None else steps
     on_sweep: OnSweep | None = None if on_step is None else (lambda done: on_step(done, sweeps))
     if first.side is not None:
@@ -103,16 +105,6 @@ def fit_all_(
             for holder, piece in zip(same, factor.chunk(len(matrices)), strict=True):
                 holder.factors[position].copy_(piece)
     return _stored_errors(matrices, problem)
-
-
-def _is_permutation(weight: Tensor) -> bool:
-    ones = weight == 1
-    return bool(
-        weight.shape[0] == weight.shape[1]
-        and (ones | (weight == 0)).all()
-        and (ones.sum(0) == 1).all()
-        and (ones.sum(1) == 1).all()
-    )
 
 
 def _stacked(matrix: KMatrix, count: int) -> list[Pattern]:

@@ -11,7 +11,7 @@ from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kmatrix.fit.alternate import as_columns
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.subspace import wide
+from ksurgeon.kmatrix.subspace import cholesky, wide
 
 __all__ = ["Problem", "padded"]
 
@@ -130,6 +130,9 @@ def _moment(matrix: KMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
     moment = moment.to(torch.complex128 if first.is_complex() else torch.float64)
     trace = moment.diagonal(dim1=1, dim2=2).real.mean(1)[:, None, None]
     moment = moment / torch.where(trace > 0, trace, 1.0)
+    root = cholesky(moment)
+    if root is not None:
+        return moment.expand(groups, size, size), root.expand(groups, size, size)
     values, vectors = torch.linalg.eigh((moment + moment.mH) / 2)
     largest = values[:, -1:].clamp(min=0)
     if bool((values < -_NEGATIVE * largest).any()) or not torch.allclose(
