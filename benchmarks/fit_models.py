@@ -37,7 +37,7 @@ from ksurgeon.surgery.kinds import KINDS
 _FILE, _PAGE = Path("benchmarks/results/fit_models.json"), Path("docs/fit.md")
 _SHARES = (0.75, 0.5, 0.25)
 _WAYS = ("weight", "inputs", "both sides", "compensated")
-_STRUCTURES = ("low rank", "low rank, uneven", "Monarch", "K-matrix", "K-matrix + low rank", "pruned")
+_STRUCTURES = ("low rank, uneven", "low rank", "pruned", "Monarch", "K-matrix + low rank", "K-matrix")
 
 
 class Sentences(nn.Module):
@@ -290,7 +290,7 @@ def measure(
 
 def cases(structures: Sequence[str], shares: Sequence[float], ways: Sequence[str]) -> Iterator[Any]:
     """Combinations that mean something: only low ranks weigh both sides, and pruning knows two ways."""
-    for share, structure, way in product(shares, structures, ways):
+    for structure, share, way in product(structures, shares, ways):
         if way == "both sides" and not structure.startswith("low rank"):
             continue
         if structure == "pruned" and way not in ("weight", "inputs"):
@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--structure", choices=_STRUCTURES, action="append")
     parser.add_argument("--share", type=float, action="append")
     parser.add_argument("--way", choices=_WAYS, action="append")
-    parser.add_argument("--examples", type=int, help="sentences (2500) or crops (120) to fit to")
+    parser.add_argument("--examples", type=int, help="sentences (1500) or crops (120) to fit to")
     parser.add_argument("--pairs", type=int, help="pairs of STS-B's test split to judge by; all of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -318,7 +318,7 @@ def main() -> None:
     for name in () if given.only_render else given.model or ("minilm", "lite0"):
         folder_of(name)
         task = (
-            language(given.examples or 2500, given.pairs, given.seed)
+            language(given.examples or 1500, given.pairs, given.seed)
             if name == "minilm"
             else vision(given.examples or 120, given.seed)
         )
@@ -327,7 +327,13 @@ def main() -> None:
         with torch.no_grad():
             first = task.batches[0]
             outputs = task.model(**first) if isinstance(first, dict) else task.model(first)
-        known = calibrate(task.model, task.sites, task.batches, harm=harm_for("auto", task.model, outputs))
+        known = calibrate(
+            task.model,
+            task.sites,
+            task.batches,
+            harm=harm_for("auto", task.model, outputs),
+            progress=lambda done, total, what: print(f"\rcalibrating {done}/{total}", end="", flush=True),
+        )
         if "untouched" not in entry:
             entry["untouched"] = round(task.figure(task.model), 4)
         done = {(row["structure"], row["share"], row["way"], row["judged"]) for row in entry["rows"]}

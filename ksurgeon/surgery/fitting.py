@@ -32,17 +32,21 @@ def fit_site(
         sweeps: steps of the fit at most; see ``fit_``.
 
     Returns:
-        Relative Frobenius error of the weight.
+        Relative Frobenius error of the weight, also where ``known`` gives another target.
     """
     if known is None:
         return fit_(matrix, weight, steps=sweeps)
+    target = weight.detach()
+    if known.target is not None:
+        whole = torch.block_diag(*known.target)
+        target = in_parts(whole, weight.shape[1] // whole.shape[1]).to(weight)
     slopes = known.whole_gradient
-    if not isinstance(matrix.structure, LowRank) or slopes is None:
-        return fit_(matrix, weight, moment=known.fitted_moment, steps=sweeps)
-    blocks = dense_blocks(weight.detach(), matrix.groups)
-    if len(slopes) != matrix.groups:
-        slopes = slopes[0].unflatten(1, (matrix.groups, -1)).movedim(1, 0)
-    low_rank_(matrix, TwoSided.of(blocks, known.root, slopes))
+    if isinstance(matrix.structure, LowRank) and slopes is not None:
+        if len(slopes) != matrix.groups:
+            slopes = slopes[0].unflatten(1, (matrix.groups, -1)).movedim(1, 0)
+        low_rank_(matrix, TwoSided.of(dense_blocks(target, matrix.groups), known.root, slopes))
+    else:
+        fit_(matrix, target, moment=known.fitted_moment, steps=sweeps)
     norm = torch.linalg.vector_norm(weight)
     with torch.no_grad():
         return float(torch.linalg.vector_norm(matrix.to_dense() - weight) / norm) if norm > 0 else 0.0

@@ -80,10 +80,7 @@ def _layer(
     if start == "fit":
         assert isinstance(new.matrix, KMatrix)
         weight = site_weight(model, site).detach()
-        target = weight
-        if known is not None and known.target is not None:
-            target = torch.block_diag(*known.target).to(weight)
-        error = fit_site(new.matrix, in_parts(target, site.parts), known)
+        error = fit_site(new.matrix, in_parts(weight, site.parts), known)
         if known is not None and site.has_bias and not site.parameter:
             wanted = known.output_mean
             if wanted is None:
