@@ -27,9 +27,9 @@ from benchmarks.results import cpu_setting
 from ksurgeon.calibrate import Calibration, SiteMoments, calibrate, harm_for
 from ksurgeon.find import Site, find
 from ksurgeon.find.inputs import ExampleInputs
-from ksurgeon.kmatrix.fit.two_sided import TwoSided
 from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank, LowRank, Monarch, Structure
 from ksurgeon.planner.choose import choose
+from ksurgeon.planner.predict import low_rank_curve
 from ksurgeon.surgery.build import dense_blocks, dense_weight, site_weight
 from ksurgeon.surgery.compensate import compensating
 from ksurgeon.surgery.kinds import KINDS
@@ -176,7 +176,7 @@ def uneven(share: float, task: Task, known: Calibration) -> dict[str, Structure 
     for site in task.sites:
         moments = known.sites[site.path]
         weight = dense_blocks(site_weight(task.model, site).detach(), 1)
-        harm = moments.weight * TwoSided.of(weight, moments.root, moments.whole_gradient).harms()
+        _, harm = low_rank_curve(weight, moments)
         sides, dense = site.in_features + site.out_features, site.in_features * site.out_features
         tried = sorted({max(1, round(dense * part / 100 / sides)) for part in range(2, 98)})
         ranks.append([None, *tried])

@@ -43,16 +43,20 @@ class SiteMoments:
     def root(self) -> Tensor:
         """``L``, ``(groups, in / groups, in / groups)``, lower triangles with ``L Lᵀ = fitted_moment``."""
         if self._root is None:
-            self._root = root_of(self.fitted_moment).mT.contiguous()
+            moment = self.moment
+            if self.shiftable:
+                mean = self.mean.view(len(moment), -1)
+                moment = moment - mean[:, :, None] * mean[:, None]
+            self._root = root_of(moment).mT.contiguous()
         return self._root
 
     @property
     def fitted_moment(self) -> Tensor:
-        """What a fit weighs with: the moment, about the mean where a bias makes up for the rest."""
-        if not self.shiftable:
-            return self.moment
-        mean = self.mean.view(len(self.moment), -1)
-        return self.moment - mean[:, :, None] * mean[:, None]
+        """What a fit weighs with: the moment, about the mean where a bias makes up for the rest.
+
+        Of a rounded moment less the mean, this is what is positive semidefinite.
+        """
+        return self.root @ self.root.mT if self.shiftable else self.moment
 
     @property
     def whole_gradient(self) -> Tensor | None:

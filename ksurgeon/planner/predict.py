@@ -13,7 +13,7 @@ from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import dense_blocks, site_weight
 from ksurgeon.surgery.fitting import fitted_blocks
 
-__all__ = ["beaten", "predict"]
+__all__ = ["beaten", "low_rank_curve", "predict"]
 
 _SWEEPS, _FEW, _LARGE = 6, 2, 2**18  # of a fit that is worth refining, fewer for so many entries
 # Times the harm of a low rank of as many parameters that refining has not made up for yet, and at which a
@@ -92,17 +92,12 @@ def low_rank_curve(weight: Tensor, known: SiteMoments) -> tuple[Tensor, Tensor]:
     Both have one entry more than the smaller side of the weight's blocks ``(groups, out, in)``. The best are
     those that ``fit_site`` gives, in every group the same rank.
     """
-    slopes = known.whole_gradient
-    terms = TwoSided.of(weight, known.root, slopes)
-    errors = terms.errors()
-    relative = (errors / errors[0].clamp(min=1e-300)).sqrt()
-    if slopes is not None:
-        return relative, known.weight * terms.harms()
+    terms = TwoSided.of(weight, known.root, known.whole_gradient)
+    energies = terms.errors()
+    errors = (energies / energies[0].clamp(min=1e-300)).sqrt()
     if known.gradient is None:
-        return relative, errors
-    seen = known.gradient.double() @ terms.columns * terms.values[:, None]
-    harm = seen.square().sum(1).sum(0)
-    return relative, known.weight * torch.cat([harm.flip(0).cumsum(0).flip(0), harm.new_zeros(1)])
+        return errors, energies
+    return errors, known.weight * terms.errors(known.gradient)
 
 
 def _energy(change: Tensor, known: SiteMoments) -> float:

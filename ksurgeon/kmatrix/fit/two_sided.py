@@ -24,7 +24,7 @@ class TwoSided:
     ``R W L``).
 
     Attributes:
-        values: ``(groups, k)``; the square of each is what its term takes from ``‖R (K − W) L‖²``.
+        values: ``(groups, k)``, falling; the square of each is what its term takes from ``‖R (K − W) L‖²``.
         columns: ``(groups, out, k)``.
         rows: ``(groups, k, in)``.
     """
@@ -58,13 +58,12 @@ class TwoSided:
         left, values, _ = torch.linalg.svd(turned @ root, full_matrices=False)
         return cls(values, left if back is None else back @ left, left.mT @ turned)
 
-    def errors(self) -> Tensor:
-        """``‖(K − W) L‖²`` for every rank from 0 on, ``(k + 1,)``, all groups together."""
-        return _left((self.values * torch.linalg.vector_norm(self.columns, dim=1)).square())
-
-    def harms(self) -> Tensor:
-        """``‖R (K − W) L‖²`` for every rank from 0 on, ``(k + 1,)``, all groups together."""
-        return _left(self.values.square())
+    def errors(self, slopes: Tensor | None = None) -> Tensor:
+        """``‖R (K − W) L‖²`` for every rank from 0 on, ``(k + 1,)``, all groups together; R as for ``of``,
+        without what is added there."""
+        seen = self.columns if slopes is None else slopes.double() @ self.columns
+        taken = (self.values * torch.linalg.vector_norm(seen, dim=1)).square().sum(0)
+        return torch.cat([taken.flip(0).cumsum(0).flip(0), taken.new_zeros(1)])
 
 
 def low_rank_(matrix: KMatrix, terms: TwoSided) -> None:
@@ -87,8 +86,3 @@ def low_rank_(matrix: KMatrix, terms: TwoSided) -> None:
 def _norms(vectors: Tensor, dim: int) -> Tensor:
     norms = torch.linalg.vector_norm(vectors, dim=dim)
     return torch.where(norms > 0, norms, 1.0)
-
-
-def _left(taken: Tensor) -> Tensor:
-    taken = taken.sum(0)
-    return torch.cat([taken.flip(0).cumsum(0).flip(0), taken.new_zeros(1)])
