@@ -133,6 +133,10 @@ def plan(
         list[str] | None, typer.Option("--target", help="sites in play: path, re:EXPRESSION or class name")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option("--ignore", help="sites left alone, likewise")] = None,
+    structures: Annotated[
+        list[str] | None,
+        typer.Option("--structure", help="family that is tried, such as low_rank; all if left out"),
+    ] = None,
     explain: Annotated[
         list[str] | None, typer.Option("--explain", metavar="PATH", help="what every option of a site costs")
     ] = None,
@@ -168,8 +172,8 @@ def plan(
     from ksurgeon.cli.plan import run
 
     run(
-        model, budget, data, output, targets or [], ignore or [], explain or [], front, plot, harm, metric,
-        examples, batch_size, tokenizer, generate, weights, seed, device, fresh, json, all,
+        model, budget, data, output, targets or [], ignore or [], structures, explain or [], front, plot,
+        harm, metric, examples, batch_size, tokenizer, generate, weights, seed, device, fresh, json, all,
     )  # fmt: skip
 
 

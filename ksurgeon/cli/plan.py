@@ -18,6 +18,7 @@ from ksurgeon.find.inputs import ExampleInputs, as_call
 from ksurgeon.models.from_function import named_function
 from ksurgeon.planner import Budget, Planning
 from ksurgeon.planner import plan as search
+from ksurgeon.planner.options import FAMILIES
 from ksurgeon.report.plan import explain_site, show_front, show_planning
 from ksurgeon.rules.files import write_plan
 
@@ -35,6 +36,7 @@ def run(
     output: str,
     targets: list[str],
     ignore: list[str],
+    structures: list[str] | None,
     explained: list[str],
     front: bool,
     plot: str | None,
@@ -66,6 +68,7 @@ def run(
             data,
             targets=targets,
             ignore=ignore,
+            structures=structures or FAMILIES,
             harm=cast(HarmName, harm),
             metric=measure,
             run=_generating(generate) if generate else None,

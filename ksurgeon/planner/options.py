@@ -1,5 +1,7 @@
 """What may become of a site, and what each possibility costs and harms."""
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from ksurgeon.errors import StructureError
@@ -14,7 +16,7 @@ from ksurgeon.kmatrix.structures import (
 )
 from ksurgeon.rules.plan import structure_cost
 
-__all__ = ["Option", "SiteOptions", "options_for"]
+__all__ = ["FAMILIES", "Option", "SiteOptions", "options_for"]
 
 # Shares of the dense parameters that low rank is tried at; the others come with their own sizes.
 _SHARES = (0.85, 0.75, 0.65, 0.57, 0.5, 0.44, 0.38, 0.33, 0.28, 0.24, 0.2, 0.16, 0.13, 0.1, 0.07, 0.05)
@@ -34,6 +36,7 @@ class Option(BaseModel):
         predicted: harm to the model's outputs, predicted.
         measured: harm measured with this site alone replaced.
         beside: predicted harm over that of a low rank of as many parameters; None for low ranks.
+        quick: whether the figures are those of a quick fit, far from a low rank's, which a plan would refine.
         skipped: why it was not tried.
         refused: why it is never chosen under the budget at hand.
     """
@@ -48,6 +51,7 @@ class Option(BaseModel):
     predicted: float = 0.0
     measured: float | None = None
     beside: float | None = None
+    quick: bool = False
     skipped: str | None = None
     refused: str | None = None
 
@@ -77,7 +81,10 @@ class SiteOptions(BaseModel):
         return option.measured if option.measured is not None else option.predicted * self.ratio
 
 
-def options_for(site: Site) -> SiteOptions:
+FAMILIES = ("low_rank", "monarch", "kaleidoscope", "monarch+low_rank", "kaleidoscope+low_rank")
+
+
+def options_for(site: Site, families: Sequence[str] = FAMILIES) -> SiteOptions:
     """Leaving a site as it is, and all structures that make it smaller, without their harm."""
     leave = Option(parameters=site.parameters, multiplications=site.multiplications)
     found = SiteOptions(path=site.path, kind=site.kind, reason=_reason(site), options=[leave])
@@ -85,6 +92,8 @@ def options_for(site: Site) -> SiteOptions:
         return found
     known = {site.weight_parameters}
     for structure in _structures(site):
+        if structure.structure not in families:
+            continue
         try:
             parameters, multiplications = structure_cost(site, structure)
         except StructureError:

@@ -52,7 +52,8 @@ def predict(
             option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
             option.predicted = harm_of(known, change)
             option.beside = option.predicted / max(float(harms[peer]), 1e-300)
-            if option.beside > _HOPELESS:
+            option.quick = option.beside > _HOPELESS
+            if option.quick:
                 break
 
 
