@@ -300,6 +300,19 @@ def cases(structures: Sequence[str], shares: Sequence[float], ways: Sequence[str
         yield structure, share, way
 
 
+def write(results: Mapping[str, Any], file: Path) -> None:
+    """A line for each row, put in the file's place at once."""
+    models = []
+    for name, entry in results.items():
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in entry["rows"])
+        head = json.dumps({key: value for key, value in entry.items() if key != "rows"})[:-1]
+        models.append(f'{json.dumps(name)}: {head}, "rows": [\n{rows}\n]}}')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text("{" + ",\n".join(models) + "}\n")
+    partial.replace(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=("minilm", "lite0"), action="append")
@@ -345,8 +358,9 @@ def main() -> None:
             shown = {key: value for key, value in row.items() if key not in ("layers", "judged")}
             print(name, *(f"{key} {value}" for key, value in shown.items()), sep="  ", flush=True)
             entry["rows"].append(row)
-            given.file.parent.mkdir(parents=True, exist_ok=True)
-            given.file.write_text(json.dumps(results, indent=1) + "\n")
+            write(results, given.file)
+    if results:
+        write(results, given.file)
     render(results, _PAGE)
 
 

@@ -32,7 +32,7 @@ def _whole(entry: dict[str, Any]) -> str:
     rows = {(row["structure"], row["way"], row["share"]): row for row in entry["rows"]}
     shares = sorted({share for *_, share in rows}, reverse=True)
     lines = [
-        f"| structure | fitted to | {' | '.join(f'{s:.0%}' for s in shares)} | weight error, weighted |",
+        f"| structure | fitted to | {' | '.join(f'{s:.0%}' for s in shares)} | errors of weights, of outputs |",
         "|---|---|" + "---|" * (len(shares) + 1),
     ]
     for structure, way in dict.fromkeys((row["structure"], row["way"]) for row in entry["rows"]):
