@@ -21,8 +21,12 @@ class SiteMoments:
         gradient: ``R``, ``(groups, rows, out / groups)``, where ``Rᵀ R`` is the second moment of the slopes
             of the outputs along a change of this site's output, one vector a row of the site; None where no
             gradient reaches it.
-        weight: the harm to the outputs of a change Δ of the weight is ``weight · tr(Rᵀ R Δ E[x xᵀ] Δᵀ)`` to
-            second order, where rows are independent.
+        weight: the harm to the outputs of a change Δ of the weight is ``weight · tr(Rᵀ R Δ M Δᵀ)`` to second
+            order, where rows are independent; M is ``fitted_moment``.
+        shiftable: whether a bias of the layer's own can make up for what a change of the weight makes of the
+            mean input.
+        target: weight to be fitted in the place of the site's own, ``(groups, out / groups, in / groups)``.
+        output_mean: mean output that is wanted, bias included, ``(out,)``; None for the site's own.
     """
 
     moment: Tensor
@@ -30,14 +34,35 @@ class SiteMoments:
     rows: int
     gradient: Tensor | None = None
     weight: float = 0.0
+    shiftable: bool = False
+    target: Tensor | None = None
+    output_mean: Tensor | None = None
     _root: Tensor | None = field(default=None, repr=False)
 
     @property
     def root(self) -> Tensor:
-        """``L``, ``(groups, in / groups, in / groups)``, lower triangles with ``L Lᵀ = moment``."""
+        """``L``, ``(groups, in / groups, in / groups)``, lower triangles with ``L Lᵀ = fitted_moment``."""
         if self._root is None:
-            self._root = root_of(self.moment).mT.contiguous()
+            moment = self.moment
+            if self.shiftable:
+                mean = self.mean.view(len(moment), -1)
+                moment = moment - mean[:, :, None] * mean[:, None]
+            self._root = root_of(moment).mT.contiguous()
         return self._root
+
+    @property
+    def fitted_moment(self) -> Tensor:
+        """What a fit weighs with: the moment, about the mean where a bias makes up for the rest.
+
+        Of a rounded moment less the mean, this is what is positive semidefinite.
+        """
+        return self.root @ self.root.mT if self.shiftable else self.moment
+
+    @property
+    def whole_gradient(self) -> Tensor | None:
+        """``gradient`` where it has a row for every output and so tells all directions apart."""
+        known = self.gradient
+        return known if known is not None and known.shape[1] >= known.shape[2] else None
 
     def harm_of(self, change: Tensor) -> float | None:
         """Predicted harm of a change of the weight, ``(groups, out / groups, in / groups)``.

@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 from ksurgeon.find.site import Site
 
-__all__ = ["WatchParameters", "input_rows", "output_rows"]
+__all__ = ["WatchParameters", "input_rows", "output_rows", "shown_rows"]
 
 _RIGHT = ("matmul", "__matmul__", "mm", "__rmatmul__")
 
@@ -28,6 +28,13 @@ def output_rows(value: Tensor, module: nn.Module) -> Tensor:
     if not isinstance(module, nn.modules.conv._ConvNd):
         return value
     return value.movedim(-len(module.kernel_size) - 1, -1)
+
+
+def shown_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Rows ``(…, features)`` as ``(n, features)``, less those that a mask ``(examples, positions)`` hides."""
+    if mask is not None and rows.dim() == 3 and rows.shape[:2] == mask.shape:
+        return rows[mask]
+    return rows.reshape(-1, rows.shape[-1])
 
 
 class WatchParameters(TorchFunctionMode):

@@ -11,7 +11,7 @@ from ksurgeon.calibrate.calibration import Calibration, SiteMoments
 from ksurgeon.calibrate.data import row_mask
 from ksurgeon.calibrate.harm import Harm
 from ksurgeon.calibrate.moments import Gram, HashedMoment, Moment, SketchedMoment
-from ksurgeon.calibrate.rows import WatchParameters, input_rows, output_rows
+from ksurgeon.calibrate.rows import WatchParameters, input_rows, output_rows, shown_rows
 from ksurgeon.errors import InputError, KsurgeonError
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating
@@ -24,6 +24,7 @@ Run = Callable[[nn.Module, ExampleInputs], Any]
 _LARGEST = 4096  # entries of the vectors whose moment is kept in full
 _SKETCH = 512  # directions that are kept of longer ones, and random rows of slopes
 _ROWS = 4096  # vectors of a batch that a site takes, at most
+_WIDE, _FEW_ROWS = 2048, 512  # outputs from which on so few slopes of a batch are taken, to save time
 
 
 def calibrate(
@@ -188,7 +189,7 @@ class _Meters:
         if moment is None:
             moment = self.inputs[site.path] = self._moment(site, rows.device)
         try:
-            moment.add(self._some(self._shown(rows), len(self.inputs)))
+            moment.add(self._some(shown_rows(rows, self._mask), len(self.inputs)))
         except InputError as error:
             raise InputError(
                 f"{error} at the input of {site.path}, in batch {self._batch + 1}: the model is not sound on "
@@ -203,7 +204,7 @@ class _Meters:
 
     def _slope_moment(self, site: Site, device: torch.device) -> Moment:
         groups = site.groups if site.kind == "pointwise_conv" else 1
-        if site.out_features // groups > _SKETCH:
+        if site.out_features // groups > self.largest:
             return HashedMoment(site.out_features, _SKETCH, groups, device, self.seed)
         return Gram(site.out_features, groups, device)
 
@@ -217,7 +218,8 @@ class _Meters:
             if meter is None:
                 meter = self.slopes[site.path] = self._slope_moment(site, gradient.device)
             try:
-                meter.add(self._some(self._shown(rows(gradient)), len(self.slopes)))
+                most = self.rows if site.out_features <= _WIDE else min(self.rows, _FEW_ROWS)
+                meter.add(self._some(shown_rows(rows(gradient), self._mask), len(self.slopes), most))
             except InputError as error:
                 raise InputError(
                     f"{error} in the gradient at the output of {site.path}, in batch {self._batch + 1}"
@@ -226,18 +228,12 @@ class _Meters:
         output.register_hook(note)
         return output
 
-    def _shown(self, rows: Tensor) -> Tensor:
-        """Rows ``(…, features)`` as ``(n, features)`` without those that the mask hides."""
-        mask = self._mask
-        if mask is not None and rows.dim() == 3 and rows.shape[:2] == mask.shape:
-            return rows[mask]
-        return rows.reshape(-1, rows.shape[-1])
-
-    def _some(self, rows: Tensor, salt: int) -> Tensor:
-        if len(rows) <= self.rows:
+    def _some(self, rows: Tensor, salt: int, most: int | None = None) -> Tensor:
+        most = self.rows if most is None else most
+        if len(rows) <= most:
             return rows
         random = torch.Generator().manual_seed(self.seed * 7919 + self._batch * 101 + salt)
-        return rows[torch.randperm(len(rows), generator=random)[: self.rows].to(rows.device)]
+        return rows[torch.randperm(len(rows), generator=random)[:most].to(rows.device)]
 
     def finish(self, scale: float) -> dict[str, SiteMoments]:
         found: dict[str, SiteMoments] = {}
@@ -251,6 +247,8 @@ class _Meters:
             else:
                 moment, mean = source.matrix(), source.mean
             known = SiteMoments(moment, mean, self.seen[site.path])
+            # A sketch less the mean need not be a moment.
+            known.shiftable = site.has_bias and not site.parameter and isinstance(source, Gram)
             slopes = self.slopes.get(site.path)
             if slopes is not None and self.normaliser > 0:
                 known.gradient, known.weight = slopes.root(), scale * self.seen[site.path] / self.normaliser

@@ -30,7 +30,12 @@ def save_calibration(calibration: Calibration, file: Path) -> None:
             tensors[f"{path}/mean"] = known.mean.float().cpu().clone()
         if known.gradient is not None:
             tensors[f"{path}/gradient"] = known.gradient.float().cpu().contiguous()
-        facts[path] = {"owner": owner, "rows": known.rows, "weight": known.weight}
+        facts[path] = {
+            "owner": owner,
+            "rows": known.rows,
+            "weight": known.weight,
+            "shiftable": known.shiftable,
+        }
     about = {"harm": calibration.harm, "batches": calibration.batches, "sites": facts}
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
@@ -57,7 +62,9 @@ def load_calibration(file: Path, device: torch.device | str = "cpu") -> Calibrat
                 else:
                     moment = _square(tensors.get_tensor(f"{owner}/moment").to(device).double())
                     mean = tensors.get_tensor(f"{owner}/mean").to(device).double()
-                known = SiteMoments(moment, mean, facts["rows"], weight=facts["weight"])
+                known = SiteMoments(
+                    moment, mean, facts["rows"], weight=facts["weight"], shiftable=facts["shiftable"]
+                )
                 if f"{path}/gradient" in names:
                     known.gradient = tensors.get_tensor(f"{path}/gradient").to(device).double()
                 sites[path] = known

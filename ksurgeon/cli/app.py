@@ -92,6 +92,9 @@ def convert(
     data: DataName = None,
     examples: Examples = 512,
     tokenizer: Tokenizer = None,
+    compensate: Annotated[
+        bool, typer.Option(help="fit to data front to back, each layer making up for those before it")
+    ] = True,
     output: Output = None,
     weights: Weights = "auto",
     input_size: InputSize = None,
@@ -115,7 +118,7 @@ def convert(
     from ksurgeon.cli.convert import run
 
     run(
-        model, rule, plan, data, examples, tokenizer, output, weights, input_size, seed, device,
+        model, rule, plan, data, examples, tokenizer, compensate, output, weights, input_size, seed, device,
         trust_remote_code, dry_run, json, yes, all,
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ def run(
     data: str | None,
     examples: int,
     tokenizer: str | None,
+    compensate: bool,
     output: str | None,
     weights: str,
     input_size: str | None,
@@ -57,6 +58,7 @@ def run(
             data=data,
             examples=examples,
             tokenizer=tokenizer,
+            compensate=compensate,
             seed=seed,
             progress=progress,
         )

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
+from ksurgeon.kmatrix.fit.two_sided import TwoSided
 from ksurgeon.kmatrix.structures import LowRank
 from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import dense_blocks, site_weight
 from ksurgeon.surgery.fitting import fitted_blocks
 
-__all__ = ["beaten", "predict"]
+__all__ = ["beaten", "low_rank_curve", "predict"]
 
 _SWEEPS, _FEW, _LARGE = 6, 2, 2**18  # of a fit that is worth refining, fewer for so many entries
 # Times the harm of a low rank of as many parameters that refining has not made up for yet, and at which a
@@ -90,21 +91,14 @@ def low_rank_curve(weight: Tensor, known: SiteMoments) -> tuple[Tensor, Tensor]:
     """Relative error of the output, and predicted harm, of the best low rank of each rank from 0 on.
 
     Both have one entry more than the smaller side of the weight's blocks ``(groups, out, in)``. The best are
-    those of least ``‖(K − W) E[x xᵀ]^½‖`` (an SVD of ``W E[x xᵀ]^½``), in every group the same rank.
+    those that ``fit_site`` gives, in every group the same rank.
     """
-    weight = weight.double()
-    moved = weight @ known.root
-    if weight.shape[1] <= weight.shape[2]:
-        values, left = torch.linalg.eigh(moved @ moved.mT)
-        directions = left * values.clamp(min=0).sqrt()[:, None]  # what each direction adds to the output
-    else:
-        values, right = torch.linalg.eigh(moved.mT @ moved)
-        directions = moved @ right
-    seen = directions if known.gradient is None else known.gradient.double() @ directions
-    harms = seen.square().sum(1).sum(0) * (1.0 if known.gradient is None else known.weight)
-    energies = values.clamp(min=0).sum(0)
-    rest, harm = (torch.cat([x.new_zeros(1), x.cumsum(0)]).flip(0) for x in (energies, harms))
-    return (rest / rest[0].clamp(min=1e-300)).sqrt(), harm
+    terms = TwoSided.of(weight, known.root, known.whole_gradient)
+    energies = terms.errors()
+    errors = (energies / energies[0].clamp(min=1e-300)).sqrt()
+    if known.gradient is None:
+        return errors, energies
+    return errors, known.weight * terms.errors(known.gradient)
 
 
 def _energy(change: Tensor, known: SiteMoments) -> float:

@@ -1,17 +1,15 @@
 """Find, plan, operate, verify: one call that converts a model."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ksurgeon.calibrate import Data, SiteMoments, calibrate, open_data
+from ksurgeon.calibrate import Data, open_data
 from ksurgeon.errors import WeightsError
 from ksurgeon.find import Site, open_finder
 from ksurgeon.find.inputs import ExampleInputs
@@ -34,6 +32,7 @@ from ksurgeon.surgery.record import (
     record_of,
     resolve_source,
 )
+from ksurgeon.surgery.replacements import Progress, build_replacements
 from ksurgeon.surgery.verify import (
     amplified,
     is_exact,
@@ -43,9 +42,6 @@ from ksurgeon.surgery.verify import (
 )
 
 __all__ = ["Conversion", "Progress", "Result", "convert", "replace_modules"]
-
-Progress = Callable[[int, int, str], None]
-"""Called with sites done, sites in all, and the path of the site that is being worked on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +104,7 @@ def convert(
     data: Data | None = None,
     examples: int = 512,
     tokenizer: str | None = None,
+    compensate: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
     fuse_activations: bool = True,
@@ -125,6 +122,8 @@ def convert(
         data: what the model takes in real use (see ``calibrate.open_data``): what starts with "fit" is then
             fitted to what its site does on them, not to its weight alone.
         examples, tokenizer: of the data.
+        compensate: whether layers fitted to data are fitted front to back, each so that it makes up for the
+            errors of those before it; for models whose order of layers does not depend on the data.
         seed: of random starting values.
         progress: called before each site and once at the end.
         fuse_activations: whether K-layers apply the activation module behind them, where the example run
@@ -149,13 +148,13 @@ def convert(
     require_matches(plan, finder.sites)
     pairs = _pair(plan, finder.sites)
     _require_finite(model, [site for _, site in pairs])
-    known = {}
+    batches = None
     if data is not None and any(decision.start == "fit" for decision, _ in pairs):
         batches = open_data(data, model, examples=examples, tokenizer=tokenizer)
-        sites = [site for decision, site in pairs if decision.start == "fit"]
-        known = calibrate(model, sites, batches.fit, seed=seed).sites
-    built = _build_all(model, pairs, known, seed, progress)
-    replacements = [(site, new) for (_, site), (new, _, _) in zip(pairs, built, strict=True)]
+    built = build_replacements(
+        model, pairs, batches=batches, compensate=compensate, seed=seed, progress=progress
+    )
+    replacements = [(site, new.module) for (_, site), new in zip(pairs, built, strict=True)]
     swaps, paths = prepare(model, finder, replacements)
     fusions = find_fusions(model, finder, replacements) if fuse_activations else {}
     swaps += fusions.values()
@@ -165,7 +164,7 @@ def convert(
     record.seed = seed
     stage = record.stages
     results = []
-    for (decision, site), (_, error, seconds) in zip(pairs, built, strict=True):
+    for (decision, site), new in zip(pairs, built, strict=True):
         assert decision.structure is not None and decision.start is not None
         output_error, fusion = output_errors.get(site.path), fusions.get(site.path)
         results.append(
@@ -176,9 +175,9 @@ def convert(
                 start=decision.start,
                 parameters_before=decision.parameters_before,
                 parameters_after=decision.parameters_after,
-                weight_error=error,
+                weight_error=new.error,
                 output_error=output_error,
-                seconds=seconds,
+                seconds=new.seconds,
             )
         )
         record.operations.append(
@@ -197,7 +196,7 @@ def convert(
                 stage=stage,
                 parameters_before=decision.parameters_before,
                 parameters_after=decision.parameters_after,
-                weight_error=error,
+                weight_error=new.error,
                 output_error=output_error,
                 activation=fusion.name if fusion else None,
                 activation_path=fusion.path if fusion else "",
@@ -306,38 +305,6 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
             f"weights that are NaN or infinite: {', '.join(bad[:5])}{more}; "
             "load sound weights, or let the rule ignore these layers"
         )
-
-
-_Built = tuple[nn.Module, float | None, float]
-
-
-def _build_all(
-    model: nn.Module,
-    pairs: Sequence[tuple[Decision, Site]],
-    known: Mapping[str, SiteMoments],
-    seed: int,
-    progress: Progress | None,
-) -> list[_Built]:
-    built = []
-    devices = [p.device.index for p in model.parameters() if p.device.type == "cuda"]
-    with torch.random.fork_rng(devices=sorted(set(devices))):
-        torch.manual_seed(seed)
-        for number, (decision, site) in enumerate(pairs):
-            if progress is not None:
-                progress(number, len(pairs), site.path)
-            built.append(_build(model, decision, site, known.get(site.path)))
-    if progress is not None:
-        progress(len(pairs), len(pairs), "")
-    return built
-
-
-def _build(model: nn.Module, decision: Decision, site: Site, known: SiteMoments | None) -> _Built:
-    begin = time.perf_counter()
-    assert decision.structure is not None and decision.start is not None
-    new, error = KINDS[site.kind].build(
-        model, replace(site, parts=decision.parts), decision.structure, decision.start, known
-    )
-    return new, error, time.perf_counter() - begin
 
 
 def _extended_record(

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
 from ksurgeon.kmatrix.fit import fit_
+from ksurgeon.kmatrix.fit.two_sided import TwoSided, low_rank_
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.kmatrix.structures import LowRank, Structure
 from ksurgeon.surgery.build import dense_blocks, in_parts, site_weight
 
-__all__ = ["fit_site", "fitted_blocks"]
+__all__ = ["fit_site", "fitted_blocks", "shift_bias"]
 
 
 def fit_site(
@@ -22,17 +23,51 @@ def fit_site(
 ) -> float:
     """Fit a matrix to the weight of a site; with ``known`` so that its outputs on those inputs are near.
 
+    A low rank is brought near where changes of the outputs matter, too, if ``known`` tells that.
+
     Args:
         matrix: of the site's groups, or of its parts.
         weight: as ``in_parts`` gives it.
-        known: moments of the site's inputs.
+        known: moments of the site's inputs, and the slopes at its outputs.
         sweeps: steps of the fit at most; see ``fit_``.
 
     Returns:
-        Relative Frobenius error of the weight.
+        Relative Frobenius error of the weight, also where ``known`` gives another target.
     """
-    moment = known.moment if known is not None else None
-    return fit_(matrix, weight, moment=moment, steps=sweeps)
+    if known is None:
+        return fit_(matrix, weight, steps=sweeps)
+    target = weight.detach()
+    if known.target is not None:
+        whole = torch.block_diag(*known.target)
+        target = in_parts(whole, weight.shape[1] // whole.shape[1]).to(weight)
+    slopes = known.whole_gradient
+    if isinstance(matrix.structure, LowRank) and slopes is not None:
+        if len(slopes) != matrix.groups:
+            slopes = slopes[0].unflatten(1, (matrix.groups, -1)).movedim(1, 0)
+        low_rank_(matrix, TwoSided.of(dense_blocks(target, matrix.groups), known.root, slopes))
+    else:
+        fit_(matrix, target, moment=known.fitted_moment, steps=sweeps)
+    norm = torch.linalg.vector_norm(weight)
+    with torch.no_grad():
+        return float(torch.linalg.vector_norm(matrix.to_dense() - weight) / norm) if norm > 0 else 0.0
+
+
+@torch.no_grad()
+def shift_bias(layer: nn.Module, matrix: KMatrix, wanted: Tensor, mean: Tensor) -> None:
+    """Give a layer another bias, such that its mean output is as wanted.
+
+    Args:
+        layer: its ``bias`` is replaced, not changed, for the layer that it stands for may share it.
+        matrix: the layer's.
+        wanted: mean output, ``(out,)``.
+        mean: mean input, ``(in,)``.
+    """
+    old = layer.bias
+    assert isinstance(old, Tensor)
+    dense = matrix.to_dense().double()
+    parts = dense.shape[1] // len(mean)
+    bias = (wanted - dense @ mean.repeat(parts)).to(old.dtype)
+    layer.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
 
 
 def fitted_blocks(

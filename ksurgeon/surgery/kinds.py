@@ -26,7 +26,7 @@ from ksurgeon.surgery.build import (
     in_parts,
     site_weight,
 )
-from ksurgeon.surgery.fitting import fit_site
+from ksurgeon.surgery.fitting import fit_site, shift_bias
 
 __all__ = ["KINDS", "Kind", "kind_of"]
 
@@ -79,7 +79,15 @@ def _layer(
         new = build_layer(old, structure, start, site.parts)
     if start == "fit":
         assert isinstance(new.matrix, KMatrix)
-        return new, fit_site(new.matrix, in_parts(site_weight(model, site), site.parts), known)
+        weight = site_weight(model, site).detach()
+        error = fit_site(new.matrix, in_parts(weight, site.parts), known)
+        if known is not None and site.has_bias and not site.parameter:
+            wanted = known.output_mean
+            if wanted is None:
+                assert isinstance(old.bias, torch.Tensor)
+                wanted = weight.double() @ known.mean + old.bias.detach()
+            shift_bias(new, new.matrix, wanted, known.mean)
+        return new, error
     return new, 0.0 if start == "exact" else None
 
 

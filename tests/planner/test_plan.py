@@ -122,7 +122,7 @@ def test_predicted_order_is_the_measured_order():
                 continue
             found = planning.search.sites[site.path]
             pairs.append((option.predicted * site.ratio, judge.of({found: option.structure})))
-    assert len(pairs) > 30 and spearmanr(*zip(*pairs, strict=True))[0] > 0.9
+    assert len(pairs) > 25 and spearmanr(*zip(*pairs, strict=True))[0] > 0.9
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(20, 30), (30, 20)])

@@ -1,0 +1,70 @@
+"""Results of ``benchmarks.fit_models`` as tables in a page."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+__all__ = ["render"]
+
+_PLACE = re.compile(r"(<!-- fits of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def render(results: dict[str, Any], page: Path) -> None:
+    """Write the tables of every model where the page has ``<!-- fits of MODEL -->`` … ``<!-- end -->``."""
+    if not page.exists():
+        return
+    text = page.read_text(encoding="utf-8")
+
+    def filled(match: re.Match[str]) -> str:
+        entry = results.get(match[2])
+        return match[0] if entry is None else match[1] + _tables(entry) + match[3]
+
+    page.write_text(_PLACE.sub(filled, text), encoding="utf-8")
+
+
+def _tables(entry: dict[str, Any]) -> str:
+    setting = ", ".join(f"{name} {value}" for name, value in entry["setting"].items() if value is not None)
+    return f"{setting}. Untouched: **{entry['untouched']:.4f}**.\n\n{_whole(entry)}\n{_layers(entry)}"
+
+
+def _whole(entry: dict[str, Any]) -> str:
+    """A line for each structure and way, a column for each share."""
+    rows = {(row["structure"], row["way"], row["share"]): row for row in entry["rows"]}
+    shares = sorted({share for *_, share in rows}, reverse=True)
+    lines = [
+        "| structure | fitted to | "
+        + " | ".join(f"{share:.0%}" for share in shares)
+        + " | errors of weights, of outputs |",
+        "|---|---|" + "---|" * (len(shares) + 1),
+    ]
+    for structure, way in dict.fromkeys((row["structure"], row["way"]) for row in entry["rows"]):
+        found = [rows.get((structure, way, share)) for share in shares]
+        figures = [_figure(row, share) for row, share in zip(found, shares, strict=True)]
+        errors = " · ".join(
+            f"{row['error']:.2f}, {row['weighted error']:.2f}" if row is not None else "–" for row in found
+        )
+        lines.append(f"| {structure} | {way} | {' | '.join(figures)} | {errors} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(row: dict[str, Any] | None, share: float) -> str:
+    if row is None:
+        return "–"
+    apart = f" (keeps {row['kept']:.0%})" if abs(row["kept"] - share) > 0.03 else ""
+    return f"{row['figure']:.3f}{apart}"
+
+
+def _layers(entry: dict[str, Any]) -> str:
+    """Every layer at one half: the weighted error of each structure fitted to the inputs."""
+    rows = [row for row in entry["rows"] if row["share"] == 0.5 and row["way"] == "inputs"]
+    if not rows:
+        return ""
+    lines = [
+        "<details><summary>Every layer at 50 %: error of its output when fitted to its inputs</summary>\n",
+        f"| layer | {' | '.join(row['structure'] for row in rows)} |",
+        "|---|" + "---|" * len(rows),
+    ]
+    for path in rows[0]["layers"]:
+        errors = [f"{row['layers'][path][1]:.3f}" for row in rows]
+        lines.append(f"| `{path}` | {' | '.join(errors)} |")
+    return "\n".join([*lines, "\n</details>\n"])

@@ -1,0 +1,252 @@
+"""A model as it was and as it becomes, run side by side and held at every site until it is changed."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from ksurgeon.calibrate.data import row_mask
+from ksurgeon.calibrate.rows import input_rows, output_rows, shown_rows
+from ksurgeon.errors import InputError, SurgeryError
+from ksurgeon.find import Site
+from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, evaluating, tensors_of
+
+__all__ = ["Joint", "Reached", "affordable", "can_compensate", "in_lockstep"]
+
+_LARGEST = 4096  # entries of the vectors whose moments are kept
+_ROWS = 4096  # vectors of a batch that a site takes, at most
+_BYTES = 2 << 30  # what is alive in all passes together
+_ALIVE = 2  # times what a layer takes and gives is about what is alive in a pass while it is held there
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Moments of a site's inputs x̂ in the changed model, and of its outputs y in the original.
+
+    All are float64, one block for each group of a convolution.
+
+    Attributes:
+        moment: of x̂ with itself, ``(groups, in / groups, in / groups)``; about its mean if the site has a
+            bias, else about 0.
+        cross: of y with x̂, ``(groups, out / groups, in / groups)``, likewise.
+        input_mean, output_mean: ``(in,)`` and ``(out,)``.
+        rows: vectors taken.
+    """
+
+    moment: Tensor
+    cross: Tensor
+    input_mean: Tensor
+    output_mean: Tensor
+    rows: int
+
+    def target(self, weight: Tensor, ridge: float) -> Tensor:
+        """The weight that makes the best of x̂: of least ``E‖y − T x̂‖² + r‖T − W‖²``.
+
+        Args:
+            weight: W, ``(groups, out / groups, in / groups)``.
+            ridge: r, relative to the mean square of an entry of x̂.
+        """
+        mean = self.moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        own = ridge * mean
+        eye = torch.eye(self.moment.shape[-1], dtype=self.moment.dtype, device=self.moment.device)
+        system = self.moment + torch.where(own > 0, own, 1.0) * eye
+        wanted = self.cross + torch.where(own > 0, own, 1.0) * weight.double()
+        return torch.linalg.solve(system, wanted, left=False)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A site at which all batches wait; ``replace`` it before the next one is asked for."""
+
+    site: Site
+    joint: Joint
+    replace: Callable[[nn.Module], None]
+
+
+def can_compensate(site: Site) -> bool:
+    """Whether a site is a layer that its owner calls, and small enough for its moments to be kept."""
+    called = not (site.nodes or site.parameter or site.read or "Transpose" in site.class_name)
+    return called and site.in_features // _groups(site) <= _LARGEST
+
+
+def in_lockstep(
+    model: nn.Module,
+    sites: Sequence[Site],
+    batches: Sequence[ExampleInputs],
+    *,
+    rows: int = _ROWS,
+    seed: int = 0,
+) -> Generator[Reached]:
+    """Walk a model from front to back, with every site that was passed replaced.
+
+    Each batch runs twice at once, in greenlets: through the original layers and, from the first replaced
+    site on, through the replacements. So the whole walk costs two forward passes, and the memory of what is
+    alive in them at one site; ``affordable`` tells how many batches that allows. The model itself is never
+    changed. A layer that is called again later is not stopped at again. Sites that no batch reaches are not
+    yielded.
+
+    Args:
+        model: the model.
+        sites: such that ``can_compensate`` holds.
+        batches: inputs that the model takes.
+        rows: vectors of a batch that a site takes at most, drawn at random.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: a site took or gave NaN or infinite entries.
+        SurgeryError: the changed model calls its layers in another order than the original one.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        replacements: dict[str, nn.Module] = {}
+        paths = {model.get_submodule(site.path): site.path for site in sites}
+        hook = register_module_forward_hook(_hook(paths, replacements), with_kwargs=True)
+        stack.callback(hook.remove)
+        known = {site.path: site for site in sites}
+        pairs = [(_Run(model, batch, False), _Run(model, batch, True)) for batch in batches]
+        stack.callback(_end, [run for pair in pairs for run in pair])
+        waiting = {number: _both(pair) for number, pair in enumerate(pairs)}
+        while stops := {number: stop for number, stop in waiting.items() if stop is not None}:
+            path = next(iter(stops.values())).path
+            site, sums = known[path], _Sums(known[path], model.get_submodule(path))
+            here = [number for number, stop in stops.items() if stop.path == path]
+            for number in here:
+                stop, random = stops[number], torch.Generator().manual_seed(seed * 1_000_003 + number)
+                try:
+                    sums.add(stop, row_mask(batches[number]), rows, random)
+                except InputError as error:
+                    raise InputError(f"{error} at {path}, in batch {number + 1}") from error
+            stop = stops = None  # type: ignore[assignment]  # let go of what the batches wait with
+            yield Reached(site, sums.joint(), partial(replacements.__setitem__, path))
+            for number in here:
+                waiting[number] = None
+                waiting[number] = _both(pairs[number])
+
+
+def affordable(
+    model: nn.Module, batches: Sequence[ExampleInputs], memory: int = _BYTES
+) -> Sequence[ExampleInputs]:
+    """As many of the batches as can be held at once in about so many bytes, evenly chosen; one at least.
+
+    Reckons with the most that a layer takes and gives in one run of the longest batch.
+    """
+    most = 0
+
+    def hook(layer: nn.Module, args: Any, output: Any) -> None:
+        nonlocal most
+        if not layer._modules:
+            tensors = tensors_of((args, output))
+            most = max(most, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+    longest = max(batches, key=lambda batch: sum(t.numel() for t in tensors_of(as_call(batch))))
+    handle = register_module_forward_hook(hook)
+    try:
+        with evaluating(model):
+            call_model(model, longest)
+    finally:
+        handle.remove()
+    count = max(1, memory // max(1, 2 * _ALIVE * most))
+    return batches if count >= len(batches) else [batches[i * len(batches) // count] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class _Stop:
+    path: str
+    changed: Tensor  # what the layer takes in the changed model
+    output: Tensor  # and gives in the original one
+
+
+class _Run(greenlet):
+    """One forward pass that can be held: a switch to it gives where it waits, or None at its end."""
+
+    def __init__(self, model: nn.Module, batch: ExampleInputs, changed: bool) -> None:
+        super().__init__(self._call)
+        self._model, self._batch, self.changed = model, batch, changed
+
+    def _call(self) -> None:
+        call_model(self._model, self._batch)
+
+
+def _hook(paths: Mapping[nn.Module, str], replacements: Mapping[str, nn.Module]) -> Callable[..., Any]:
+    """Holds a pass at a layer, and lets the replacement, once there is one, answer in the changed model."""
+
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        run, path = getcurrent(), paths.get(layer)
+        if path is None or not isinstance(run, _Run):
+            return None
+        if path not in replacements:
+            assert run.parent is not None
+            run.parent.switch((path, args[0] if args else next(iter(kwargs.values())), output))
+        new = replacements.get(path, layer) if run.changed else layer
+        return new(*args, **kwargs) if new is not layer else None
+
+    return hook
+
+
+def _both(pair: tuple[_Run, _Run]) -> _Stop | None:
+    """Run the original and the changed model on to where both wait next."""
+    before, after = (run.switch() for run in pair)
+    if before is None and after is None:
+        return None
+    if before is None or after is None or before[0] != after[0]:
+        ways = [stop[0] if stop is not None else "its end" for stop in (before, after)]
+        raise SurgeryError(
+            f"the changed model comes to {ways[1]} where the original one comes to {ways[0]}; which layers "
+            "it calls depends on the data, so fit it without error compensation"
+        )
+    return _Stop(before[0], after[1], before[2])
+
+
+def _end(runs: Sequence[_Run]) -> None:
+    for run in runs:
+        if run:
+            run.throw(GreenletExit)
+
+
+class _Sums:
+    """Running sums of the moments of one site."""
+
+    def __init__(self, site: Site, layer: nn.Module) -> None:
+        self.layer, self.groups, self.centred = layer, _groups(site), site.has_bias
+        self.count = 0
+        self.inputs = self.outputs = self.moment = self.cross = torch.zeros((), dtype=torch.float64)
+
+    def add(self, stop: _Stop, mask: Tensor | None, most: int, random: torch.Generator) -> None:
+        """Add the rows of one batch.
+
+        Raises:
+            InputError: entries that are NaN or infinite.
+        """
+        x = shown_rows(input_rows(stop.changed, self.layer), mask)
+        y = shown_rows(output_rows(stop.output, self.layer), mask)
+        if len(x) > most:
+            some = torch.randperm(len(x), generator=random)[:most].to(x.device)
+            x, y = x[some], y[some]
+        x, y = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (x, y))
+        inputs, outputs = x.sum(0, dtype=torch.float64), y.sum(0, dtype=torch.float64)
+        if not bool(inputs.isfinite().all() and outputs.isfinite().all()):
+            raise InputError("NaN or infinite entries")
+        x, y = (rows.unflatten(1, (self.groups, -1)).movedim(1, 0) for rows in (x, y))
+        self.count += x.shape[1]
+        self.inputs, self.outputs = self.inputs.to(x.device) + inputs, self.outputs.to(x.device) + outputs
+        self.moment = self.moment.to(x.device) + (x.mT @ x).double()
+        self.cross = self.cross.to(x.device) + (y.mT @ x).double()
+
+    def joint(self) -> Joint:
+        count = max(self.count, 1)
+        inputs, outputs = self.inputs / count, self.outputs / count
+        moment, cross = self.moment / count, self.cross / count
+        if self.centred:
+            x, y = (mean.unflatten(0, (self.groups, -1)) for mean in (inputs, outputs))
+            moment, cross = moment - x[:, :, None] * x[:, None], cross - y[:, :, None] * x[:, None]
+        return Joint(moment, cross, inputs, outputs, self.count)
+
+
+def _groups(site: Site) -> int:
+    return site.groups if site.kind == "pointwise_conv" else 1

@@ -1,0 +1,92 @@
+"""Build what takes the sites' places: as a plan says, and where there are data, to fit what the sites do."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ksurgeon.calibrate import Batches, SiteMoments, calibrate, harm_for
+from ksurgeon.calibrate.lockstep import can_compensate
+from ksurgeon.find import Site
+from ksurgeon.find.inputs import call_model, evaluating
+from ksurgeon.rules.plan import Decision
+from ksurgeon.surgery.compensate import compensating
+from ksurgeon.surgery.kinds import KINDS
+
+__all__ = ["Built", "Progress", "build_replacements"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with sites done, sites in all, and the path of the site that is being worked on."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A replacement, the relative error of its weight where there is one, and the time it took."""
+
+    module: nn.Module
+    error: float | None
+    seconds: float
+
+
+def build_replacements(
+    model: nn.Module,
+    pairs: Sequence[tuple[Decision, Site]],
+    *,
+    batches: Batches | None = None,
+    compensate: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Built]:
+    """Build the replacement of every site; the model is not changed.
+
+    Args:
+        model: that has the sites.
+        pairs: decisions that replace, and their sites.
+        batches: inputs to fit to; without any, the weights alone are fitted.
+        compensate: whether layers are fitted front to back, each to the inputs that the replacements before
+            it give (see ``compensating``).
+        seed: of random starting values, and of rows drawn.
+        progress: called before each site and once at the end.
+
+    Raises:
+        InputError: the model takes or gives NaN or infinite entries on the batches.
+        SurgeryError: a changed model calls its layers in another order.
+    """
+    made: dict[Site, Built] = {}
+    decisions = {site: decision for decision, site in pairs}
+
+    def build(site: Site, known: SiteMoments | None) -> nn.Module:
+        begin, decision = time.perf_counter(), decisions[site]
+        assert decision.structure is not None and decision.start is not None
+        new, error = KINDS[site.kind].build(
+            model, replace(site, parts=decision.parts), decision.structure, decision.start, known
+        )
+        made[site] = Built(new, error, time.perf_counter() - begin)
+        return new
+
+    def tell(site: Site | None) -> None:
+        if progress is not None:
+            progress(len(made), len(pairs), site.path if site is not None else "")
+
+    devices = [p.device.index for p in model.parameters() if p.device.type == "cuda"]
+    with torch.random.fork_rng(devices=sorted(set(devices))):
+        torch.manual_seed(seed)
+        known: dict[str, SiteMoments] = {}
+        fitted = [site for decision, site in pairs if decision.start == "fit"]
+        if batches is not None and fitted:
+            with evaluating(model):
+                outputs = call_model(model, batches.fit[0])
+            harm = harm_for("auto", model, outputs)
+            known = calibrate(model, fitted, batches.fit, harm=harm, seed=seed).sites
+            if compensate:
+                able = [site for site in fitted if can_compensate(site)]
+                for site in compensating(model, able, batches.fit, known, build, seed):
+                    tell(site)
+        for _, site in pairs:
+            if site not in made:
+                tell(site)
+                build(site, known.get(site.path))
+        tell(None)
+    return [made[site] for _, site in pairs]
