@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.data import Pair, minilm, sts
 from benchmarks.results import cpu_setting
-from ksurgeon.calibrate.harm import OutputChange
+from ksurgeon.calibrate.harm import Harm, HarmName, OutputChange
 from ksurgeon.kmatrix.structures import LowRank, Structure
 from ksurgeon.planner import Budget, Planning, plan
 from ksurgeon.planner import options as planner_options
@@ -100,13 +100,13 @@ def planned(model: nn.Module, tokenizer: Any, budget: str, **options: Any) -> tu
         return found, time.perf_counter() - begin
 
 
-def order(seconds: float) -> dict[str, Any]:
+def order(seconds: float, harm: HarmName | Harm) -> dict[str, Any]:
     """Single swaps, spread over the options of every site until the time is up, a hundred at least.
 
     Options whose figures are of a quick fit are left out: what is measured is a thorough one.
     """
     model, tokenizer = minilm()
-    planning, _ = planned(model, tokenizer, "params=0.5", harm=EmbeddingChange())
+    planning, _ = planned(model, tokenizer, "params=0.5", harm=harm)
     search, rows = planning.search, []
     begin, taken = time.perf_counter(), 0
     playing = [site for site in planning.sites if len(site.options) > 1]
@@ -127,14 +127,14 @@ def order(seconds: float) -> dict[str, Any]:
         taken += 1
         figure = spearmanr([r["predicted"] for r in rows], [r["measured"] for r in rows])[0]
         print(f"{len(rows)} swaps: Spearman {figure:.4f}", flush=True)
-    return {"swaps": len(rows), "spearman": float(figure), "rows": rows}
+    return {"harm": planning.harm.name, "swaps": len(rows), "spearman": float(figure), "rows": rows}
 
 
-def task(budgets: Sequence[float]) -> list[dict[str, Any]]:
+def task(budgets: Sequence[float], harm: HarmName | Harm) -> list[dict[str, Any]]:
     """STS-B test of plans, beside a low rank of the same share everywhere, fitted to weights or to data."""
     model, tokenizer = minilm()
     test = Task(tokenizer, sts("test"))
-    planning, _ = planned(model, tokenizer, f"params={budgets[0]}", harm=EmbeddingChange())
+    planning, _ = planned(model, tokenizer, f"params={budgets[0]}", harm=harm)
     search, dense = planning.search, test(model)
     print(f"dense {dense:.4f}", flush=True)
     found = []
@@ -157,6 +157,7 @@ def task(budgets: Sequence[float]) -> list[dict[str, Any]]:
         search.judge._calibration.sites = known
         row = {
             "budget": str(budget),
+            "harm": planning.harm.name,
             "dense": dense,
             "plan": ours,
             "uniform low rank, fitted to inputs": weighted,
@@ -196,7 +197,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=120, help="for the swaps")
     parser.add_argument("--structures", nargs="+", default=FAMILIES, metavar="NAME")
+    parser.add_argument("--harm", choices=("outputs", "embeddings"), default="outputs")
     arguments = parser.parse_args()
+    harm: HarmName | Harm = EmbeddingChange() if arguments.harm == "embeddings" else "outputs"
     FAMILIES = arguments.structures
     torch.set_num_threads(arguments.threads)
     file: Path = arguments.json
@@ -204,9 +207,9 @@ def main() -> None:
     results["setting"] = cpu_setting(arguments.threads) | {"examples": EXAMPLES, "structures": list(FAMILIES)}
     for part in arguments.parts or ("order", "task", "time"):
         if part == "order":
-            results[part] = order(arguments.seconds)
+            results[part] = order(arguments.seconds, harm)
         elif part == "task":
-            results[part] = task((0.5, 0.25))
+            results[part] = task((0.5, 0.25), harm)
         elif part == "time":
             results[part] = seconds_to_plan()
         else:
