@@ -15,13 +15,14 @@ class Clock:
 
     Args:
         batches: steps of one pass over the data.
+        used: seconds of the time allowed that were spent before the first step.
 
     Attributes:
         total: steps of the whole training; None where only time limits it.
-        before: seconds that were spent before a resumption.
+        before: seconds that were spent before this clock began, before a resumption too.
     """
 
-    def __init__(self, settings: Settings, batches: int) -> None:
+    def __init__(self, settings: Settings, batches: int, used: float = 0.0) -> None:
         limits = [settings.steps] if settings.steps else []
         epochs = settings.epochs
         if epochs is None and settings.steps is None and settings.minutes is None:
@@ -30,17 +31,20 @@ class Clock:
             limits.append(max(1, round(epochs * batches)))
         self.total = min(limits) if limits else None
         self.seconds = settings.minutes * 60 if settings.minutes else None
-        self.before, self._begin = 0.0, time.perf_counter()
+        self.used = self.before = used
+        self._begin = time.perf_counter()
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training, those before a resumption included."""
+        """Seconds since the training began, those before a resumption included."""
         return self.before + time.perf_counter() - self._begin
 
     def progress(self, step: int, elapsed: float) -> float:
         """Share of the training that is over after so many steps and seconds."""
         by_steps = step / self.total if self.total else 0.0
-        by_time = elapsed / self.seconds if self.seconds else 0.0
+        by_time = 0.0
+        if self.seconds:
+            by_time = (elapsed - self.used) / max(self.seconds - self.used, 1e-9)
         return min(1.0, max(by_steps, by_time))
 
 

@@ -1,5 +1,6 @@
 """Distillation and fine-tuning: one call each."""
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -147,6 +148,7 @@ def _train(
 ) -> Trained:
     if resume and folder is None:
         raise TrainingError("resume needs the folder that the checkpoints are in")
+    begin = time.perf_counter()
     place = Path(folder) if folder is not None else None
     data = open_data(source, model, settings, preprocessor=preprocessor)
     if not data.train:
@@ -181,7 +183,17 @@ def _train(
                 estimate_batch_norms(model, _some(data, where))
             if settings.trackers:
                 accelerator.init_trackers("ksurgeon", config=_flat(settings))
-            loop = Loop(objective, targets, data, settings, accelerator, told, place, resume)
+            loop = Loop(
+                objective,
+                targets,
+                data,
+                settings,
+                accelerator,
+                told,
+                place,
+                resume,
+                time.perf_counter() - begin,
+            )
             told.stage("end to end", loop.clock.total or 0)
             history = loop.run(started=before.clear)
         if batch_norms(model) and settings.batch_norm == "train":

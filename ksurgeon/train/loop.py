@@ -43,6 +43,7 @@ class Loop:
         targets: gives the teacher's outputs for a batch; None without a teacher.
         folder: for checkpoints; None keeps none.
         resume: go on from the last checkpoint there, if there is one.
+        used: seconds that were spent before, of those that the settings allow.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Loop:
         listener: Listener,
         folder: Path | None = None,
         resume: bool = False,
+        used: float = 0.0,
     ) -> None:
         self.objective, self.targets, self.data, self.settings = objective, targets, data, settings
         self.accelerator, self.listener = accelerator, listener
-        self.clock = Clock(settings, data.batches_per_epoch)
+        self.clock = Clock(settings, data.batches_per_epoch, used)
         optimiser = torch.optim.AdamW(parameter_groups(objective, settings), betas=(0.9, 0.99), eps=_EPSILON)
         self.model, wrapped = accelerator.prepare(objective, optimiser)
         self.optimiser: Any = wrapped
@@ -69,7 +71,7 @@ class Loop:
         self.scales: dict[str, float] = {}
         self.best: tuple[float, list[Tensor]] | None = None
         self.history: list[Evaluation] = []
-        self._saved = self._mark = 0.0
+        self._saved = self._mark = used
         if resume and self.checkpoints is not None:
             self._resume()
 

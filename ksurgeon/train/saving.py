@@ -41,6 +41,7 @@ def pack(loop: "Loop") -> Saved:
     plain = {
         "step": loop.step,
         "elapsed": loop.clock.elapsed,
+        "used": loop.clock.used,
         "evaluations": loop.evaluations,
         "stale": loop.stale,
         "scales": loop.scales,
@@ -83,7 +84,7 @@ def unpack(loop: "Loop", saved: Saved) -> None:
     loop.step, loop.evaluations, loop.stale = plain["step"], plain["evaluations"], plain["stale"]
     loop.scales, loop.data.broken = plain["scales"], list(plain["broken"])
     loop.history = [Evaluation(**evaluation) for evaluation in plain["history"]]
-    loop.clock.before = plain["elapsed"]
+    loop.clock.before, loop.clock.used = plain["elapsed"], plain["used"]
     set_random_state((part("random."), plain["random"]))
 
 

@@ -29,8 +29,8 @@ class Settings(BaseModel):
         task: what the outputs are; "auto" asks the model.
         steps: optimiser steps; where neither steps, epochs nor minutes are given, three epochs.
         epochs: passes over the training examples.
-        minutes: training ends, its learning rate decayed, after so many minutes of wall time; of several
-            limits the first that is reached counts.
+        minutes: training ends, its learning rate decayed, after so many minutes of wall time, what is done
+            before the first step included; of several limits the first that is reached counts.
         batch: examples of an optimiser step, over all processes.
         micro_batch: examples of one forward pass; the gradients of a step's passes are added up.
         lr: peak learning rate of AdamW.

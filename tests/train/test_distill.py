@@ -8,6 +8,8 @@ from torch import nn
 
 import ksurgeon
 from ksurgeon.surgery.record import record_of
+from ksurgeon.train.clock import Clock, rate_at
+from ksurgeon.train.settings import make_settings
 from tests import zoo
 from tests.train import texts
 from tests.train.conftest import pair, pictures, vectors
@@ -102,11 +104,23 @@ def test_early_stopping(heard):
 
 def test_minutes_end_a_training(heard):
     student, teacher = pair()
-    trained = ksurgeon.distill(
-        student, teacher, vectors(), batch=16, minutes=0.01, device="cpu", listener=heard, layerwise=0
-    )
-    assert 0.5 < trained.seconds < 20
-    assert heard.steps[-1].lr < 0.3 * max(step.lr for step in heard.steps)
+    settings = {"batch": 16, "minutes": 0.02, "device": "cpu", "layerwise": 0, "least_squares": False}
+    trained = ksurgeon.distill(student, teacher, vectors(), listener=heard, **settings)
+    assert trained.seconds >= 1.2 and len(heard.steps) == trained.steps
+
+
+def test_progress_is_by_steps_or_by_time_whichever_is_ahead():
+    both = Clock(make_settings(steps=100, minutes=1), batches=10, used=12.0)
+    assert both.total == 100 and both.elapsed >= 12
+    assert both.progress(0, 12.0) == 0 and both.progress(50, 12.0) == 0.5
+    assert both.progress(10, 36.0) == 0.5 and both.progress(10, 60.0) == 1
+    assert Clock(make_settings(), batches=10).total == 30
+    assert Clock(make_settings(epochs=0.5), batches=10).total == 5
+    assert Clock(make_settings(minutes=1), batches=10).total is None
+    late = Clock(make_settings(minutes=1), batches=10, used=90.0)
+    assert late.progress(0, 90.1) == 1
+    rates = [rate_at(share / 100, 0.1) for share in range(101)]
+    assert max(rates) == rates[10] == 1 and rates[0] < 0.02 and rates[-1] < 1e-6
 
 
 def test_frozen_parameters_stay():
