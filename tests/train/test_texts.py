@@ -37,7 +37,7 @@ def test_batches_of_texts(tmp_path):
     student, _ = texts.pair("encoder", tmp_path / "encoder")
     data = open_data(texts.sentences(), student, make_settings(batch=8, held_out=0, max_length=6))
     batch = next(data.training_batches(0))[0]
-    assert batch["inputs"].keys() == {"input_ids", "attention_mask", "token_type_ids"}
+    assert batch["inputs"].keys() == {"input_ids", "attention_mask"}
     assert batch["inputs"]["input_ids"].shape[1] <= 6
     assert (batch["inputs"]["attention_mask"] == (batch["inputs"]["input_ids"] != 0)).all()
 
