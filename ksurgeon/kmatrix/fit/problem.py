@@ -130,14 +130,13 @@ def _moment(matrix: KMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
     moment = moment.to(torch.complex128 if first.is_complex() else torch.float64)
     trace = moment.diagonal(dim1=1, dim2=2).real.mean(1)[:, None, None]
     moment = moment / torch.where(trace > 0, trace, 1.0)
-    root = cholesky(moment)
+    symmetric = torch.allclose(moment, moment.mH, atol=_NEGATIVE * float(moment.abs().max()))
+    root = cholesky(moment) if symmetric else None
     if root is not None:
         return moment.expand(groups, size, size), root.expand(groups, size, size)
     values, vectors = torch.linalg.eigh((moment + moment.mH) / 2)
     largest = values[:, -1:].clamp(min=0)
-    if bool((values < -_NEGATIVE * largest).any()) or not torch.allclose(
-        moment, moment.mH, atol=_NEGATIVE * float(largest.max())
-    ):
+    if not symmetric or bool((values < -_NEGATIVE * largest).any()):
         raise WeightsError("the second moment is not symmetric and positive semidefinite")
     root = vectors * values.clamp(min=0).sqrt()[:, None, :]
     return moment.expand(groups, size, size), root.expand(groups, size, size)
