@@ -45,15 +45,15 @@ def test_a_model_that_amplifies_rounding_is_converted_and_the_user_told(picks):
 
 @pytest.mark.parametrize("picks", [False, True])
 def test_a_wrong_replacement_is_not_taken_for_rounding(picks, monkeypatch):
-    build = converting._build
+    build = converting.build_replacements
 
-    def wrong(*arguments):
-        new, error, seconds = build(*arguments)
+    def wrong(*arguments, **options):
+        built = build(*arguments, **options)
         with torch.no_grad():
-            new.matrix.factors[0] *= 1.01
-        return new, error, seconds
+            built[0].module.matrix.factors[0] *= 1.01
+        return built
 
-    monkeypatch.setattr(converting, "_build", wrong)
+    monkeypatch.setattr(converting, "build_replacements", wrong)
     model = Wild(picks)
     layer = model.layer
     with pytest.raises(SurgeryError, match="restored"):
