@@ -45,6 +45,9 @@ def _largest(itemsize: int) -> int:
 
 
 _FEWEST = 128  # rows that a program sums over, if there are so many
+# Bytes of shared memory that every GPU from capability 8.0 on gives a program. Triton keeps a stage of the
+# pipeline there for each operand or not, as its version likes; tiles are cut for the worst.
+_SHARED = 99 * 1024
 
 
 @lru_cache(maxsize=4096)
@@ -107,9 +110,10 @@ def outer_tiles(
     shares = max(wanted // programs, 1)
     # A power of two: the kernel is compiled for it.
     each = max(1 << (max(rows // shares, 1).bit_length() - 1), min(_side(rows, _FEWEST), _FEWEST))
-    return Tiles(
-        _side(each, largest // 2), group, out, inner, 8 if group * out * inner >= 8192 else 4, 2
-    ), each
+    rows_each = _side(each, largest // 2)
+    while group * rows_each * (out + inner) * itemsize * 2 > _SHARED and rows_each > _SMALLEST:
+        rows_each //= 2
+    return Tiles(rows_each, group, out, inner, 8 if group * out * inner >= 8192 else 4, 2), each
 
 
 # Entries of a padded vector that a thread holds where a chain is applied at once, by bytes of an entry.
