@@ -2,6 +2,8 @@
 
 import copy
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf, isfinite
 from pathlib import Path
 
@@ -147,10 +149,30 @@ def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         return [t.clone() for t in tensors_of(model(*args, **kwargs)) if t.is_floating_point()]
 
 
+@contextmanager
+def _batch_norms_right(model: nn.Module) -> Iterator[None]:
+    """Backward of PyTorch's batch norm on the CPU reads another order than that of the gradient it is given if
+    the batch is one image and the gradient is the transpose of tokens: each must be in order, or the original
+    and the converted model are told apart by the strides of gradients.
+    """
+
+    def in_order(module: nn.Module, args: object, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(Tensor.contiguous)
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_hook(in_order) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _gradients(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """Gradients of the mean square of what the model gives, of every parameter that gets one."""
     args, kwargs = as_call(inputs)
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad(), _batch_norms_right(model):
         torch.manual_seed(0)
         loss = sum(t.square().mean() for t in tensors_of(model(*args, **kwargs)) if t.requires_grad)
         if isinstance(loss, Tensor):

@@ -92,3 +92,30 @@ class Endless(nn.Module):
 def test_outputs_that_are_infinite_or_no_number_can_be_compared():
     trip = round_trip(Endless(), (torch.randn(4, 8),))
     assert trip.failed == "" and trip.replaced == 1
+
+
+class Tokens(nn.Module):
+    """Channels normalised by hand or by PyTorch, then weighted as tokens that lie in order."""
+
+    def __init__(self, by_hand):
+        super().__init__()
+        self.by_hand = by_hand
+        self.norm = nn.BatchNorm2d(4)
+        self.weight = nn.Parameter(torch.randn(9, 4))
+
+    def forward(self, images):
+        if self.by_hand:
+            weight, bias = (p[:, None, None] for p in (self.norm.weight, self.norm.bias))
+            images = images / (1 + self.norm.eps) ** 0.5 * weight + bias
+        else:
+            images = self.norm(images)
+        return images.flatten(2).transpose(1, 2).contiguous() * self.weight
+
+
+def test_gradients_are_right_where_those_of_pytorch_are_not():
+    # One image, and a gradient that is in order as tokens: see trips._batch_norms_right.
+    model, by_hand = Tokens(False), Tokens(True)
+    by_hand.load_state_dict(model.state_dict())
+    images = torch.randn(1, 4, 3, 3)
+    want = trips._gradients(by_hand, (images,))
+    torch.testing.assert_close(trips._gradients(model, (images,)), want)
