@@ -8,7 +8,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ksurgeon convert resnet50 --rule shuffle -o converted/resnet50-shuffle --yes
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile  # one thread for each process
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

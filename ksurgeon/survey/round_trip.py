@@ -151,9 +151,9 @@ def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 @contextmanager
 def _batch_norms_right(model: nn.Module) -> Iterator[None]:
-    """Backward of PyTorch's batch norm on the CPU reads another order than that of the gradient it is given if
-    the batch is one image and the gradient is the transpose of tokens: each must be in order, or the original
-    and the converted model are told apart by the strides of gradients.
+    """PyTorch's backward of batch norm on the CPU is wrong where one image's gradient lies as tokens do.
+
+    Then the strides of a gradient would tell the original from the converted model: each is put in order.
     """
 
     def in_order(module: nn.Module, args: object, output: Tensor) -> None:
