@@ -174,7 +174,7 @@ class KFrontend(nn.Module):
         inside = order < size
         index = order if size == p.n_fft else order.clamp(max=size - 1)
         window = self.window[index] if size == p.n_fft else self.window[index] * inside
-        columns = frames.index_select(0, index).flatten(1)
+        columns = frames.contiguous().index_select(0, index).flatten(1)  # rows of memory, not single samples
         parts = self.dft.parts(columns, 0, window)
         bins = self.dft.out_features
         if p.power is None:

@@ -200,7 +200,7 @@ class KTransform(nn.Module):
         if self.kind == "irdft":
             x = nn.functional.pad(x, [0, 0] * (x.dim() - dim - 1) + [0, self.n - self.in_features])
         gives: Literal["real", "both"] = "real" if self.kind == "irdft" else "both"
-        x = x.index_select(dim, self.order)  # type: ignore[arg-type]
+        x = self._digits_reversed(x, dim)
         if gives == "both" and not x.is_complex():
             re, im = self.parts(x.to(dtype), dim).unbind(dim)
             y = torch.complex(re.contiguous(), im.contiguous())
@@ -214,6 +214,13 @@ class KTransform(nn.Module):
             re, im = y.chunk(2, dim)
             y = torch.complex(re.contiguous(), im.contiguous())
         return self._along_others(y)
+
+    def _digits_reversed(self, x: Tensor, dim: int) -> Tensor:
+        """``x.index_select(dim, self.order)`` of a Fourier transform, as a copy of blocks instead of entries."""
+        digits = range(dim, dim + len(self.radices))
+        before, after = range(dim), range(digits.stop, x.dim() + len(self.radices) - 1)
+        x = x.unflatten(dim, self.radices).permute(*before, *reversed(digits), *after)
+        return x.flatten(dim, digits.stop - 1)
 
     def _along_others(self, y: Tensor) -> Tensor:
         if self.others:
