@@ -216,7 +216,7 @@ class KTransform(nn.Module):
         return self._along_others(y)
 
     def _digits_reversed(self, x: Tensor, dim: int) -> Tensor:
-        """``x.index_select(dim, self.order)`` of a Fourier transform, as a copy of blocks instead of entries."""
+        """``x.index_select(dim, self.order)`` of a Fourier transform, copied block by block."""
         digits = range(dim, dim + len(self.radices))
         before, after = range(dim), range(digits.stop, x.dim() + len(self.radices) - 1)
         x = x.unflatten(dim, self.radices).permute(*before, *reversed(digits), *after)
