@@ -1,6 +1,9 @@
 """The exact choice: one option for each site, within a budget, at the least harm (or cost)."""
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,22 +92,41 @@ def _solve(
     heaviest = max(float(weight.max()), 1e-300)
     # The solver's tolerances are absolute: what is minimised is brought to thousands.
     scale = 1e4 / max(float(value.max()), 1e-300)
-    found = milp(
-        value * scale,
-        constraints=[
-            LinearConstraint(one, 1, 1),
-            LinearConstraint(weight[None] / heaviest, -np.inf, limit / heaviest),
-        ],
-        integrality=np.ones(len(value)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0, "time_limit": seconds},
-    )
+    with _silence():
+        found = milp(
+            value * scale,
+            constraints=[
+                LinearConstraint(one, 1, 1),
+                LinearConstraint(weight[None] / heaviest, -np.inf, limit / heaviest),
+            ],
+            integrality=np.ones(len(value)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0, "time_limit": seconds},
+        )
     if found.x is None:
         starts = np.concatenate([[0], ends[:-1]])
         return [int(np.argmin(weight[a:b])) for a, b in zip(starts, ends, strict=True)], float("inf")
     starts = np.concatenate([[0], ends[:-1]])
     picked = [int(np.argmax(found.x[a:b])) for a, b in zip(starts, ends, strict=True)]
     return picked, max(float(found.mip_gap or 0.0), 0.0)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drop what is written to the process's standard output: scipy 1.17's HiGHS leaves lines for debugging."""
+    try:
+        sys.stdout.flush()
+        kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except (OSError, ValueError):  # closed
+        yield
+        return
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _undominated(values: Sequence[float], weights: Sequence[float]) -> list[int]:

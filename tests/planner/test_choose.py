@@ -1,8 +1,10 @@
 """The exact choice beside brute force."""
 
+import os
 from itertools import product
 
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,3 +51,16 @@ def test_a_limit_that_cannot_be_met():
 
 def test_options_that_others_beat_are_never_taken():
     assert choose([[0.0, 1.0, 2.0]], [[9.0, 3.0, 4.0]], 5).picked == [1]
+
+
+def test_what_the_solver_prints_stays_unseen(monkeypatch, capfd):
+    solve = scipy.optimize.milp
+
+    def chatty(*args, **options):
+        os.write(1, b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();\n")
+        return solve(*args, **options)
+
+    monkeypatch.setattr(scipy.optimize, "milp", chatty)
+    assert choose([[0.0, 1.0], [0.0, 2.0]], [[3.0, 1.0], [3.0, 1.0]], 4).picked == [1, 0]
+    os.write(1, b"seen")
+    assert capfd.readouterr().out == "seen"
