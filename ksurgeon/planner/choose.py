@@ -113,7 +113,7 @@ def _solve(
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Drop what is written to the process's standard output: scipy 1.17's HiGHS leaves lines for debugging."""
+    """Drop what the process writes to standard output: HiGHS in scipy 1.17 leaves lines for debugging."""
     try:
         sys.stdout.flush()
         kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
