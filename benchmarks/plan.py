@@ -9,7 +9,11 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +21,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from benchmarks.data import Pair, minilm, sts
 from benchmarks.results import cpu_setting
-from ksurgeon.calibrate.harm import Harm, HarmName, OutputChange
-from ksurgeon.kmatrix.structures import LowRank, Structure
+from ksurgeon import convert
+from ksurgeon.calibrate.harm import HarmName, embeddings
 from ksurgeon.planner import Budget, Planning, plan
 from ksurgeon.planner import options as planner_options
+from ksurgeon.rules.schema import Replacement, Rule
 
 EXAMPLES = 512
 FAMILIES: Sequence[str] = planner_options.FAMILIES
 IGNORE = ("pooler.dense",)  # which the embedding does not use
-
-
-class EmbeddingChange(OutputChange):
-    """Relative change of sentence embeddings: the mean over the positions shown, normalised."""
-
-    name, unit = "embeddings", "relative change of the embeddings"
-
-    def probe(self, outputs: Any, mask: Tensor | None, random: torch.Generator) -> tuple[Tensor, float]:
-        return super().probe(embedding(self.chosen(outputs)[0], mask), None, random)
-
-    def change(self, before: Sequence[Tensor], after: Any, mask: Tensor | None) -> tuple[float, float]:
-        moved = embedding(self.chosen(after)[0], mask)
-        return super().change([embedding(before[0], mask)], moved, None)
-
-
-def embedding(states: Tensor, mask: Tensor | None) -> Tensor:
-    """Normalised mean of ``(examples, positions, features)``."""
-    shown = torch.ones(states.shape[:2]) if mask is None else mask.to(states.dtype)
-    return F.normalize((states * shown[..., None]).sum(1) / shown.sum(1, keepdim=True), dim=-1)
 
 
 class Task:
@@ -65,19 +50,30 @@ class Task:
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module) -> float:
-        parts = [embedding(model(**b)[0], b["attention_mask"]) for b in self.batches]
+        parts = [embeddings(model(**b)[0], b["attention_mask"]) for b in self.batches]
         found = torch.cat(parts)
         found = torch.empty_like(found).index_copy_(0, torch.tensor(self.order), found)
         half = len(self.scores)
         return float(spearmanr((found[:half] * found[half:]).sum(1), self.scores)[0])
 
 
-def planned(model: nn.Module, tokenizer: Any, budget: str, **options: Any) -> tuple[Planning, float]:
-    """A plan on sentences of STS-B's training part, without their scores, and the seconds it took."""
-    lines = dict.fromkeys(text for pair in sts("train") for text in (pair.first, pair.second))
+def sentences() -> list[str]:
+    """Those of STS-B's training part, without their scores."""
+    return list(dict.fromkeys(text for pair in sts("train") for text in (pair.first, pair.second)))
+
+
+@contextmanager
+def sentence_file() -> Iterator[Path]:
+    """The sentences as a file of lines, for as long as it is needed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sentences.txt"
-        file.write_text("\n".join(lines), encoding="utf-8")
+        file.write_text("\n".join(sentences()), encoding="utf-8")
+        yield file
+
+
+def planned(model: nn.Module, tokenizer: Any, budget: str, **options: Any) -> tuple[Planning, float]:
+    """A plan on those sentences, and the seconds it took."""
+    with sentence_file() as file:
         begin, last = time.perf_counter(), ""
 
         def stage(verb: str, done: int, total: int, what: str) -> None:
@@ -100,7 +96,7 @@ def planned(model: nn.Module, tokenizer: Any, budget: str, **options: Any) -> tu
         return found, time.perf_counter() - begin
 
 
-def order(seconds: float, harm: HarmName | Harm) -> dict[str, Any]:
+def order(seconds: float, harm: HarmName) -> dict[str, Any]:
     """Single swaps, spread over the options of every site until the time is up, a hundred at least.
 
     Options whose figures are of a quick fit are left out: what is measured is a thorough one.
@@ -130,40 +126,42 @@ def order(seconds: float, harm: HarmName | Harm) -> dict[str, Any]:
     return {"harm": planning.harm.name, "swaps": len(rows), "spearman": float(figure), "rows": rows}
 
 
-def task(budgets: Sequence[float], harm: HarmName | Harm) -> list[dict[str, Any]]:
-    """STS-B test of plans, beside a low rank of the same share everywhere, fitted to weights or to data."""
+def task(budgets: Sequence[float], harm: HarmName) -> list[dict[str, Any]]:
+    """STS-B test of plans, and of low ranks of the same share everywhere, carried out by ``convert``."""
     model, tokenizer = minilm()
-    test = Task(tokenizer, sts("test"))
-    planning, _ = planned(model, tokenizer, f"params={budgets[0]}", harm=harm)
-    search, dense = planning.search, test(model)
+    test, dense = Task(tokenizer, sts("test")), 0.0
+
+    def converted(file: Path | None, **how: Any) -> float:
+        copy = deepcopy(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            convert(copy, example_inputs=test.batches[0], data=file, tokenizer=tokenizer.name_or_path, **how)
+        return test(copy)
+
+    dense = test(model)
     print(f"dense {dense:.4f}", flush=True)
-    found = []
+    planning, _ = planned(model, tokenizer, f"params={budgets[0]}", harm=harm)
+    search, found = planning.search, []
     for share in budgets:
         budget = Budget("params", share)
-        choice = search.settled(budget)
-        chosen = {
-            search.sites[site.path]: option.structure
-            for site, option in search.picked(choice)
-            if option.structure is not None
-        }
-        uniform: dict[Any, Structure] = {search.sites[p]: LowRank(share=share) for p in search.in_play}
-        with search.judge.replaced(chosen):
-            ours = test(model)
-        with search.judge.replaced(uniform):
-            weighted = test(model)
-        known, search.judge._calibration.sites = search.judge._calibration.sites, {}
-        with search.judge.replaced(uniform):
-            plain = test(model)
-        search.judge._calibration.sites = known
-        row = {
-            "budget": str(budget),
-            "harm": planning.harm.name,
-            "dense": dense,
-            "plan": ours,
-            "uniform low rank, fitted to inputs": weighted,
-            "uniform low rank, fitted to weights": plain,
-            "loss avoided of uniform": 1 - (dense - ours) / (dense - plain),
-            "loss avoided of uniform on inputs": 1 - (dense - ours) / (dense - weighted),
+        chosen = search.plan_of(search.settled(budget), budget)
+        rule = Rule(name="uniform", replace=(Replacement.model_validate({
+            "find": "linear", "with": {"structure": "low_rank", "share": share}, "start": "fit",
+            "ignore": IGNORE}),))  # fmt: skip
+        with sentence_file() as file:
+            ours = converted(file, plan=chosen)
+            uniform = {
+                "weights": converted(None, rule=rule),
+                "inputs": converted(file, rule=rule, compensate=False),
+                "inputs, compensated": converted(file, rule=rule),
+            }
+        row: dict[str, Any] = {
+            "budget": str(budget), "harm": planning.harm.name, "dense": dense, "plan": ours,
+            "structures": dict(Counter(d.structure.structure for d in chosen.replacements if d.structure)),
+        }  # fmt: skip
+        row |= {f"uniform low rank, {name}": figure for name, figure in uniform.items()}
+        row |= {
+            f"loss avoided, {name}": 1 - (dense - ours) / (dense - figure) for name, figure in uniform.items()
         }
         print(row, flush=True)
         found.append(row)
@@ -197,9 +195,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=120, help="for the swaps")
     parser.add_argument("--structures", nargs="+", default=FAMILIES, metavar="NAME")
-    parser.add_argument("--harm", choices=("outputs", "embeddings"), default="outputs")
+    parser.add_argument("--harm", choices=("outputs", "embeddings"), default="embeddings")
     arguments = parser.parse_args()
-    harm: HarmName | Harm = EmbeddingChange() if arguments.harm == "embeddings" else "outputs"
+    harm: HarmName = arguments.harm
     FAMILIES = arguments.structures
     torch.set_num_threads(arguments.threads)
     file: Path = arguments.json
@@ -221,7 +219,7 @@ def main() -> None:
     for column in rows[0] if rows else ():
         table.add_column(column)
     for row in rows:
-        table.add_row(*(v if isinstance(v, str) else f"{v:.4f}" for v in row.values()))
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
     Console(width=180).print(table)
 
 

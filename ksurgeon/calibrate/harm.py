@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,18 @@ from torch.nn import functional as F
 from ksurgeon.errors import InputError
 from ksurgeon.find.inputs import tensors_of
 
-__all__ = ["Divergence", "Harm", "HarmName", "OutputChange", "harm_for"]
+__all__ = [
+    "Divergence",
+    "EmbeddingChange",
+    "Harm",
+    "HarmName",
+    "OutputChange",
+    "embeddings",
+    "harm_for",
+    "is_harm",
+]
 
-HarmName = Literal["auto", "kl", "outputs"]
+HarmName = Literal["auto", "kl", "outputs", "embeddings"]
 
 _STATES = ("past_key_values", "hidden_states", "attentions", "cross_attentions", "encoder_hidden_states")
 
@@ -102,11 +111,35 @@ class OutputChange(Harm):
         return shown**2
 
 
+class EmbeddingChange(OutputChange):
+    """Relative change of what a sentence encoder is used for: its states' mean, normalised."""
+
+    name, unit = "embeddings", "relative change of the embeddings"
+
+    def probe(self, outputs: Any, mask: Tensor | None, random: torch.Generator) -> tuple[Tensor, float]:
+        return super().probe(embeddings(self.chosen(outputs)[0], mask), None, random)
+
+    def change(self, before: Sequence[Tensor], after: Any, mask: Tensor | None) -> tuple[float, float]:
+        moved = embeddings(self.chosen(after)[0], mask)
+        return super().change([embeddings(before[0], mask)], moved, None)
+
+
+def embeddings(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over the positions that ``mask`` shows, of length 1: ``(examples, features)``.
+
+    Args:
+        states: ``(examples, positions, features)``.
+        mask: ``(examples, positions)``; without one every position counts.
+    """
+    shown = torch.ones_like(states[..., 0]) if mask is None else mask.to(states.dtype)
+    return F.normalize((states * shown[..., None]).sum(1) / shown.sum(1, keepdim=True), dim=-1)
+
+
 def harm_for(name: HarmName, model: nn.Module, outputs: Any) -> Harm:
     """The harm of that name; "auto" is "kl" where the outputs are logits as far as the model's library tells.
 
     Raises:
-        InputError: the outputs hold no floating-point tensor.
+        InputError: the outputs hold no floating-point tensor, or for "embeddings" no states of positions.
     """
     if not chosen_outputs(outputs):
         raise InputError(
@@ -115,7 +148,19 @@ def harm_for(name: HarmName, model: nn.Module, outputs: Any) -> Harm:
         )
     if name == "auto":
         name = "kl" if _gives_logits(model, outputs) else "outputs"
-    return Divergence() if name == "kl" else OutputChange()
+    if name == "embeddings" and chosen_outputs(outputs)[0].dim() != 3:
+        shape = tuple(chosen_outputs(outputs)[0].shape)
+        raise InputError(
+            f"harm to embeddings is that of the mean over the positions of a text, of outputs (examples, "
+            f"positions, features); this model's are {shape}: take kl or outputs"
+        )
+    harms: dict[str, type[Harm]] = {"kl": Divergence, "outputs": OutputChange, "embeddings": EmbeddingChange}
+    return harms[name]()
+
+
+def is_harm(name: str | None) -> TypeGuard[HarmName]:
+    """Whether a plan's word for what it keeps small is one of these, not a metric of the user's."""
+    return name in get_args(HarmName)
 
 
 def _gives_logits(model: nn.Module, outputs: Any) -> bool:

@@ -152,7 +152,9 @@ def plan(
     plot: Annotated[
         str | None, typer.Option("--plot", metavar="FILE", help="pictures of it (.png or .svg)")
     ] = None,
-    harm: Annotated[str, typer.Option(help="kl (of logits), outputs (relative change), or auto")] = "auto",
+    harm: Annotated[
+        str, typer.Option(help="kl (of logits), outputs or embeddings (relative change), or auto")
+    ] = "auto",
     metric: Annotated[
         str | None,
         typer.Option(help="package.module:function that gives a model's figure of merit, higher is better"),

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 from torch import nn
 
-from ksurgeon.calibrate.harm import HarmName
+from ksurgeon.calibrate.harm import HarmName, is_harm
 from ksurgeon.calibrate.run import Run
 from ksurgeon.cli.console import err, out, stages
 from ksurgeon.cli.opening import open_on
@@ -54,7 +54,7 @@ def run(
     everything: bool,
 ) -> None:
     wanted = Budget.parse(budget)
-    if harm not in get_args(HarmName):
+    if not is_harm(harm):
         raise InputError(f"--harm {harm}: allowed: {', '.join(get_args(HarmName))}")
     _check_files(output, plot)
     measure = cast(Callable[[nn.Module], float], named_function(metric)) if metric else None
@@ -69,7 +69,7 @@ def run(
             targets=targets,
             ignore=ignore,
             structures=structures or FAMILIES,
-            harm=cast(HarmName, harm),
+            harm=harm,
             metric=measure,
             run=_generating(generate) if generate else None,
             examples=examples,

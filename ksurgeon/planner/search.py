@@ -114,7 +114,8 @@ def plan(
             left out.
         targets, ignore: which sites are in play, as in a rule; all that can be replaced if left out.
         structures: families that are tried; all of ``FAMILIES`` if left out.
-        harm: "kl" for logits, "outputs" for their relative change, or "auto".
+        harm: "kl" for logits, "outputs" for their relative change, "embeddings" for that of a sentence
+            encoder's mean state, or "auto".
         metric: figure of merit of the model, the higher the better; what is lost of it is measured instead.
         run: how the model is run for the moments of its layers' inputs, where a plain call is not it, such as
             through ``generate``.

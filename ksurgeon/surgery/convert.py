@@ -152,7 +152,7 @@ def convert(
     if data is not None and any(decision.start == "fit" for decision, _ in pairs):
         batches = open_data(data, model, examples=examples, tokenizer=tokenizer)
     built = build_replacements(
-        model, pairs, batches=batches, compensate=compensate, seed=seed, progress=progress
+        model, pairs, batches=batches, compensate=compensate, harm=plan.harm, seed=seed, progress=progress
     )
     replacements = [(site, new.module) for (_, site), new in zip(pairs, built, strict=True)]
     swaps, paths = prepare(model, finder, replacements)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ksurgeon.calibrate import Batches, SiteMoments, calibrate, harm_for
+from ksurgeon.calibrate.harm import HarmName, is_harm
 from ksurgeon.calibrate.lockstep import can_compensate
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import call_model, evaluating
@@ -36,6 +37,7 @@ def build_replacements(
     *,
     batches: Batches | None = None,
     compensate: bool = True,
+    harm: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Built]:
@@ -47,6 +49,7 @@ def build_replacements(
         batches: inputs to fit to; without any, the weights alone are fitted.
         compensate: whether layers are fitted front to back, each to the inputs that the replacements before
             it give (see ``compensating``).
+        harm: what a plan keeps small, and so do the fits if it is one of ``calibrate.harm``.
         seed: of random starting values, and of rows drawn.
         progress: called before each site and once at the end.
 
@@ -78,8 +81,10 @@ def build_replacements(
         if batches is not None and fitted:
             with evaluating(model):
                 outputs = call_model(model, batches.fit[0])
-            harm = harm_for("auto", model, outputs)
-            known = calibrate(model, fitted, batches.fit, harm=harm, seed=seed).sites
+            name: HarmName = harm if is_harm(harm) else "auto"
+            known = calibrate(
+                model, fitted, batches.fit, harm=harm_for(name, model, outputs), seed=seed
+            ).sites
             if compensate:
                 able = [site for site in fitted if can_compensate(site)]
                 for site in compensating(model, able, batches.fit, known, build, seed):

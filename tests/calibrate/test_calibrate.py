@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ksurgeon.calibrate import calibrate, harm_for, open_data
+from ksurgeon.calibrate.harm import embeddings
 from ksurgeon.calibrate.moments import Gram, HashedMoment, SketchedMoment
 from ksurgeon.calibrate.storage import load_calibration, save_calibration
 from ksurgeon.errors import InputError
@@ -284,3 +285,18 @@ def test_data_that_do_not_serve(data, expected):
     with pytest.raises(Exception, match=expected) as caught:
         open_data(data, zoo.mlp())
     assert type(caught.value).__module__ == "ksurgeon.errors"
+
+
+def test_embeddings_are_the_mean_of_the_positions_shown():
+    states = torch.randn(2, 5, 8, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    for row, shown in zip(embeddings(states, mask), (states[0, :3], states[1]), strict=True):
+        torch.testing.assert_close(row, shown.mean(0) / shown.mean(0).norm())
+    harm = harm_for("embeddings", torch.nn.Identity(), states)
+    changed = states.clone()
+    changed[0, 3:] += 1  # hidden
+    assert harm.change([states], changed, mask) == (0.0, 2.0)
+    changed[1] *= -1
+    assert harm.shown(harm.change([states], changed, mask)[0] / 4) == pytest.approx(1)
+    with pytest.raises(InputError, match=r"\(2, 8\): take kl or outputs"):
+        harm_for("embeddings", torch.nn.Identity(), states[:, 0])
