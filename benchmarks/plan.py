@@ -31,7 +31,7 @@ from ksurgeon.planner import Budget, Planning, plan
 from ksurgeon.planner import options as planner_options
 from ksurgeon.rules.schema import Replacement, Rule
 
-EXAMPLES = 512
+EXAMPLES = 2048
 FAMILIES: Sequence[str] = planner_options.FAMILIES
 IGNORE = ("pooler.dense",)  # which the embedding does not use
 
@@ -135,7 +135,14 @@ def task(budgets: Sequence[float], harm: HarmName) -> list[dict[str, Any]]:
         copy = deepcopy(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            convert(copy, example_inputs=test.batches[0], data=file, tokenizer=tokenizer.name_or_path, **how)
+            convert(
+                copy,
+                example_inputs=test.batches[0],
+                data=file,
+                examples=EXAMPLES,
+                tokenizer=tokenizer.name_or_path,
+                **how,
+            )
         return test(copy)
 
     dense = test(model)

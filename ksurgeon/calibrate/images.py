@@ -15,7 +15,7 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif",
 
 
 def image_batches(folder: Path, model: nn.Module, batch_size: int, examples: int) -> Iterator[Tensor]:
-    """Batches ``(n, 3, height, width)`` of the images below a folder, by name.
+    """Batches ``(n, 3, height, width)`` of the images below a folder, evenly spread over their names.
 
     Raises:
         InputError: no image there, or one that cannot be read.
@@ -23,7 +23,8 @@ def image_batches(folder: Path, model: nn.Module, batch_size: int, examples: int
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))})")
-    files = files[:: max(1, len(files) // examples)][:examples]
+    count = min(examples, len(files))
+    files = [files[number * len(files) // count] for number in range(count)]
     prepare = _transform(model)
     for at in range(0, len(files), batch_size):
         yield torch.stack([_open(file, prepare) for file in files[at : at + batch_size]])

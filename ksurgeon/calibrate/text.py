@@ -1,7 +1,8 @@
 """Lines of a text file as batches of tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from torch import nn
@@ -16,19 +17,18 @@ def text_batches(
 ) -> Iterator[dict[str, Any]]:
     """Batches of lines of about the same length, tokenised by the model's own tokenizer.
 
-    Empty lines are left out. Which lines stand together does not depend on their order in time.
+    The lines are drawn from the whole file, the same ones each time; empty ones are left out.
 
     Raises:
         InputError: no tokenizer, or a file that is no text.
     """
     try:
         with file.open(encoding="utf-8") as stream:
-            lines = [line.strip() for line in stream if line.strip()][: 4 * examples]
+            lines = _drawn((line.strip() for line in stream if line.strip()), examples)
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no text in UTF-8 (byte {error.start})") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    lines = lines[:: max(1, len(lines) // examples)][:examples]
     encode = _tokenizer(model, tokenizer)
     if encode.pad_token is None:
         encode.pad_token = encode.eos_token
@@ -36,6 +36,17 @@ def text_batches(
     groups = [lines[at : at + batch_size] for at in range(0, len(lines), batch_size)]
     for group in groups:
         yield dict(encode(group, padding=True, truncation=True, max_length=length, return_tensors="pt"))
+
+
+def _drawn(lines: Iterable[str], most: int) -> list[str]:
+    """So many of the lines, each as likely as any other, of files of any size: reservoir sampling."""
+    random, kept = Random(0), list[str]()
+    for number, line in enumerate(lines):
+        if number < most:
+            kept.append(line)
+        elif (place := random.randrange(number + 1)) < most:
+            kept[place] = line
+    return kept
 
 
 def _tokenizer(model: nn.Module, folder: str | None) -> Any:

@@ -1,5 +1,7 @@
 """Moments beside dense references, data in every form, and what is refused."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from ksurgeon.calibrate import calibrate, harm_for, open_data
 from ksurgeon.calibrate.harm import embeddings
 from ksurgeon.calibrate.moments import Gram, HashedMoment, SketchedMoment
 from ksurgeon.calibrate.storage import load_calibration, save_calibration
+from ksurgeon.calibrate.text import _drawn
 from ksurgeon.errors import InputError
 from ksurgeon.find import find
 from tests import zoo
@@ -244,6 +247,9 @@ def test_images(tmp_path):
         Image.new("RGB", (250, 240), (number, 0, 0)).save(tmp_path / f"{number}.png")
     batches = open_data(tmp_path, model)
     assert batches.fit[0].shape[1:] == (3, 224, 224)
+    three = open_data(tmp_path, model, examples=3)  # not the first ones
+    reds = [255 * (0.485 + 0.229 * float(image[0, 0, 0])) for b in three.fit + three.check for image in b]
+    assert sorted(map(round, reds)) == [0, 1, 3]
     (tmp_path / "0.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"0\.png cannot be read"):
         open_data(tmp_path, model)
@@ -269,6 +275,14 @@ def test_lines_of_text(tmp_path):
     batches = open_data(file, model, tokenizer=str(folder), batch_size=2)
     shapes = [tuple(batch["input_ids"].shape) for batch in batches.fit + batches.check]
     assert sorted(shapes) == [(2, 1), (2, 4)]
+
+
+def test_lines_are_drawn_from_the_whole_file():
+    drawn = _drawn(map(str, range(10_000)), 500)
+    assert drawn == _drawn(map(str, range(10_000)), 500) and len(set(drawn)) == 500
+    quarters = Counter(int(line) // 2500 for line in drawn)
+    assert all(80 < quarters[quarter] < 170 for quarter in range(4))
+    assert _drawn(iter("ab"), 5) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
