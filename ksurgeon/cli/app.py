@@ -402,7 +402,10 @@ def survey(
     ] = None,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="every N-th model only")] = 1,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="these models only; patterns such as swin* do")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="these models only, also if they failed before; patterns such as swin* do"
+        ),
     ] = None,
     convert: Annotated[
         bool, typer.Option("--convert", help="convert each exactly, save, load and revert it, too")

@@ -31,7 +31,13 @@ def run(
     try:
         with progress_bar("looking at models") as progress:
             results = survey(
-                file, tasks, workers=workers, seconds=seconds, gibibytes=memory, progress=progress
+                file,
+                tasks,
+                workers=workers,
+                seconds=seconds,
+                gibibytes=memory,
+                again=bool(only),
+                progress=progress,
             )
     except KeyboardInterrupt:
         text = f"interrupted; what was done is in {file}, and the same command goes on from there"

@@ -57,6 +57,7 @@ def survey(
     workers: int | None = None,
     seconds: int = SECONDS,
     gibibytes: float | None = None,
+    again: bool = False,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Look at models in worker processes; returns all results that the file then has.
@@ -70,6 +71,7 @@ def survey(
         workers: processes, one thread each; as many as there are processors where none is given.
         seconds: CPU time that one model may take.
         gibibytes: memory that one process may take; an equal share of the machine's where none is given.
+        again: whether models that failed are looked at again, with other limits, say.
         progress: called with the models done, all of them, and what became of the last.
 
     Raises:
@@ -77,7 +79,7 @@ def survey(
         FolderError: the file cannot be written.
     """
     known = {(result.library, result.name): result for result in open_results(path)}
-    left = [task for task in tasks if not _is_known(task, known.get((task.library, task.name)))]
+    left = [task for task in tasks if not _is_known(task, known.get((task.library, task.name)), again)]
     workers = workers or _processors()
     gibibytes = gibibytes or physical_memory() / workers
     results = look_at_all(left, workers=workers, seconds=seconds, gibibytes=gibibytes)
@@ -93,8 +95,9 @@ def survey(
     return list(known.values())
 
 
-def _is_known(task: Task, result: Result | None) -> bool:
-    if result is None:
+def _is_known(task: Task, result: Result | None, again: bool) -> bool:
+    failed = result is not None and bool(result.state == "failed" or (result.trip and result.trip.failed))
+    if result is None or (again and failed):
         return False
     return not task.convert or result.trip is not None or result.state != "analysed"
 

@@ -61,6 +61,21 @@ def test_a_model_that_was_not_converted_is_looked_at_again(tmp_path, looked):
     assert survey(path, [ONE]) == results
 
 
+def test_models_that_failed_are_looked_at_again_where_that_is_wanted(tmp_path, looked):
+    path = tmp_path / "results.jsonl"
+    lines = [
+        Result(library="timm", name="one", state="failed", reason="took too long"),
+        Result(library="timm", name="two", state="analysed", trip=Trip(failed="no memory")),
+        Result(library="timm", name="three", state="analysed", trip=Trip(replaced=1)),
+    ]
+    path.write_text("".join(line.model_dump_json() + "\n" for line in lines))
+    survey(path, (ONE, TWO, THREE))
+    assert looked == []
+    survey(path, (ONE, TWO, THREE), again=True)
+    assert looked == [ONE, TWO]
+    assert [result.state for result in open_results(path)][-2:] == ["analysed", "analysed"]
+
+
 def test_progress_is_told(tmp_path, looked):
     told: list[tuple[int, int, str]] = []
     survey(tmp_path / "results.jsonl", [ONE, TWO], progress=lambda *said: told.append(said))
