@@ -31,7 +31,7 @@ from ksurgeon.planner import Budget, Planning, plan
 from ksurgeon.planner import options as planner_options
 from ksurgeon.rules.schema import Replacement, Rule
 
-EXAMPLES = 2048
+EXAMPLES = 512  # as the command does
 FAMILIES: Sequence[str] = planner_options.FAMILIES
 IGNORE = ("pooler.dense",)  # which the embedding does not use
 

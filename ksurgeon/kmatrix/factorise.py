@@ -99,7 +99,9 @@ def _split(block: Tensor, first: Pattern, second: Pattern, moment: Tensor | None
     """
     blocks, rank = arranged(block, first, second)
     (a, d), p2, q2 = block.shape[:2], blocks.shape[2], blocks.shape[4]
-    weights = _parts(moment, second).view(a, p2, d, q2, second.b, second.b) if moment is not None else None
+    weights = None
+    if moment is not None:  # (a, d, p2, q2, rows, rows)
+        weights = _parts(moment, second).view(a, p2, d, q2, second.b, second.b).transpose(1, 2)
     # In slices, along the longest dimension, to keep copies small.
     axis = (
         max((0, 1, 2, 4), key=lambda i: blocks.shape[i])
@@ -116,9 +118,11 @@ def _split(block: Tensor, first: Pattern, second: Pattern, moment: Tensor | None
         part = blocks.narrow(axis, start, min(size, blocks.shape[axis] - start)).contiguous()
         weighted = part
         if weights is not None:
-            roots = weights.permute(0, 2, 1, 3, 4, 5)[:, :, :, None, :, None]
-            roots = roots.narrow(axis, start, part.shape[axis]) if axis in (0, 1, 2, 4) else roots
-            weighted = roots.mT @ part
+            roots = weights.narrow(3 if axis == 4 else axis, start, part.shape[axis])
+            # Blocks that share a root stand side by side, or the product would copy it for each.
+            beside = part.permute(0, 1, 2, 4, 6, 3, 5, 7)
+            product = roots.mT @ beside.flatten(-3)
+            weighted = product.unflatten(-1, beside.shape[-3:]).permute(0, 1, 2, 5, 3, 6, 4, 7)
         basis = leading(weighted.flatten(0, -3), own).view(*part.shape[:-2], first.c, own)
         left = part @ basis
         lefts.append(left[..., kept] * scale if rank > own else left)
