@@ -1,6 +1,8 @@
 """Harm of every option of a site, predicted from its calibration."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import geometric_mean
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +10,45 @@ from torch import Tensor, nn
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
 from ksurgeon.kmatrix.fit.two_sided import TwoSided
-from ksurgeon.kmatrix.structures import LowRank
+from ksurgeon.kmatrix.structures import LowRank, Structure
 from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import dense_blocks, site_weight
 from ksurgeon.surgery.fitting import fitted_blocks
 
-__all__ = ["beaten", "low_rank_curve", "predict"]
+__all__ = ["Tried", "low_rank_curve", "predict", "tried_at"]
 
 _SWEEPS, _FEW, _LARGE = 6, 2, 2**18  # of a fit that is worth refining, fewer for so many entries
 # Times the harm of a low rank of as many parameters that refining has not made up for yet, and at which a
-# structure counts as beaten; at how many sites of a shape it is before the others of it do without.
+# structure counts as beaten; at how many sites of a shape structures are tried.
 _HOPELESS, _BEATEN, _TRIED = 3.0, 1.2, 2
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What fits at the first sites of a shape tell of the others.
+
+    Attributes:
+        beside: harm over that of a low rank of as many parameters, by structure, at each of those sites.
+        beaten: whether structures that low rank clearly beat at all of them are left out at the others.
+    """
+
+    beside: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    beaten: bool = True
+
+    def skipped(self, structure: Structure) -> str | None:
+        """Why the structure is not tried, if it is not."""
+        ratios = self.beside.get(str(structure))
+        if not self.beaten or not ratios or min(ratios) <= _BEATEN:
+            return None
+        return (
+            f"not tried: at {len(ratios)} sites of this shape a low rank of its size harmed "
+            f"{min(ratios):.1f} times less"
+        )
+
+    def expected(self, structure: Structure) -> float | None:
+        """Harm over that of a low rank to reckon with, or None where a fit has to tell."""
+        ratios = self.beside.get(str(structure))
+        return geometric_mean(ratios) if ratios and min(ratios) > 0 else None
 
 
 def predict(
@@ -26,20 +56,23 @@ def predict(
     site: Site,
     options: SiteOptions,
     known: SiteMoments,
-    without: Mapping[str, str] | None = None,
+    tried: Tried | None = None,
 ) -> None:
     """Fill in error and predicted harm of all options of a site.
 
     Low ranks are told from one decomposition, exactly. Other structures are fitted; one whose factorisation
     harms much more than a low rank with as many parameters keeps the figures of that and is not refined.
+    Those that were ``tried`` at sites of the same shape are expected to harm as many times what a low rank
+    does as there.
     """
+    tried = tried or Tried()
     weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
     energy = _energy(weight, known)
     errors, harms = low_rank_curve(weight, known)
     for option in options.options[1:]:
         structure = option.structure
         assert structure is not None
-        option.skipped = (without or {}).get(str(structure))
+        option.skipped = tried.skipped(structure)
         if option.skipped is not None:
             continue
         if isinstance(structure, LowRank):
@@ -47,6 +80,10 @@ def predict(
             option.error, option.predicted = float(errors[structure.rank]), float(harms[structure.rank])
             continue
         peer = _rank_of_equal_cost(weight, option, options)
+        ratio = tried.expected(structure)
+        if ratio is not None:
+            option.error, option.predicted = float(errors[peer]) * ratio**0.5, float(harms[peer]) * ratio
+            continue
         for sweeps in (0, _SWEEPS if weight.numel() <= _LARGE else _FEW):
             change = fitted_blocks(model, site, structure, known, sweeps) - weight
             option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
@@ -57,27 +94,20 @@ def predict(
                 break
 
 
-def beaten(site: Site, before: Iterable[tuple[Site, SiteOptions]]) -> dict[str, str]:
-    """Structures that low rank beat at the first sites of this site's shape, and what to say of them."""
+def tried_at(site: Site, before: Iterable[tuple[Site, SiteOptions]], beaten: bool = True) -> Tried:
+    """What the first sites of this site's shape tell, once there are enough of them."""
     alike = [
         options
         for other, options in before
         if (other.kind, other.in_features, other.out_features, other.groups)
         == (site.kind, site.in_features, site.out_features, site.groups)
     ][:_TRIED]
-    if len(alike) < _TRIED:
-        return {}
-    worst: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     for options in alike:
         for option in options.options:
             if option.beside is not None:
-                worst.setdefault(str(option.structure), []).append(option.beside)
-    return {
-        name: f"not tried: at {_TRIED} sites of this shape a low rank of its size harmed {min(ratios):.1f} "
-        "times less"
-        for name, ratios in worst.items()
-        if len(ratios) == _TRIED and min(ratios) > _BEATEN
-    }
+                found.setdefault(str(option.structure), []).append(option.beside)
+    return Tried({name: ratios for name, ratios in found.items() if len(ratios) == _TRIED}, beaten)
 
 
 def harm_of(known: SiteMoments, change: Tensor) -> float:

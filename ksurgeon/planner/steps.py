@@ -16,7 +16,7 @@ from ksurgeon.planner.decisions import decision
 from ksurgeon.planner.judge import Judge, Metric
 from ksurgeon.planner.latency import Stopwatch, refuse_slower
 from ksurgeon.planner.options import Option, SiteOptions, options_for
-from ksurgeon.planner.predict import beaten, predict
+from ksurgeon.planner.predict import predict, tried_at
 from ksurgeon.planner.state import State
 from ksurgeon.rules.plan import Plan
 from ksurgeon.rules.schema import matching
@@ -160,8 +160,8 @@ class Search:
             self.stage("predicting", number, len(playing), options.path)
             site = self.sites[options.path]
             before = [(self.sites[other.path], other) for other in self.playing[:number]]
-            without = {} if everything else beaten(site, before)
-            predict(self.model, site, options, self.calibration.sites[site.path], without)
+            tried = tried_at(site, before, beaten=not everything)
+            predict(self.model, site, options, self.calibration.sites[site.path], tried)
             if kept is not None:
                 _keep_measured(kept, options)
             self.state.sites[options.path] = options

@@ -10,6 +10,7 @@ from ksurgeon.errors import InputError, MatchError, PlanError
 from ksurgeon.find import find
 from ksurgeon.kmatrix.structures import LowRank
 from ksurgeon.planner import Budget, steps
+from ksurgeon.planner import predict as predicting
 from ksurgeon.planner import plan as make
 from ksurgeon.planner.predict import low_rank_curve
 from tests import zoo
@@ -294,3 +295,39 @@ def test_the_model_is_left_alone():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert modules == [type(module) for module in model.modules()]
     assert [site.path for site in find(model, data()[0])] == ["first", "second", "third"]
+
+
+def test_only_the_first_sites_of_a_shape_are_fitted(monkeypatch):
+    fitted = []
+    fit = predicting.fitted_blocks
+
+    def noted(model, site, structure, *rest):
+        fitted.append((site.path, str(structure)))
+        return fit(model, site, structure, *rest)
+
+    monkeypatch.setattr(predicting, "fitted_blocks", noted)
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(4))).eval()
+    with torch.no_grad():  # the second and the fourth are butterflies
+        for layer in (model[1], model[3]):
+            layer.weight.copy_(ksurgeon.KMatrix(32).to_dense())
+    planning = make(model, "latency=1", [torch.randn(64, 32) for _ in range(4)], keep=False)
+    first, second, third, fourth = planning.sites
+    assert {path for path, _ in fitted} == {"0", "1"}
+    name = "(BB*)^1, e=1, radix auto"
+    one, two, expected = (
+        next(o for o in s.options if str(o.structure) == name) for s in (first, second, third)
+    )
+    harms = low_rank_curve(model[2].weight[None], planning.search.calibration.sites["2"])[1]
+    rank = expected.parameters // (32 + 32)
+    assert expected.predicted == pytest.approx(
+        float(harms[rank]) * (one.beside * two.beside) ** 0.5, rel=1e-3
+    )
+    assert expected.beside is None and not expected.skipped
+
+
+def test_structures_that_low_rank_beats_are_not_tried_at_other_sites():
+    tried = predicting.Tried({"a chain": (1.5, 1.3), "another": (1.5, 1.1)})
+    assert "1.3 times less" in tried.skipped("a chain") and tried.skipped("another") is None
+    assert predicting.Tried(tried.beside, beaten=False).skipped("a chain") is None
+    assert tried.expected("another") == pytest.approx((1.5 * 1.1) ** 0.5) and tried.expected("new") is None
