@@ -10,8 +10,8 @@ from ksurgeon.errors import InputError, MatchError, PlanError
 from ksurgeon.find import find
 from ksurgeon.kmatrix.structures import LowRank
 from ksurgeon.planner import Budget, steps
-from ksurgeon.planner import predict as predicting
 from ksurgeon.planner import plan as make
+from ksurgeon.planner import predict as predicting
 from ksurgeon.planner.predict import low_rank_curve
 from tests import zoo
 
@@ -312,7 +312,7 @@ def test_only_the_first_sites_of_a_shape_are_fitted(monkeypatch):
         for layer in (model[1], model[3]):
             layer.weight.copy_(ksurgeon.KMatrix(32).to_dense())
     planning = make(model, "latency=1", [torch.randn(64, 32) for _ in range(4)], keep=False)
-    first, second, third, fourth = planning.sites
+    first, second, third, _ = planning.sites
     assert {path for path, _ in fitted} == {"0", "1"}
     name = "(BB*)^1, e=1, radix auto"
     one, two, expected = (
