@@ -107,7 +107,11 @@ def _trips(results: Iterable[Result]) -> list[str]:
         f"{len(trips) - len(failed)} of {len(trips)} models passed: every weight of a linear layer or "
         "pointwise convolution taken over exactly, the same outputs and gradients, the same tokens "
         f"({speaking} models generate), saved, loaded into a model with other weights, and reverted. "
-        + (f"{shaky} answer rounding by other outputs: there the layers were compared. " if shaky else "")
+        + (
+            f"{shaky} answer rounding by other outputs or gradients: there the layers were compared. "
+            if shaky
+            else ""
+        )
         + "Those that did not:"
     )
     return ["## Exact round trips", text, _listed(failed)]

@@ -119,3 +119,23 @@ def test_gradients_are_right_where_those_of_pytorch_are_not():
     images = torch.randn(1, 4, 3, 3)
     want = trips._gradients(by_hand, (images,))
     torch.testing.assert_close(trips._gradients(model, (images,)), want)
+
+
+class Trembling(nn.Linear):
+    """Its outputs tell little of rounding, its gradients much."""
+
+    def forward(self, x):
+        return x + 1e-7 * torch.sin(1e8 * super().forward(x))
+
+
+def test_gradients_that_rounding_changes_as_much_are_not_held_against_a_model(monkeypatch):
+    torch.manual_seed(0)
+    inputs = (torch.randn(3, 8),)
+    assert trips._Trip(nn.Linear(8, 8), inputs)._of_rounding() < 1e-5
+    assert trips._Trip(Trembling(8, 8), inputs)._of_rounding() > 0.1
+    monkeypatch.setattr(trips, "_GRADIENTS", -1.0)
+    monkeypatch.setattr(trips._Trip, "_of_rounding", lambda self: 0.5)
+    told = round_trip(nn.Sequential(nn.Linear(8, 8)), inputs)
+    assert told.failed == "" and not told.steady
+    monkeypatch.setattr(trips._Trip, "_of_rounding", lambda self: -1.0)
+    assert "backward" in round_trip(nn.Sequential(nn.Linear(8, 8)), inputs).failed
