@@ -19,8 +19,8 @@ class Trip(BaseModel):
     Attributes:
         failed: the first step that went wrong and how; empty if none did.
         replaced: sites that were replaced.
-        steady: whether the model does not amplify rounding, in its outputs as one does that picks the best of its
-            proposals, or in its gradients.
+        steady: whether the model does not amplify rounding, in its outputs as one does that picks the best of
+            its proposals, or in its gradients.
         change: of the outputs, relative to what they were.
         gradients: change of the gradients of what was not replaced, relative.
         generated: tokens that were compared; 0 where the model generates none.
