@@ -163,7 +163,8 @@ def task(budgets: Sequence[float], harm: HarmName) -> list[dict[str, Any]]:
                 "inputs, compensated": converted(file, rule=rule),
             }
         row: dict[str, Any] = {
-            "budget": str(budget), "harm": planning.harm.name, "dense": dense, "plan": ours,
+            "budget": str(budget), "examples": EXAMPLES, "harm": planning.harm.name,
+            "dense": dense, "plan": ours,
             "structures": dict(Counter(d.structure.structure for d in chosen.replacements if d.structure)),
         }  # fmt: skip
         row |= {f"uniform low rank, {name}": figure for name, figure in uniform.items()}
@@ -193,19 +194,20 @@ def seconds_to_plan() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    global FAMILIES
+    global EXAMPLES, FAMILIES
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", default=[], metavar="order|task|time")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/plan.json"), metavar="FILE")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--examples", type=int, default=EXAMPLES, help="sentences to plan and fit with")
     parser.add_argument("--seconds", type=float, default=120, help="for the swaps")
     parser.add_argument("--structures", nargs="+", default=FAMILIES, metavar="NAME")
     parser.add_argument("--harm", choices=("outputs", "embeddings"), default="embeddings")
     arguments = parser.parse_args()
     harm: HarmName = arguments.harm
-    FAMILIES = arguments.structures
+    EXAMPLES, FAMILIES = arguments.examples, arguments.structures
     torch.set_num_threads(arguments.threads)
     file: Path = arguments.json
     results = json.loads(file.read_text()) if file.exists() else {}
