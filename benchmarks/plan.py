@@ -211,7 +211,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     file: Path = arguments.json
     results = json.loads(file.read_text()) if file.exists() else {}
-    results["setting"] = cpu_setting(arguments.threads) | {"examples": EXAMPLES, "structures": list(FAMILIES)}
+    setting = cpu_setting(arguments.threads) | {"examples": EXAMPLES, "structures": list(FAMILIES)}
     for part in arguments.parts or ("order", "task", "time"):
         if part == "order":
             results[part] = order(arguments.seconds, harm)
@@ -221,6 +221,7 @@ def main() -> None:
             results[part] = seconds_to_plan()
         else:
             parser.error(f"no part {part}")
+        results[f"{part} setting"] = setting
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(results, indent=1) + "\n")
     table = Table(title="STS-B test, Spearman", box=None)
