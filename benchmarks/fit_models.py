@@ -25,6 +25,7 @@ from benchmarks.data import folder_of, lite0, minilm, pictures, sts
 from benchmarks.fit_tables import render
 from benchmarks.results import cpu_setting
 from ksurgeon.calibrate import Calibration, SiteMoments, calibrate, harm_for
+from ksurgeon.calibrate.harm import embeddings
 from ksurgeon.find import Site, find
 from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank, LowRank, Monarch, Structure
@@ -49,8 +50,7 @@ class Sentences(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask[..., None].to(states.dtype)
-        return F.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+        return embeddings(states, attention_mask)
 
 
 @dataclass

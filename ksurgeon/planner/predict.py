@@ -1,7 +1,7 @@
 """Harm of every option of a site, predicted from its calibration."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import geometric_mean
 
 import torch
@@ -32,7 +32,7 @@ class Tried:
         beaten: whether structures that low rank clearly beat at all of them are left out at the others.
     """
 
-    beside: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    beside: Mapping[str, Sequence[float]]
     beaten: bool = True
 
     def skipped(self, structure: Structure) -> str | None:
@@ -56,7 +56,7 @@ def predict(
     site: Site,
     options: SiteOptions,
     known: SiteMoments,
-    tried: Tried | None = None,
+    tried: Tried,
 ) -> None:
     """Fill in error and predicted harm of all options of a site.
 
@@ -65,7 +65,6 @@ def predict(
     Those that were ``tried`` at sites of the same shape are expected to harm as many times what a low rank
     does as there.
     """
-    tried = tried or Tried()
     weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
     energy = _energy(weight, known)
     errors, harms = low_rank_curve(weight, known)
