@@ -19,7 +19,7 @@ _BLOCKS = " ▏▎▍▌▋▊▉█"
 def show_planning(console: Console, planning: Planning, *, everything: bool = False) -> None:
     """Every decision with its cost and harm, and what they come to together."""
     plan = planning.plan
-    most = max((d.predicted_harm or 0.0 for d in plan.replacements), default=0.0)
+    most = max((d.harm for d in plan.replacements), default=0.0)
     table = new_table(
         f"Plan for {plan.budget}", "site", "becomes", "parameters", "→", "ms", "→", "output error",
         "harm", "", left=2,
@@ -34,7 +34,6 @@ def show_planning(console: Console, planning: Planning, *, everything: bool = Fa
                 _milliseconds(dense), "", "", "", "",
             )  # fmt: skip
             continue
-        harm = d.measured_harm if d.measured_harm is not None else d.predicted_harm
         table.add_row(
             escape(d.path),
             str(d.structure),
@@ -43,8 +42,8 @@ def show_planning(console: Console, planning: Planning, *, everything: bool = Fa
             _milliseconds(d.latency_before),
             _milliseconds(d.latency_after),
             f"{d.error or 0:.3f}",
-            f"{harm or 0:.1e}",
-            Text(_bar((d.predicted_harm or 0.0) / most if most else 0.0), style="red"),
+            f"{d.harm:.1e}",
+            Text(_bar(d.harm / most if most else 0.0), style="red"),
         )
     console.print(table)
     if len(shown) < len(plan.decisions):

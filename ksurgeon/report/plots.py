@@ -60,9 +60,8 @@ def draw_sites(planning: Planning, file: Path) -> None:
     decisions = [d for d in planning.plan.decisions if d.path in playing]
     figure, both = _figure(10.0, max(2.5, 0.22 * len(decisions) + 1.2), columns=2)
     places = range(len(decisions))[::-1]
-    harms = [(d.measured_harm if d.measured_harm is not None else d.predicted_harm) or 0.0 for d in decisions]
     kept = [100 * d.parameters_after / d.parameters_before for d in decisions]
-    both[0].barh(places, [max(h, 0.0) for h in harms], color=_RED, height=0.7)
+    both[0].barh(places, [d.harm for d in decisions], color=_RED, height=0.7)
     both[0].set_xlabel(f"harm, this site alone ({planning.harm.name})")
     both[0].set_yticks(places, [d.path for d in decisions], fontsize=7)
     both[1].barh(places, [100] * len(decisions), color="#e6e6e6", height=0.7)

@@ -50,6 +50,12 @@ class Decision(BaseModel):
     latency_before: float | None = None
     latency_after: float | None = None
 
+    @property
+    def harm(self) -> float:
+        """Of this decision alone: measured, or where it was not, predicted; 0 if it is not known."""
+        known = self.measured_harm if self.measured_harm is not None else self.predicted_harm
+        return max(known or 0.0, 0.0)
+
 
 class Plan(BaseModel):
     """Decisions about all sites, in the order they were found; JSON both ways.

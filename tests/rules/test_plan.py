@@ -8,6 +8,7 @@ from ksurgeon.errors import MatchError
 from ksurgeon.find.site import Site
 from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Kaleidoscope, Structure
 from ksurgeon.rules import Plan, Replacement, Rule, load_rule, make_plan, require_matches
+from ksurgeon.rules.plan import Decision
 
 K = Kaleidoscope()
 
@@ -243,6 +244,14 @@ def test_a_plan_goes_through_json():
     plan = make_plan(sites, load_rule("shuffle"))
     assert plan.skipped
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_harm_is_what_was_measured_where_it_was():
+    decision = Decision(path="a", kind="linear", action="replace", predicted_harm=0.5)
+    assert decision.harm == 0.5
+    for measured, harm in ((0.0, 0.0), (0.2, 0.2), (-0.1, 0.0)):
+        assert decision.model_copy(update={"measured_harm": measured}).harm == harm
+    assert Decision(path="a", kind="linear", action="leave").harm == 0
 
 
 def test_no_match_names_sites_reasons_and_rules_that_would_match():
