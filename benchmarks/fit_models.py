@@ -289,10 +289,8 @@ def measure(
 
 
 def cases(structures: Sequence[str], shares: Sequence[float], ways: Sequence[str]) -> Iterator[Any]:
-    """Combinations that mean something: only low ranks weigh both sides, and pruning knows two ways."""
+    """Combinations that mean something: pruning knows two ways."""
     for structure, share, way in product(structures, shares, ways):
-        if way == "both sides" and not structure.startswith("low rank"):
-            continue
         if structure == "pruned" and way not in ("weight", "inputs"):
             continue
         if structure == "low rank, uneven" and way not in ("both sides", "compensated"):

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
 from ksurgeon.kmatrix.fit import fit_
-from ksurgeon.kmatrix.fit.two_sided import TwoSided, low_rank_
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import LowRank, Structure
+from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.surgery.build import dense_blocks, in_parts, site_weight
 
 __all__ = ["fit_site", "fitted_blocks", "shift_bias"]
@@ -23,7 +22,7 @@ def fit_site(
 ) -> float:
     """Fit a matrix to the weight of a site; with ``known`` so that its outputs on those inputs are near.
 
-    A low rank is brought near where changes of the outputs matter, too, if ``known`` tells that.
+    Where ``known`` tells where changes of the outputs matter, they are brought near there.
 
     Args:
         matrix: of the site's groups, or of its parts.
@@ -40,13 +39,7 @@ def fit_site(
     if known.target is not None:
         whole = torch.block_diag(*known.target)
         target = in_parts(whole, weight.shape[1] // whole.shape[1]).to(weight)
-    slopes = known.whole_gradient
-    if isinstance(matrix.structure, LowRank) and slopes is not None:
-        if len(slopes) != matrix.groups:
-            slopes = slopes[0].unflatten(1, (matrix.groups, -1)).movedim(1, 0)
-        low_rank_(matrix, TwoSided.of(dense_blocks(target, matrix.groups), known.root, slopes))
-    else:
-        fit_(matrix, target, moment=known.fitted_moment, steps=sweeps)
+    fit_(matrix, target, moment=known.fitted_moment, slopes=known.whole_gradient, steps=sweeps)
     norm = torch.linalg.vector_norm(weight)
     with torch.no_grad():
         return float(torch.linalg.vector_norm(matrix.to_dense() - weight) / norm) if norm > 0 else 0.0

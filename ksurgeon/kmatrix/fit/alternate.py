@@ -1,19 +1,49 @@
 """Alternating least squares: one factor after the other, the others held, towards a matrix."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ksurgeon.kernels.reference import apply_factor
 from ksurgeon.kmatrix.patterns import Pattern
 
-__all__ = ["OnSweep", "alternate", "as_columns", "outputs"]
+__all__ = ["Metric", "OnSweep", "alternate", "as_columns", "outputs"]
 
 OnSweep = Callable[[int], None]
 
 # With two iterations a second brings the error down furthest: measured on real moments, two factors and ten.
 _ITERATIONS, _ENOUGH, _RIDGE = 2, 1e-2, 1e-12
+
+
+class Metric:
+    """How errors of outputs are measured: ``‖R ·‖``, or as they are.
+
+    Args:
+        slopes: R, ``(groups, out_features, out_features)``, or None.
+    """
+
+    def __init__(self, slopes: Tensor | None) -> None:
+        self.slopes = slopes
+        # In single precision, which errs by a share of what it is applied to: what is left of a target.
+        self._square = None if slopes is None else _narrowed(slopes.mH @ slopes)
+
+    def __call__(self, left: Tensor) -> Tensor:
+        """``Rᴴ R`` times ``(groups, out_features, m)``."""
+        if self._square is None:
+            return left
+        return (self._square @ left.to(self._square.dtype)).to(left.dtype)
+
+    def norm(self, left: Tensor) -> float:
+        if self.slopes is not None:
+            left = _narrowed(self.slopes) @ _narrowed(left)
+        return torch.linalg.vector_norm(left).item()
+
+
+def _narrowed(x: Tensor) -> Tensor:
+    return x.to(torch.complex64 if x.is_complex() else torch.float32)
 
 
 @torch.no_grad()
@@ -22,11 +52,12 @@ def alternate(
     inputs: Tensor,
     target: Tensor,
     *,
+    metric: Metric | None = None,
     gain: float = 1e-3,
     sweeps: int = 100,
     on_sweep: OnSweep | None = None,
 ) -> tuple[list[Tensor], float]:
-    """Factors nearer to ``target`` in ``‖K · inputs − target‖``, which no sweep makes worse.
+    """Factors nearer to ``target`` in ``‖R (K · inputs − target)‖``, which no sweep makes worse.
 
     The error is quadratic in each factor: conjugate gradients, with the diagonal blocks of the normal
     equations, Kronecker products of two small Gram matrices, as preconditioner. For the last factor, and for
@@ -38,24 +69,24 @@ def alternate(
         inputs: columns that the chain is applied to, ``(groups · in_features, m)``: a root of the inputs'
             second moment, padded to the chain.
         target: ``(groups, out_features, m)``, where ``out_features`` may be less than what the chain gives.
+        metric: R; the identity if left out.
         gain: stops once a sweep lowers the error by less than this share of it.
-        sweeps: the most.
+        sweeps: the most, at least one.
         on_sweep: called with the number of sweeps done.
 
     Returns:
         The factors, and their error relative to the target's norm.
     """
     now = [factor.clone() for factor in factors]
-    norm = torch.linalg.vector_norm(target).item() or 1.0
-    last = torch.linalg.vector_norm(outputs(now, inputs, target) - target).item() / norm
+    metric = metric or Metric(None)
+    norm = metric.norm(target) or 1.0
     for sweep in range(1, sweeps + 1):
-        error = _sweep(now, inputs, target) / norm
+        before, error = (value / norm for value in _sweep(now, inputs, target, metric))
         if on_sweep is not None:
             on_sweep(sweep)
-        if error < 1e-14 or error > (1 - gain) * last:
-            return now, error
-        last = error
-    return now, last
+        if error < 1e-14 or error > (1 - gain) * before:
+            break
+    return now, error
 
 
 def as_columns(blocks: Tensor, first: Pattern, dtype: torch.dtype | None = None) -> Tensor:
@@ -72,61 +103,84 @@ def outputs(factors: Sequence[Tensor], columns: Tensor, target: Tensor) -> Tenso
     return columns.view(len(target), -1, columns.shape[1])[:, : target.shape[1]]
 
 
-def _sweep(factors: list[Tensor], inputs: Tensor, target: Tensor) -> float:
-    """Solve for each factor in turn, in place; gives the norm of what is left of the target."""
-    after = _grams_after(factors, target)
+def _sweep(factors: list[Tensor], inputs: Tensor, target: Tensor, metric: Metric) -> tuple[float, float]:
+    """Solve for each factor in turn, in place; gives the error before and after."""
+    grams = _grams_after(factors, target, metric)
     columns = inputs
     left = target - outputs(factors, inputs, target)
+    seen = metric(left)
+    before = _length(left, seen)
     for position, factor in enumerate(factors):
-        rest = factors[position + 1 :]
         a, d, _, c = factor.shape
-        before = columns.view(a, c, d, -1).transpose(1, 2)
-        step, left = _solve(columns, before, rest, left, after[position], factor)
+        blocks = columns.view(a, c, d, -1).transpose(1, 2)
+        problem = _Problem(columns, blocks, factors[position + 1 :], grams[position], metric)
+        step, left, seen = problem.step(factor, left, seen)
         factors[position] = factor + step
         columns = apply_factor(columns, factors[position])
-    return torch.linalg.vector_norm(left).item()
+    return before, _length(left, seen)
 
 
-def _solve(
-    columns: Tensor, before: Tensor, rest: Sequence[Tensor], left: Tensor, gram: Tensor, factor: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The step of one factor, and what it leaves of the target."""
-    a, d, b, _ = factor.shape
-    backwards = [item.mH for item in reversed(rest)]
-    inner = before @ before.mH
-    lower, upper = _root(gram), _root(inner)
+@dataclass
+class _Problem:
+    """Least squares for one factor.
 
-    def gradient(left: Tensor) -> Tensor:
-        back = _outputs_padded(left, rest, a * b * d)
-        for item in backwards:
-            back = apply_factor(back, item)
-        return back.view(a, b, d, -1).transpose(1, 2) @ before.mH
+    Attributes:
+        columns: what the factor is applied to.
+        blocks: the same, block by block, ``(a, d, c, m)``.
+        rest: factors after it.
+        gram: Gram matrices of what follows its blocks, ``(a, d, b, b)``.
+    """
 
-    def solved(right: Tensor) -> Tensor:
-        half = torch.cholesky_solve(right, lower)
-        return torch.cholesky_solve(half.mH, upper).mH
+    columns: Tensor
+    blocks: Tensor
+    rest: Sequence[Tensor]
+    gram: Tensor
+    metric: Metric
 
-    step = torch.zeros_like(factor)
-    residual = gradient(left)
-    direction = steepest = solved(residual)
-    slope = first = _inner(residual, steepest)
-    for _ in range(_ITERATIONS):
-        if not slope > 0:
-            break
-        moved = outputs(rest, apply_factor(columns, direction), left)
-        curvature = torch.linalg.vector_norm(moved).square()
-        if not curvature > 0:
-            break
-        length = slope / curvature
-        step += length * direction
-        left = left - length * moved
-        residual = gradient(left)
-        steepest = solved(residual)
-        before_slope, slope = slope, _inner(residual, steepest)
-        if slope <= _ENOUGH * first:
-            break
-        direction = steepest + (slope / before_slope) * direction
-    return step, left
+    def step(self, factor: Tensor, left: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The step of the factor, what it leaves of the target, and the metric of that."""
+        lower, upper = _root(self.gram), _root(self.blocks @ self.blocks.mH)
+
+        def solved(right: Tensor) -> Tensor:
+            half = torch.cholesky_solve(right, lower)
+            return torch.cholesky_solve(half.mH, upper).mH
+
+        step = torch.zeros_like(factor)
+        residual = self._gradient(seen, factor)
+        direction = steepest = solved(residual)
+        slope = first = _inner(residual, steepest)
+        for iteration in range(_ITERATIONS):
+            if not slope > 0:
+                break
+            moved = outputs(self.rest, apply_factor(self.columns, direction), left)
+            weighed = self.metric(moved)
+            curvature = _inner(moved, weighed)
+            if not curvature > 0:
+                break
+            length = slope / curvature
+            step += length * direction
+            left = left - length * moved
+            seen = left if weighed is moved else seen - length * weighed
+            if iteration == _ITERATIONS - 1:
+                break
+            residual = self._gradient(seen, factor)
+            steepest = solved(residual)
+            before, slope = slope, _inner(residual, steepest)
+            if slope <= _ENOUGH * first:
+                break
+            direction = steepest + (slope / before) * direction
+        return step, left, seen
+
+    def _gradient(self, seen: Tensor, factor: Tensor) -> Tensor:
+        a, d, b, _ = factor.shape
+        back = _outputs_padded(seen, self.rest, a * b * d)
+        for item in reversed(self.rest):
+            back = apply_factor(back, item.mH)
+        return back.view(a, b, d, -1).transpose(1, 2) @ self.blocks.mH
+
+
+def _length(left: Tensor, seen: Tensor) -> float:
+    return _inner(left, seen).clamp(min=0).sqrt().item()
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
@@ -137,14 +191,17 @@ def _outputs_padded(left: Tensor, rest: Sequence[Tensor], inner: int) -> Tensor:
     """What is left of the target as columns of the chain's whole output."""
     outputs = Pattern.of(rest[-1].shape).out_features if rest else inner
     missing = outputs // len(left) - left.shape[1]
-    return torch.nn.functional.pad(left, (0, 0, 0, missing)).flatten(0, 1)
+    return F.pad(left, (0, 0, 0, missing)).flatten(0, 1)
 
 
-def _grams_after(factors: Sequence[Tensor], target: Tensor) -> list[Tensor]:
+def _grams_after(factors: Sequence[Tensor], target: Tensor, metric: Metric) -> list[Tensor]:
     """For every factor the Gram matrices of what follows it, ``(a, d, b, b)``."""
     groups, kept = target.shape[:2]
     outputs = Pattern.of(factors[-1].shape).out_features // groups
-    columns = torch.eye(outputs, kept, dtype=target.dtype, device=target.device).repeat(groups, 1)
+    if metric.slopes is None:
+        columns = torch.eye(outputs, kept, dtype=target.dtype, device=target.device).repeat(groups, 1)
+    else:
+        columns = F.pad(metric.slopes.mH, (0, 0, 0, outputs - kept)).to(target.dtype).flatten(0, 1)
     grams = []
     for factor in reversed(factors):
         a, d, b, _ = factor.shape

@@ -14,6 +14,7 @@ from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.recognise import exact_factors
 from ksurgeon.kmatrix.structures import Structure, Sum
+from ksurgeon.kmatrix.subspace import wide
 
 __all__ = ["OnStep", "fit_", "fit_all_"]
 
@@ -28,6 +29,7 @@ def fit_(
     weight: Tensor,
     *,
     moment: Tensor | None = None,
+    slopes: Tensor | None = None,
     steps: int | None = None,
     on_step: OnStep | None = None,
 ) -> float:
@@ -47,6 +49,10 @@ def fit_(
         moment: second moment Σ = E[x xᴴ] of the inputs, ``(in_features, in_features)``, of any scale, best
             in double precision; the fit is then of ``‖(K − W) Σ^½‖``. Of a matrix with groups it may also be
             one for each group, ``(groups, in_features / groups, …)``, or one for all of them.
+        slopes: R, ``(n, out_features)``, real, whose rows are slopes of what counts along the outputs, or any
+            matrix with the same ``Rᵀ R``; the fit is then of ``‖R (K − W) Σ^½‖``, with a thousandth of the
+            mean of its diagonal added to ``Rᵀ R``. With groups also ``(groups, n, out_features / groups)``.
+            Needs a moment.
         steps: gradient steps without a moment, 0 for none; left out, 60 for a large weight and up to 200
             for a small one. With a moment, or a path beside the chain, the most sweeps: it stops when
             they gain little.
@@ -56,12 +62,12 @@ def fit_(
         ``‖K − W‖ / ‖W‖`` for the factors as stored, without the moment; 0 for a weight of zeros.
 
     Raises:
-        StructureError: a weight or moment of another shape than the matrix.
+        StructureError: a weight, moment or slopes of another shape than the matrix, or slopes alone.
         WeightsError: entries that are not finite, or are complex while the matrix is real, or a moment that
             is not positive semidefinite.
     """
-    moments = None if moment is None else [moment]
-    return fit_all_([matrix], [weight], moments=moments, steps=steps, on_step=on_step)[0]
+    moments, seen = ([item] if item is not None else None for item in (moment, slopes))
+    return fit_all_([matrix], [weight], moments=moments, slopes=seen, steps=steps, on_step=on_step)[0]
 
 
 @torch.no_grad()
@@ -70,6 +76,7 @@ def fit_all_(
     weights: Sequence[Tensor],
     *,
     moments: Sequence[Tensor] | None = None,
+    slopes: Sequence[Tensor] | None = None,
     steps: int | None = None,
     on_step: OnStep | None = None,
 ) -> list[float]:
@@ -82,7 +89,7 @@ def fit_all_(
     """
     if not matrices:
         return []
-    problem, first = Problem.of(matrices, weights, moments), matrices[0]
+    problem, first = Problem.of(matrices, weights, moments, slopes), matrices[0]
     if len(matrices) == 1:
         exact = exact_factors(first, weights[0])
         if exact is not None:
@@ -121,12 +128,16 @@ def _fit_weighted(
     inputs, target = problem.weighted(patterns)
 
     def error_of(factors: Sequence[Tensor]) -> float:
-        return problem.weighted_error(target - outputs(factors, inputs, target), target)
+        return problem.weighted_error(target - outputs(factors, inputs, target))
 
-    factors, _, is_best = start(structure, patterns, problem.blocks, problem.moment, error_of)
+    blocks = problem.blocks.to(wide(problem.blocks))
+    factors, _, is_best = start(structure, patterns, problem, blocks, error_of)
     if is_best or sweeps == 0:
         return factors
-    return alternate(factors, inputs, target, gain=_GAIN, sweeps=sweeps, on_sweep=on_sweep)[0]
+    refined, _ = alternate(
+        factors, inputs, target, metric=problem.metric, gain=_GAIN, sweeps=sweeps, on_sweep=on_sweep
+    )
+    return refined
 
 
 def _fit_plain(
@@ -138,7 +149,7 @@ def _fit_plain(
 ) -> list[Tensor]:
     blocks = problem.blocks
     factors, error, is_best = start(
-        structure, patterns, blocks, None, lambda factors: relative_error(factors, blocks)
+        structure, patterns, problem, blocks, lambda factors: relative_error(factors, blocks)
     )
     if steps is None:
         steps = min(max(_WORK // blocks.numel(), _FEWEST), _MOST)

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ksurgeon.errors import StructureError, WeightsError
-from ksurgeon.kmatrix.fit.alternate import as_columns
+from ksurgeon.kmatrix.factorise import balance_, factorise
+from ksurgeon.kmatrix.fit.alternate import Metric, as_columns
+from ksurgeon.kmatrix.fit.two_sided import triangle
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.subspace import cholesky, wide
@@ -28,7 +31,8 @@ class Problem:
         scale: what each block was divided by, ``(groups, 1, 1)``.
         outside: norm of the entries outside of the blocks, which no factors reach, over ``scale``.
         moment: ``(groups, in_features, in_features)`` in double precision, or None for the identity.
-        root: R with ``moment = R Rᴴ``, or None.
+        root: L with ``moment = L Lᴴ``, or None.
+        metric: how errors of the outputs are measured.
         owners: number of matrices; each has ``groups / owners`` blocks.
     """
 
@@ -37,16 +41,22 @@ class Problem:
     outside: Tensor
     moment: Tensor | None
     root: Tensor | None
+    metric: Metric
     owners: int
 
     @classmethod
     def of(
-        cls, matrices: Sequence[KMatrix], weights: Sequence[Tensor], moments: Sequence[Tensor] | None
+        cls,
+        matrices: Sequence[KMatrix],
+        weights: Sequence[Tensor],
+        moments: Sequence[Tensor] | None,
+        slopes: Sequence[Tensor] | None = None,
     ) -> "Problem":
         """The problem of fitting each matrix, all of the same structure, to its weight.
 
         Raises:
-            StructureError: matrices that differ, or a weight or moment of another shape.
+            StructureError: matrices that differ, or a weight, moment or slopes of another shape, or slopes
+                without a moment.
             WeightsError: entries that are not finite, are complex while the matrix is real, or a moment that
                 is not Hermitian and positive semidefinite.
         """
@@ -62,9 +72,17 @@ class Problem:
             moment, roots = (torch.cat(items) for items in zip(*pairs, strict=True))
         else:
             moment = None
+        seen = None
+        if slopes is not None:
+            if moment is None:
+                raise StructureError("slopes weigh outputs on inputs; give their second moment, too")
+            seen = torch.cat([_slopes(matrix, r) for matrix, r in zip(matrices, slopes, strict=True)])
+            seen = seen.to(wide(blocks))
         scales = torch.cat([part[1].expand(first.groups) for part in parts])[:, None, None]
         outside = torch.stack([part[2] for part in parts])
-        return cls(blocks / scales.to(blocks.dtype), scales, outside, moment, roots, len(matrices))
+        return cls(
+            blocks / scales.to(blocks.dtype), scales, outside, moment, roots, Metric(seen), len(matrices)
+        )
 
     def weighted(self, patterns: Sequence[Pattern]) -> tuple[Tensor, Tensor]:
         """Columns that a chain is applied to, and what it should make of them: a root of the moment, and W
@@ -76,10 +94,29 @@ class Problem:
         rows = patterns[0].in_features // len(root) - root.shape[1]
         return F.pad(root, (0, 0, 0, rows)).flatten(0, 1), blocks @ root
 
-    def weighted_error(self, left: Tensor, target: Tensor) -> float:
-        """Norm of what is left of the target, relative to it."""
-        norm = torch.linalg.vector_norm(target).item()
-        return torch.linalg.vector_norm(left).item() / (norm or 1.0)
+    def low_rank(self, blocks: Tensor, patterns: Sequence[Pattern]) -> list[Tensor]:
+        """Factors of the best low rank for blocks in the place of the problem's own (Eckart and Young)."""
+        slopes = self.metric.slopes
+        if slopes is None:
+            return factorise(blocks, patterns, self.moment)
+        first, second = factorise(slopes @ blocks, patterns, self.moment)
+        factors = [first, torch.linalg.solve_triangular(slopes[:, None], second, upper=True)]
+        balance_(factors)
+        return factors
+
+    @cached_property
+    def norm(self) -> float:
+        """Of what a chain should make of the columns, as ``metric`` has it."""
+        return (
+            self.metric.norm(
+                self.blocks if self.root is None else self.blocks @ self.root.to(self.blocks.dtype)
+            )
+            or 1.0
+        )
+
+    def weighted_error(self, left: Tensor) -> float:
+        """Norm of what is left of what a chain should make of the columns, relative to it."""
+        return self.metric.norm(left) / self.norm
 
     def totals(self, errors: Tensor, norms: Tensor) -> list[float]:
         """The relative error of each matrix from the norms of its blocks, and of what is left of them."""
@@ -140,6 +177,21 @@ def _moment(matrix: KMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
         raise WeightsError("the second moment is not symmetric and positive semidefinite")
     root = vectors * values.clamp(min=0).sqrt()[:, None, :]
     return moment.expand(groups, size, size), root.expand(groups, size, size)
+
+
+def _slopes(matrix: KMatrix, slopes: Tensor) -> Tensor:
+    """Triangles for the outputs of each group."""
+    groups, size = matrix.groups, matrix.out_features // matrix.groups
+    slopes = slopes.detach().to(matrix.factors[0].device)
+    if slopes.dim() == 2:
+        slopes = slopes[None]
+    if slopes.dim() == 3 and groups > 1 and len(slopes) == 1 and slopes.shape[2] == matrix.out_features:
+        slopes = slopes[0].unflatten(1, (groups, size)).movedim(1, 0)
+    if slopes.dim() != 3 or slopes.shape[2] != size or len(slopes) not in (1, groups):
+        raise StructureError(f"slopes along {size} outputs have shape (n, {size}), got {tuple(slopes.shape)}")
+    if not torch.isfinite(slopes).all():
+        raise WeightsError("the slopes hold NaN or infinite entries; leave out the inputs that do")
+    return triangle(slopes).expand(groups, size, size)
 
 
 def padded(blocks: Tensor, patterns: Sequence[Pattern]) -> Tensor:

@@ -61,12 +61,12 @@ def measured_fit_(
     problem = Problem.of([matrix], [weight], None if moment is None else [moment])
     weighted = None
     if problem.root is not None:
-        blocks = problem.blocks.to(wide(problem.blocks)) * problem.scale
+        blocks = problem.blocks.to(wide(problem.blocks))
         dense = matrix.to_dense().detach().to(blocks.dtype)
         groups = matrix.groups
         held = dense.unflatten(1, (groups, -1)).unflatten(0, (groups, -1)).diagonal(dim1=0, dim2=2)
         root = problem.root.to(blocks.dtype)
-        weighted = problem.weighted_error((held.movedim(-1, 0) - blocks) @ root, blocks @ root)
+        weighted = problem.weighted_error((held.movedim(-1, 0) / problem.scale - blocks) @ root)
     return FitReport(
         weight_error,
         weighted,

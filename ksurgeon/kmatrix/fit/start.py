@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.factorise import factorise
-from ksurgeon.kmatrix.fit.problem import padded
+from ksurgeon.kmatrix.fit.problem import Problem, padded
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Kaleidoscope, Structure
 from ksurgeon.kmatrix.subspace import wide
@@ -22,14 +22,26 @@ EXACT = 1e-7
 def start(
     structure: Structure,
     patterns: Sequence[Pattern],
+    problem: Problem,
     blocks: Tensor,
-    moment: Tensor | None,
     error_of: Callable[[Sequence[Tensor]], float],
 ) -> tuple[list[Tensor], float, bool]:
     """The best factorisation of a stack of blocks into some of the factors of a chain.
 
-    Also returns its error, as ``error_of`` has it, and whether no factors at all are known to be better.
+    Args:
+        structure: of the chain.
+        patterns: its factors.
+        problem: whose moment and slopes count.
+        blocks: to factorise, the problem's own or what something else leaves of them.
+        error_of: error of factors.
+
+    Returns:
+        The factors, their error, and whether no factors at all are known to be better.
     """
+    moment = problem.moment
+    if moment is not None and _is_low_rank(patterns, blocks):
+        factors = problem.low_rank(blocks, patterns)
+        return factors, error_of(factors), True
     wanted = padded(blocks, patterns)
     missing = wanted.shape[2] - blocks.shape[2]
     if moment is not None and missing:
@@ -45,14 +57,14 @@ def start(
         error = error_of(factors)
         if error < least:
             best, least = factors, error
-        is_best = len(patterns) == len(chosen) <= 2 and (moment is None or _is_low_rank(patterns, blocks))
+        is_best = len(patterns) == len(chosen) <= 2 and moment is None
         if error < EXACT or is_best:
             return best, least, True
     return best, min(least, error_of(best)), False
 
 
 def _is_low_rank(patterns: Sequence[Pattern], blocks: Tensor) -> bool:
-    return all((p.a, p.d) == (len(blocks), 1) for p in patterns)
+    return len(patterns) == 2 and all((p.a, p.d) == (len(blocks), 1) for p in patterns)
 
 
 def _choices(structure: Structure, patterns: Sequence[Pattern]) -> Iterator[list[int]]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ksurgeon.kmatrix.factorise import factorise
 from ksurgeon.kmatrix.fit.alternate import OnSweep, alternate, as_columns, outputs
 from ksurgeon.kmatrix.fit.problem import Problem
 from ksurgeon.kmatrix.fit.start import start
@@ -32,7 +31,7 @@ def fit_sum(
     Returns:
         Factors of the chain, and of the low rank.
     """
-    blocks, moment = problem.blocks.to(wide(problem.blocks)), problem.moment
+    blocks = problem.blocks.to(wide(problem.blocks))
     inputs, target = problem.weighted(patterns)
     low_inputs, _ = problem.weighted(beside)
     basis, low_basis = as_columns(blocks, patterns[0]), as_columns(blocks, beside[0])
@@ -40,20 +39,21 @@ def fit_sum(
     def what_is_left(low: Sequence[Tensor]) -> Tensor:
         return target - outputs(low, low_inputs, target)
 
-    low = factorise(blocks, beside, moment)
+    low = problem.low_rank(blocks, beside)
     left = what_is_left(low)
     chain, _, _ = start(
         structure,
         patterns,
+        problem,
         blocks - outputs(low, low_basis, blocks),
-        moment,
-        lambda factors: problem.weighted_error(left - outputs(factors, inputs, left), target),
+        lambda factors: problem.weighted_error(left - outputs(factors, inputs, left)),
     )
     last = float("inf")
     for sweep in range(1, sweeps + 1):
-        chain, _ = alternate(chain, inputs, what_is_left(low), sweeps=1)
-        low = factorise(blocks - outputs(chain, basis, blocks), beside, moment)
-        error = problem.weighted_error(what_is_left(low) - outputs(chain, inputs, target), target)
+        chain, _ = alternate(chain, inputs, left, metric=problem.metric, sweeps=1)
+        low = problem.low_rank(blocks - outputs(chain, basis, blocks), beside)
+        left = what_is_left(low)
+        error = problem.weighted_error(left - outputs(chain, inputs, target))
         if on_sweep is not None:
             on_sweep(sweep)
         if error < 1e-14 or error > (1 - gain) * last:

@@ -5,15 +5,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import LowRank
-
-__all__ = ["TwoSided", "low_rank_"]
+__all__ = ["TwoSided", "triangle"]
 
 # Added to the second moment of the slopes, relative to the mean of its diagonal: directions in which no slope
 # was seen still count for something.
 _FLOOR = 1e-3
+
+
+def triangle(slopes: Tensor) -> Tensor:
+    """Upper triangles U, ``(…, out, out)``: ``Uᵀ U`` is ``Rᵀ R`` and a thousandth of the mean of its diagonal,
+    for slopes R, ``(…, n, out)``; the identity for slopes of zero."""
+    slopes = slopes.double()
+    gram = slopes.mT @ slopes
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    gram.diagonal(dim1=-2, dim2=-1).add_(torch.where(mean > 0, _FLOOR * mean, 1.0))
+    return torch.linalg.cholesky(gram).mT
 
 
 @dataclass(frozen=True)
@@ -42,21 +48,14 @@ class TwoSided:
             blocks: W, ``(groups, out, in)``.
             root: L, ``(groups or 1, in, in)``, where ``L Lᵀ`` is the second moment of the inputs.
             slopes: R, ``(groups or 1, n, out)``, where ``Rᵀ R`` is the second moment of the slopes of what
-                counts along the outputs; None for the identity. A thousandth of the mean of its diagonal is
-                added.
+                counts along the outputs; None for the identity. What is weighed with is its ``triangle``.
         """
         blocks, root = blocks.double(), root.double()
-        back = None
-        turned = blocks
-        if slopes is not None:
-            values, vectors = torch.linalg.eigh(slopes.mT.double() @ slopes.double())
-            values = values.clamp(min=0)
-            mean = values.mean(-1, keepdim=True)
-            scale = (values + torch.where(mean > 0, _FLOOR * mean, 1.0)).sqrt()
-            turned = scale[..., None] * (vectors.mT @ blocks)
-            back = vectors / scale[..., None, :]
-        left, values, _ = torch.linalg.svd(turned @ root, full_matrices=False)
-        return cls(values, left if back is None else back @ left, left.mT @ turned)
+        upper = None if slopes is None else triangle(slopes)
+        turned = blocks if upper is None else upper @ blocks
+        left, values = _left(turned @ root)
+        columns = left if upper is None else torch.linalg.solve_triangular(upper, left, upper=True)
+        return cls(values, columns, left.mT @ turned)
 
     def errors(self, slopes: Tensor | None = None) -> Tensor:
         """``‖R (K − W) L‖²`` for every rank from 0 on, ``(k + 1,)``, all groups together; R as for ``of``,
@@ -66,23 +65,12 @@ class TwoSided:
         return torch.cat([taken.flip(0).cumsum(0).flip(0), taken.new_zeros(1)])
 
 
-def low_rank_(matrix: KMatrix, terms: TwoSided) -> None:
-    """Set a matrix of low rank to the leading terms of its blocks.
-
-    Raises:
-        StructureError: the matrix is of another structure.
-    """
-    if not isinstance(matrix.structure, LowRank):
-        raise StructureError(f"a low rank is wanted, got {matrix.structure}")
-    rank = matrix.patterns[0].b
-    columns, rows = terms.columns[..., :rank], terms.rows[:, :rank]
-    # Both factors get the same share of a term's size.
-    ratio = (_norms(rows, 2) / _norms(columns, 1)).sqrt()
-    with torch.no_grad():
-        matrix.factors[0].copy_((rows / ratio[..., None])[:, None])
-        matrix.factors[1].copy_((columns * ratio[:, None])[:, None])
-
-
-def _norms(vectors: Tensor, dim: int) -> Tensor:
-    norms = torch.linalg.vector_norm(vectors, dim=dim)
-    return torch.where(norms > 0, norms, 1.0)
+def _left(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors, ``(…, m, min(m, n))``, and singular values, falling. Of the smaller Gram matrix,
+    many times faster than a singular value decomposition; values below 1e-8 of the first are noise."""
+    basis = None
+    if matrices.shape[-2] > matrices.shape[-1]:
+        basis, matrices = torch.linalg.qr(matrices)
+    squares, vectors = torch.linalg.eigh(matrices @ matrices.mT)
+    left = vectors.flip(-1)
+    return left if basis is None else basis @ left, squares.flip(-1).clamp(min=0).sqrt()
