@@ -6,6 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from ksurgeon.kmatrix.lazy import lazy_dense
 from ksurgeon.kmatrix.matrix import KMatrix, Start
 from ksurgeon.kmatrix.radix import Radix
 from ksurgeon.kmatrix.structures import Structure
@@ -75,7 +76,14 @@ class KLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense matrix ``(out_features, in_features)``, computed anew and differentiable."""
+        """The dense matrix ``(out_features, in_features)``, differentiable, of the factors when it is read.
+
+        It is computed anew every time; its shape, dtype and device cost nothing.
+        """
+        shape = (self.out_features, self.in_features)
+        return lazy_dense(self._dense, shape[::-1] if self.transposed else shape, self.matrix.parameters())
+
+    def _dense(self) -> Tensor:
         dense = self.matrix.to_dense()
         if self.parts > 1:
             blocks = dense.unflatten(1, (self.parts, -1)).unflatten(0, (self.parts, -1))

@@ -1,11 +1,14 @@
 """KLinear, KPointwiseConv and KChannelShuffle beside the layers whose place they take."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ksurgeon import KChannelShuffle, KLinear, KPointwiseConv, StructureError
+from ksurgeon.kmatrix.matrix import KMatrix
 
 CONVOLUTIONS = [
     {},
@@ -79,10 +82,37 @@ def test_weight_is_differentiable_and_fresh():
     layer = KLinear(6, 6)
     layer.weight.sum().backward()
     assert all(factor.grad is not None for factor in layer.matrix.factors)
-    before = layer.weight
+    before = layer.weight.clone()
     with torch.no_grad():
         layer.matrix.factors[0].zero_()
     assert not torch.equal(layer.weight, before) and not layer.weight.any()
+
+
+def test_looking_at_a_weight_does_not_multiply_it_out(monkeypatch):
+    for transposed in (False, True):
+        layer = KLinear(10, 30, dtype=torch.float64, transposed=transposed)
+        with monkeypatch.context() as patched:
+            patched.setattr(KMatrix, "to_dense", lambda *_: pytest.fail("multiplied out"))
+            weight = layer.weight
+            assert isinstance(weight, torch.Tensor) and weight.dtype == torch.float64
+            assert weight.shape == ((10, 30) if transposed else (30, 10)) and weight.dim() == 2
+            assert weight.device.type == "cpu" and weight.requires_grad and weight.is_floating_point()
+            with torch.no_grad():
+                assert layer.weight.size(0) == len(layer.weight)
+        assert torch.equal(weight, layer.matrix.to_dense().T if transposed else layer.matrix.to_dense())
+
+
+def test_a_weight_is_a_tensor_like_any_other():
+    layer = KLinear(10, 30)
+    with torch.no_grad():
+        dense, weight = layer.matrix.to_dense(), layer.weight
+        assert torch.equal(copy.deepcopy(weight), dense) and torch.equal(weight.data, dense)
+        assert (weight.numpy() == dense.numpy()).all() and weight.T.shape == (10, 30)
+        assert weight.to(torch.bfloat16).dtype == torch.bfloat16
+        assert torch.equal(torch.nn.Parameter(weight.clone()), dense) and repr(weight) == repr(dense)
+    x = torch.randn(3, 10)
+    compiled = torch.compile(lambda x: F.linear(x, layer.weight), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), F.linear(x, dense))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 12])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,14 +28,18 @@ class Metric:
 
     def __init__(self, slopes: Tensor | None) -> None:
         self.slopes = slopes
-        # In single precision, which errs by a share of what it is applied to: what is left of a target.
-        self._square = None if slopes is None else _narrowed(slopes.mH @ slopes)
 
     def __call__(self, left: Tensor) -> Tensor:
         """``Rᴴ R`` times ``(groups, out_features, m)``."""
-        if self._square is None:
+        if self.slopes is None:
             return left
         return (self._square @ left.to(self._square.dtype)).to(left.dtype)
+
+    @cached_property
+    def _square(self) -> Tensor:
+        """In single precision, which errs by a share of what it is applied to: what is left of a target."""
+        assert self.slopes is not None
+        return _narrowed(self.slopes.mH @ self.slopes)
 
     def norm(self, left: Tensor) -> float:
         if self.slopes is not None:

@@ -13,8 +13,10 @@ _FLOOR = 1e-3
 
 
 def triangle(slopes: Tensor) -> Tensor:
-    """Upper triangles U, ``(…, out, out)``: ``Uᵀ U`` is ``Rᵀ R`` and a thousandth of the mean of its diagonal,
-    for slopes R, ``(…, n, out)``; the identity for slopes of zero."""
+    """Upper triangles U, ``(…, out, out)``, for slopes R, ``(…, n, out)``; the identity for slopes of zero.
+
+    ``Uᵀ U`` is ``Rᵀ R`` with a thousandth of the mean of its diagonal added to that.
+    """
     slopes = slopes.double()
     gram = slopes.mT @ slopes
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
