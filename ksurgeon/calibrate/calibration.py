@@ -1,11 +1,12 @@
 """What calibration knows of a site: its inputs, and where changes of its output matter."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ksurgeon.calibrate.moments import root_of
+from ksurgeon.kmatrix.fit.two_sided import triangle
 
 __all__ = ["Calibration", "SiteMoments"]
 
@@ -37,7 +38,9 @@ class SiteMoments:
     shiftable: bool = False
     target: Tensor | None = None
     output_mean: Tensor | None = None
-    _root: Tensor | None = field(default=None, repr=False)
+    _root: Tensor | None = field(default=None, init=False, repr=False)
+    _fitted: Tensor | None = field(default=None, init=False, repr=False)
+    _slopes: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def root(self) -> Tensor:
@@ -56,13 +59,26 @@ class SiteMoments:
 
         Of a rounded moment less the mean, this is what is positive semidefinite.
         """
-        return self.root @ self.root.mT if self.shiftable else self.moment
+        if not self.shiftable:
+            return self.moment
+        if self._fitted is None:
+            self._fitted = self.root @ self.root.mT
+        return self._fitted
 
     @property
-    def whole_gradient(self) -> Tensor | None:
-        """``gradient`` where it has a row for every output and so tells all directions apart."""
+    def slopes(self) -> Tensor | None:
+        """What a fit weighs outputs with: the ``triangle`` of ``gradient``, where that has a row for every
+        output and so tells all directions apart."""
         known = self.gradient
-        return known if known is not None and known.shape[1] >= known.shape[2] else None
+        if known is None or known.shape[1] < known.shape[2]:
+            return None
+        if self._slopes is None:
+            self._slopes = triangle(known)
+        return self._slopes
+
+    def copy(self) -> "SiteMoments":
+        """One whose derived matrices, as large as the moments themselves, are let go with it."""
+        return replace(self)
 
     def harm_of(self, change: Tensor) -> float | None:
         """Predicted harm of a change of the weight, ``(groups, out / groups, in / groups)``.

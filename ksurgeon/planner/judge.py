@@ -99,5 +99,6 @@ class Judge:
 
     def _build(self, site: Site, structure: Structure) -> nn.Module:
         known = self._calibration.sites.get(site.path)
+        known = known.copy() if known is not None else None
         new, _ = KINDS[site.kind].build(self._finder.model, replace(site, parts=1), structure, "fit", known)
         return new

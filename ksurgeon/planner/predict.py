@@ -66,6 +66,7 @@ def predict(
     does as there.
     """
     weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
+    known = known.copy()
     energy = _energy(weight, known)
     errors, harms = low_rank_curve(weight, known)
     for option in options.options[1:]:
@@ -83,7 +84,7 @@ def predict(
         if ratio is not None:
             option.error, option.predicted = float(errors[peer]) * ratio**0.5, float(harms[peer]) * ratio
             continue
-        for sweeps in (0, _SWEEPS if weight.numel() <= _LARGE else _FEW):
+        for sweeps in (0, _SWEEPS) if weight.numel() <= _LARGE else (_FEW,):
             change = fitted_blocks(model, site, structure, known, sweeps) - weight
             option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
             option.predicted = harm_of(known, change)
@@ -122,7 +123,7 @@ def low_rank_curve(weight: Tensor, known: SiteMoments) -> tuple[Tensor, Tensor]:
     Both have one entry more than the smaller side of the weight's blocks ``(groups, out, in)``. The best are
     those that ``fit_site`` gives, in every group the same rank.
     """
-    terms = TwoSided.of(weight, known.root, known.whole_gradient)
+    terms = TwoSided.of(weight, known.root, known.slopes)
     energies = terms.errors()
     errors = (energies / energies[0].clamp(min=1e-300)).sqrt()
     if known.gradient is None:

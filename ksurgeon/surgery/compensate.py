@@ -66,5 +66,4 @@ def _wanted(model: nn.Module, reached: Reached, known: Mapping[str, SiteMoments]
         shiftable=False,  # the moment is about the mean as it is
         target=joint.target(weight, _RIDGE),
         output_mean=joint.output_mean,
-        _root=None,
     )

@@ -39,7 +39,7 @@ def fit_site(
     if known.target is not None:
         whole = torch.block_diag(*known.target)
         target = in_parts(whole, weight.shape[1] // whole.shape[1]).to(weight)
-    fit_(matrix, target, moment=known.fitted_moment, slopes=known.whole_gradient, steps=sweeps)
+    fit_(matrix, target, moment=known.fitted_moment, slopes=known.slopes, steps=sweeps)
     norm = torch.linalg.vector_norm(weight)
     with torch.no_grad():
         return float(torch.linalg.vector_norm(matrix.to_dense() - weight) / norm) if norm > 0 else 0.0

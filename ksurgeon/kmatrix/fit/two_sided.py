@@ -15,13 +15,19 @@ _FLOOR = 1e-3
 def triangle(slopes: Tensor) -> Tensor:
     """Upper triangles U, ``(…, out, out)``, for slopes R, ``(…, n, out)``; the identity for slopes of zero.
 
-    ``Uᵀ U`` is ``Rᵀ R`` with a thousandth of the mean of its diagonal added to that.
+    ``Uᵀ U`` is ``Rᵀ R`` with a thousandth of the mean of its diagonal added to that; a triangle to which that
+    has been added is given back.
     """
     slopes = slopes.double()
+    pivots = slopes.diagonal(dim1=-2, dim2=-1)
+    if slopes.shape[-2] == slopes.shape[-1] and bool((pivots > 0).all()):
+        least = _FLOOR * slopes.square().sum((-2, -1)) / slopes.shape[-1]
+        if bool((pivots.square().amin(-1) >= 0.99 * least).all()) and torch.equal(slopes, slopes.triu()):
+            return slopes
     gram = slopes.mT @ slopes
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     gram.diagonal(dim1=-2, dim2=-1).add_(torch.where(mean > 0, _FLOOR * mean, 1.0))
-    return torch.linalg.cholesky(gram).mT
+    return torch.linalg.cholesky(gram).mT.contiguous()
 
 
 @dataclass(frozen=True)
