@@ -28,6 +28,7 @@ class SiteMoments:
             mean input.
         target: weight to be fitted in the place of the site's own, ``(groups, out / groups, in / groups)``.
         output_mean: mean output that is wanted, bias included, ``(out,)``; None for the site's own.
+        sweeps: the most that a fit takes; None for as many as gain.
     """
 
     moment: Tensor
@@ -38,6 +39,7 @@ class SiteMoments:
     shiftable: bool = False
     target: Tensor | None = None
     output_mean: Tensor | None = None
+    sweeps: int | None = None
     _root: Tensor | None = field(default=None, init=False, repr=False)
     _fitted: Tensor | None = field(default=None, init=False, repr=False)
     _slopes: Tensor | None = field(default=None, init=False, repr=False)
@@ -76,9 +78,9 @@ class SiteMoments:
             self._slopes = triangle(known)
         return self._slopes
 
-    def copy(self) -> "SiteMoments":
-        """One whose derived matrices, as large as the moments themselves, are let go with it."""
-        return replace(self)
+    def copy(self, sweeps: int | None = None) -> "SiteMoments":
+        """One for quicker fits, whose derived matrices, as large as the moments, are let go with it."""
+        return replace(self, sweeps=sweeps)
 
     def harm_of(self, change: Tensor) -> float | None:
         """Predicted harm of a change of the weight, ``(groups, out / groups, in / groups)``.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,13 @@ from ksurgeon.errors import InputError
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating
 from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.planner.predict import sweeps_for
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import prepare, swap_all, undo_all
 
 __all__ = ["Judge", "Metric"]
+
+_FEWEST, _CERTAIN = 3, 0.05  # batches, and the standard error over the mean, at which a rough measure ends
 
 Metric = Callable[[nn.Module], float]
 """A figure of merit of a model, the higher the better."""
@@ -67,22 +71,27 @@ class Judge:
             )
         return found
 
-    def harm(self) -> float:
-        """Harm of the model as it is now."""
-        model = self._finder.model
+    def harm(self, roughly: bool = False) -> float:
+        """Harm of the model as it is now.
+
+        Args:
+            roughly: whether to leave it at as many batches as make its standard error a twentieth of it.
+        """
+        model, found = self._finder.model, list[tuple[float, float]]()
         with evaluating(model):
             if self._metric is not None:
                 return self._figure - float(self._metric(model))
-            total = over = 0.0
             for batch, before in zip(self._batches, self._before, strict=True):
-                moved, size = self._harm.change(before, call_model(model, batch), row_mask(batch))
-                total, over = total + moved, over + size
+                found.append(self._harm.change(before, call_model(model, batch), row_mask(batch)))
+                if roughly and _is_certain([moved / size for moved, size in found if size]):
+                    break
+        total, over = (sum(items) for items in zip(*found, strict=True))
         return total / over if over else 0.0
 
-    def of(self, chosen: Mapping[Site, Structure]) -> float:
+    def of(self, chosen: Mapping[Site, Structure], roughly: bool = False) -> float:
         """Harm with these sites replaced; they are put back."""
         with self.replaced(chosen):
-            return self.harm()
+            return self.harm(roughly)
 
     @contextmanager
     def replaced(self, chosen: Mapping[Site, Structure]) -> Iterator[nn.Module]:
@@ -99,6 +108,10 @@ class Judge:
 
     def _build(self, site: Site, structure: Structure) -> nn.Module:
         known = self._calibration.sites.get(site.path)
-        known = known.copy() if known is not None else None
+        known = known.copy(sweeps_for(site.weight_parameters)) if known is not None else None
         new, _ = KINDS[site.kind].build(self._finder.model, replace(site, parts=1), structure, "fit", known)
         return new
+
+
+def _is_certain(values: Sequence[float]) -> bool:
+    return len(values) >= _FEWEST and stdev(values) <= _CERTAIN * len(values) ** 0.5 * abs(fmean(values))

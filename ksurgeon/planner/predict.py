@@ -15,12 +15,12 @@ from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import dense_blocks, site_weight
 from ksurgeon.surgery.fitting import fitted_blocks
 
-__all__ = ["Tried", "low_rank_curve", "predict", "tried_at"]
+__all__ = ["Tried", "low_rank_curve", "predict", "sweeps_for", "tried_at"]
 
 _SWEEPS, _FEW, _LARGE = 6, 2, 2**18  # of a fit that is worth refining, fewer for so many entries
 # Times the harm of a low rank of as many parameters that refining has not made up for yet, and at which a
-# structure counts as beaten; at how many sites of a shape structures are tried.
-_HOPELESS, _BEATEN, _TRIED = 3.0, 1.2, 2
+# structure counts as beaten.
+_HOPELESS, _BEATEN = 3.0, 1.2
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,29 @@ class Tried:
 
     Attributes:
         beside: harm over that of a low rank of as many parameters, by structure, at each of those sites.
+        sites: at how many sites of that shape structures are tried.
         beaten: whether structures that low rank clearly beat at all of them are left out at the others.
     """
 
     beside: Mapping[str, Sequence[float]]
+    sites: int
     beaten: bool = True
 
     def skipped(self, structure: Structure) -> str | None:
         """Why the structure is not tried, if it is not."""
-        ratios = self.beside.get(str(structure))
-        if not self.beaten or not ratios or min(ratios) <= _BEATEN:
+        ratios = self.beside.get(str(structure), ())
+        enough = _BEATEN if len(ratios) == self.sites else _HOPELESS
+        if not self.beaten or not ratios or min(ratios) <= enough:
             return None
         return (
-            f"not tried: at {len(ratios)} sites of this shape a low rank of its size harmed "
-            f"{min(ratios):.1f} times less"
+            f"not tried: at {len(ratios)} site{'s' * (len(ratios) > 1)} of this shape a low rank of its size "
+            f"harmed {min(ratios):.1f} times less"
         )
 
     def expected(self, structure: Structure) -> float | None:
         """Harm over that of a low rank to reckon with, or None where a fit has to tell."""
-        ratios = self.beside.get(str(structure))
-        return geometric_mean(ratios) if ratios and min(ratios) > 0 else None
+        ratios = self.beside.get(str(structure), ())
+        return geometric_mean(ratios) if len(ratios) == self.sites and min(ratios) > 0 else None
 
 
 def predict(
@@ -84,8 +87,8 @@ def predict(
         if ratio is not None:
             option.error, option.predicted = float(errors[peer]) * ratio**0.5, float(harms[peer]) * ratio
             continue
-        for sweeps in (0, _SWEEPS) if weight.numel() <= _LARGE else (_FEW,):
-            change = fitted_blocks(model, site, structure, known, sweeps) - weight
+        for known.sweeps in (0, _SWEEPS) if weight.numel() <= _LARGE else (_FEW,):
+            change = fitted_blocks(model, site, structure, known) - weight
             option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
             option.predicted = harm_of(known, change)
             option.beside = option.predicted / max(float(harms[peer]), 1e-300)
@@ -95,19 +98,25 @@ def predict(
 
 
 def tried_at(site: Site, before: Iterable[tuple[Site, SiteOptions]], beaten: bool = True) -> Tried:
-    """What the first sites of this site's shape tell, once there are enough of them."""
+    """What the first two sites of this site's shape tell, or for a large one the first."""
+    sites = 2 if site.weight_parameters <= _LARGE else 1
     alike = [
         options
         for other, options in before
         if (other.kind, other.in_features, other.out_features, other.groups)
         == (site.kind, site.in_features, site.out_features, site.groups)
-    ][:_TRIED]
+    ][:sites]
     found: dict[str, list[float]] = {}
     for options in alike:
         for option in options.options:
             if option.beside is not None:
                 found.setdefault(str(option.structure), []).append(option.beside)
-    return Tried({name: ratios for name, ratios in found.items() if len(ratios) == _TRIED}, beaten)
+    return Tried(found, sites, beaten)
+
+
+def sweeps_for(weights: int) -> int:
+    """The most sweeps of a fit of so many weights while a plan is looked for."""
+    return _SWEEPS if weights <= _LARGE else _FEW
 
 
 def harm_of(known: SiteMoments, change: Tensor) -> float:

@@ -221,7 +221,7 @@ class Search:
 
     def _measure(self, options: SiteOptions, option: Option) -> None:
         assert option.structure is not None
-        option.measured = self.judge.of({self.sites[options.path]: option.structure})
+        option.measured = self.judge.of({self.sites[options.path]: option.structure}, roughly=True)
         self._correct()
         self.state.keep()
 

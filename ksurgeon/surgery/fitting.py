@@ -17,8 +17,6 @@ def fit_site(
     matrix: KMatrix,
     weight: Tensor,
     known: SiteMoments | None = None,
-    *,
-    sweeps: int | None = None,
 ) -> float:
     """Fit a matrix to the weight of a site; with ``known`` so that its outputs on those inputs are near.
 
@@ -28,18 +26,17 @@ def fit_site(
         matrix: of the site's groups, or of its parts.
         weight: as ``in_parts`` gives it.
         known: moments of the site's inputs, and the slopes at its outputs.
-        sweeps: steps of the fit at most; see ``fit_``.
 
     Returns:
         Relative Frobenius error of the weight, also where ``known`` gives another target.
     """
     if known is None:
-        return fit_(matrix, weight, steps=sweeps)
+        return fit_(matrix, weight)
     target = weight.detach()
     if known.target is not None:
         whole = torch.block_diag(*known.target)
         target = in_parts(whole, weight.shape[1] // whole.shape[1]).to(weight)
-    fit_(matrix, target, moment=known.fitted_moment, slopes=known.slopes, steps=sweeps)
+    fit_(matrix, target, moment=known.fitted_moment, slopes=known.slopes, steps=known.sweeps)
     norm = torch.linalg.vector_norm(weight)
     with torch.no_grad():
         return float(torch.linalg.vector_norm(matrix.to_dense() - weight) / norm) if norm > 0 else 0.0
@@ -63,9 +60,7 @@ def shift_bias(layer: nn.Module, matrix: KMatrix, wanted: Tensor, mean: Tensor) 
     layer.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
 
 
-def fitted_blocks(
-    model: nn.Module, site: Site, structure: Structure, known: SiteMoments | None, sweeps: int | None = None
-) -> Tensor:
+def fitted_blocks(model: nn.Module, site: Site, structure: Structure, known: SiteMoments) -> Tensor:
     """What ``fit_site`` gives for a structure, as ``(groups, out / groups, in / groups)``."""
     groups = site.groups if site.kind == "pointwise_conv" else 1
     weight = site_weight(model, site)
@@ -78,6 +73,6 @@ def fitted_blocks(
         device=weight.device,
         dtype=torch.promote_types(weight.dtype, torch.float32),
     )
-    fit_site(matrix, in_parts(weight, 1), known, sweeps=sweeps)
+    fit_site(matrix, in_parts(weight, 1), known)
     with torch.no_grad():
         return dense_blocks(matrix.to_dense().detach(), groups)

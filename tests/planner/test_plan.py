@@ -327,7 +327,44 @@ def test_only_the_first_sites_of_a_shape_are_fitted(monkeypatch):
 
 
 def test_structures_that_low_rank_beats_are_not_tried_at_other_sites():
-    tried = predicting.Tried({"a chain": (1.5, 1.3), "another": (1.5, 1.1)})
-    assert "1.3 times less" in tried.skipped("a chain") and tried.skipped("another") is None
-    assert predicting.Tried(tried.beside, beaten=False).skipped("a chain") is None
+    tried = predicting.Tried({"a chain": (1.5, 1.3), "another": (1.5, 1.1), "a third": (1.5,)}, sites=2)
+    assert "2 sites of this shape" in tried.skipped("a chain") and "1.3 times less" in tried.skipped(
+        "a chain"
+    )
+    assert tried.skipped("another") is None and tried.skipped("a third") is None
+    assert predicting.Tried(tried.beside, 2, beaten=False).skipped("a chain") is None
     assert tried.expected("another") == pytest.approx((1.5 * 1.1) ** 0.5) and tried.expected("new") is None
+    assert tried.expected("a third") is None
+
+
+def test_what_is_hopeless_at_one_site_is_not_tried_at_a_second():
+    tried = predicting.Tried({"a chain": (5.0,), "another": (2.0,)}, sites=2)
+    assert "at 1 site of this shape" in tried.skipped("a chain") and tried.skipped("another") is None
+
+
+def test_large_sites_are_tried_once(monkeypatch):
+    monkeypatch.setattr(predicting, "_LARGE", 32 * 32 - 1)
+    paths = []
+    fit = predicting.fitted_blocks
+    monkeypatch.setattr(
+        predicting,
+        "fitted_blocks",
+        lambda model, site, *rest: paths.append(site.path) or fit(model, site, *rest),
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(3))).eval()
+    make(model, "params=0.5", [torch.randn(64, 32) for _ in range(4)], keep=False)
+    assert set(paths) == {"0"}
+
+
+def test_a_rough_measure_ends_once_it_is_certain(monkeypatch):
+    model = nn.Sequential(nn.Linear(32, 32)).eval()
+    planning = make(model, "params=0.9", [torch.randn(64, 32) for _ in range(40)], keep=False)
+    judge, calls = planning.search.judge, []
+    change = judge._harm.change
+    monkeypatch.setattr(judge._harm, "change", lambda *args: calls.append(1) or change(*args))
+    site = planning.search.sites["0"]
+    rough = judge.of({site: LowRank(rank=8)}, roughly=True)
+    few = len(calls)
+    whole = judge.of({site: LowRank(rank=8)})
+    assert 3 <= few < len(calls) - few and rough == pytest.approx(whole, rel=0.2)

@@ -167,7 +167,7 @@ def _moment(matrix: KMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
     moment = moment.to(torch.complex128 if first.is_complex() else torch.float64)
     trace = moment.diagonal(dim1=1, dim2=2).real.mean(1)[:, None, None]
     moment = moment / torch.where(trace > 0, trace, 1.0)
-    symmetric = torch.allclose(moment, moment.mH, atol=_NEGATIVE * float(moment.abs().max()))
+    symmetric = float((moment - moment.mH).abs().max()) <= _NEGATIVE * float(moment.abs().max())
     root = cholesky(moment) if symmetric else None
     if root is not None:
         return moment.expand(groups, size, size), root.expand(groups, size, size)
