@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.data import folder_of, lite0, minilm, pictures, sts
-from benchmarks.fit_tables import render
+from benchmarks.fit_tables import STRUCTURES, WAYS, render
 from benchmarks.results import cpu_setting
 from ksurgeon.calibrate import Calibration, SiteMoments, calibrate, harm_for
 from ksurgeon.calibrate.harm import embeddings
@@ -30,6 +30,7 @@ from ksurgeon.find import Site, find
 from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank, LowRank, Monarch, Structure
 from ksurgeon.planner.choose import choose
+from ksurgeon.planner.options import of_two_radices
 from ksurgeon.planner.predict import low_rank_curve
 from ksurgeon.surgery.build import dense_blocks, dense_weight, site_weight
 from ksurgeon.surgery.compensate import compensating
@@ -37,8 +38,6 @@ from ksurgeon.surgery.kinds import KINDS
 
 _FILE, _PAGE = Path("benchmarks/results/fit_models.json"), Path("docs/fit.md")
 _SHARES = (0.75, 0.5, 0.25)
-_WAYS = ("weight", "inputs", "both sides", "compensated")
-_STRUCTURES = ("low rank, uneven", "low rank", "pruned", "Monarch", "K-matrix + low rank", "K-matrix")
 
 
 class Sentences(nn.Module):
@@ -137,19 +136,6 @@ def vision(crops: int, seed: int) -> Task:
     return Task(model, sites, batches, figure, f"{crops} crops, {2 * crops} others judged")
 
 
-def kaleidoscope(site: Site, share: float) -> Kaleidoscope:
-    """The K-matrix of two radices with the most parameters that are within the share."""
-    size = min(site.in_features, site.out_features)
-    found = [
-        Kaleidoscope(radix=(first, size // first)) for first in range(2, size // 2 + 1) if size % first == 0
-    ]
-    dense = site.in_features * site.out_features
-    costs = [structure.parameters(site.in_features, site.out_features) / dense for structure in found]
-    within = [number for number, cost in enumerate(costs) if cost <= share]
-    best = max(within, key=costs.__getitem__) if within else min(range(len(costs)), key=costs.__getitem__)
-    return found[best]
-
-
 def structures(name: str, share: float, task: Task, known: Calibration) -> dict[str, Structure | None]:
     """The structure of every site; None leaves it."""
     if name == "low rank, uneven":
@@ -161,7 +147,9 @@ def structures(name: str, share: float, task: Task, known: Calibration) -> dict[
         elif name == "Monarch":
             made[site.path] = Monarch(share=share)
         else:
-            radix = kaleidoscope(site, share if name == "K-matrix" else share / 2).radix
+            part = share if name == "K-matrix" else share / 2
+            matrix = of_two_radices(site.in_features, site.out_features, part)
+            radix = matrix.radix if matrix else "auto"
             made[site.path] = (
                 Kaleidoscope(radix=radix)
                 if name == "K-matrix"
@@ -314,9 +302,9 @@ def write(results: Mapping[str, Any], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=("minilm", "lite0"), action="append")
-    parser.add_argument("--structure", choices=_STRUCTURES, action="append")
+    parser.add_argument("--structure", choices=STRUCTURES, action="append")
     parser.add_argument("--share", type=float, action="append")
-    parser.add_argument("--way", choices=_WAYS, action="append")
+    parser.add_argument("--way", choices=WAYS, action="append")
     parser.add_argument("--examples", type=int, help="sentences (1500) or crops (120) to fit to")
     parser.add_argument("--pairs", type=int, help="pairs of STS-B's test split to judge by; all of them")
     parser.add_argument("--seed", type=int, default=0)
@@ -348,7 +336,7 @@ def main() -> None:
         if "untouched" not in entry:
             entry["untouched"] = round(task.figure(task.model), 4)
         done = {(row["structure"], row["share"], row["way"], row["judged"]) for row in entry["rows"]}
-        todo = cases(given.structure or _STRUCTURES, given.share or _SHARES, given.way or _WAYS)
+        todo = cases(given.structure or STRUCTURES, given.share or _SHARES, given.way or WAYS)
         for structure, share, way in todo:
             if (structure, share, way, task.about) in done:
                 continue

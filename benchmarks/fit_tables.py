@@ -1,10 +1,14 @@
 """Results of ``benchmarks.fit_models`` as tables in a page."""
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-__all__ = ["render"]
+__all__ = ["STRUCTURES", "WAYS", "render"]
+
+STRUCTURES = ("low rank, uneven", "low rank", "pruned", "Monarch", "K-matrix + low rank", "K-matrix")
+WAYS = ("weight", "inputs", "both sides", "compensated")
 
 _PLACE = re.compile(r"(<!-- fits of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -37,7 +41,9 @@ def _whole(entry: dict[str, Any]) -> str:
         + " | errors of weights, of outputs |",
         "|---|---|" + "---|" * (len(shares) + 1),
     ]
-    for structure, way in dict.fromkeys((row["structure"], row["way"]) for row in entry["rows"]):
+    for structure, way in product(STRUCTURES, WAYS):
+        if not any((structure, way, share) in rows for share in shares):
+            continue
         found = [rows.get((structure, way, share)) for share in shares]
         figures = [_figure(row, share) for row, share in zip(found, shares, strict=True)]
         errors = " · ".join(
@@ -57,6 +63,7 @@ def _figure(row: dict[str, Any] | None, share: float) -> str:
 def _layers(entry: dict[str, Any]) -> str:
     """Every layer at one half: the weighted error of each structure fitted to the inputs."""
     rows = [row for row in entry["rows"] if row["share"] == 0.5 and row["way"] == "inputs"]
+    rows.sort(key=lambda row: STRUCTURES.index(row["structure"]))
     if not rows:
         return ""
     lines = [
