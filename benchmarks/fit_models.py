@@ -26,9 +26,10 @@ from benchmarks.fit_tables import STRUCTURES, WAYS, render
 from benchmarks.results import cpu_setting
 from ksurgeon.calibrate import Calibration, SiteMoments, calibrate, harm_for
 from ksurgeon.calibrate.harm import embeddings
+from ksurgeon.errors import StructureError
 from ksurgeon.find import Site, find
 from ksurgeon.find.inputs import ExampleInputs
-from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank, LowRank, Monarch, Structure
+from ksurgeon.kmatrix.structures import KaleidoscopeLowRank, LowRank, Monarch, Structure
 from ksurgeon.planner.choose import choose
 from ksurgeon.planner.options import of_two_radices
 from ksurgeon.planner.predict import low_rank_curve
@@ -147,15 +148,24 @@ def structures(name: str, share: float, task: Task, known: Calibration) -> dict[
         elif name == "Monarch":
             made[site.path] = Monarch(share=share)
         else:
-            part = share if name == "K-matrix" else share / 2
-            matrix = of_two_radices(site.in_features, site.out_features, part)
-            radix = matrix.radix if matrix else "auto"
-            made[site.path] = (
-                Kaleidoscope(radix=radix)
-                if name == "K-matrix"
-                else KaleidoscopeLowRank(radix=radix, share=share)
-            )
+            made[site.path] = _of_k_matrices(name, share, site)
     return made
+
+
+def _of_k_matrices(name: str, share: float, site: Site) -> Structure:
+    """With a path beside it where there is room for one; a low rank where there is none for a K-matrix."""
+    sizes = site.in_features, site.out_features
+    matrix = of_two_radices(*sizes, share if name == "K-matrix" else share / 2)
+    if matrix is None:
+        return LowRank(share=share)
+    if name == "K-matrix":
+        return matrix
+    both = KaleidoscopeLowRank(radix=matrix.radix, share=share)
+    try:
+        both.parameters(*sizes)
+    except StructureError:
+        return LowRank(share=share)
+    return both
 
 
 def uneven(share: float, task: Task, known: Calibration) -> dict[str, Structure | None]:

@@ -1,7 +1,6 @@
 """The dense matrix of a structured layer, multiplied out when it is needed and not before."""
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 from typing import Any
 
 import torch
@@ -21,18 +20,17 @@ _KNOWN = {
 class LazyDense(Tensor):
     """Stands for the tensor that ``make`` gives, which any operation gets in its place.
 
-    Models look at ``layer.weight.dtype`` before they call a layer, T5 for every token.
+    Models look at ``layer.weight.dtype`` before they call a layer, T5 for every token. What looks at its
+    memory past all of PyTorch's ways finds NaN.
     """
 
     _make: Callable[[], Tensor]
+    _made: Tensor | None = None
 
     @staticmethod
-    def __new__(
-        cls, make: Callable[[], Tensor], shape: Iterable[int], like: Tensor, requires_grad: bool
-    ) -> "LazyDense":
-        made: LazyDense = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, torch.Size(shape), dtype=like.dtype, device=like.device, requires_grad=requires_grad
-        )
+    def __new__(cls, make: Callable[[], Tensor], shape: tuple[int, ...], like: Tensor) -> "LazyDense":
+        nothing = torch.full((), torch.nan, dtype=like.dtype, device=like.device)
+        made: LazyDense = Tensor._make_subclass(cls, nothing.expand(shape))
         made._make = make
         return made
 
@@ -45,22 +43,28 @@ class LazyDense(Tensor):
         if func in _KNOWN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map_only(LazyDense, lambda lazy: lazy._make(), (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        args, kwargs = tree_map_only(LazyDense, lambda lazy: lazy._make(), (args, kwargs or {}))
+        args, kwargs = tree_map_only(LazyDense, _dense, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
-def lazy_dense(make: Callable[[], Tensor], shape: Iterable[int], factors: Iterable[Tensor]) -> Tensor:
-    """The tensor that ``make`` gives, of that shape and of the factors' dtype and device, made when it is
-    read; while a program is traced it is made at once."""
-    first, *others = factors if torch.is_grad_enabled() else islice(factors, 1)
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+def _dense(lazy: LazyDense) -> Tensor:
+    if lazy._made is None:
+        with torch.no_grad():
+            lazy._made = lazy._make()
+    return lazy._made
+
+
+def lazy_dense(make: Callable[[], Tensor], shape: tuple[int, ...], factors: Iterable[Tensor]) -> Tensor:
+    """The tensor that ``make`` gives, of that shape and of the factors' dtype and device.
+
+    It is made when it is read; at once where gradients may be wanted of it, or a program is traced or
+    transformed.
+    """
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
+    ):
         return make()
-    learned = torch.is_grad_enabled() and any(factor.requires_grad for factor in (first, *others))
-    return LazyDense(make, shape, first, learned)
+    return LazyDense(make, shape, next(iter(factors)))

@@ -85,7 +85,7 @@ class Judge:
                 found.append(self._harm.change(before, call_model(model, batch), row_mask(batch)))
                 if roughly and _is_certain([moved / size for moved, size in found if size]):
                     break
-        total, over = (sum(items) for items in zip(*found, strict=True))
+        total, over = sum(moved for moved, _ in found), sum(size for _, size in found)
         return total / over if over else 0.0
 
     def of(self, chosen: Mapping[Site, Structure], roughly: bool = False) -> float:
@@ -114,4 +114,6 @@ class Judge:
 
 
 def _is_certain(values: Sequence[float]) -> bool:
-    return len(values) >= _FEWEST and stdev(values) <= _CERTAIN * len(values) ** 0.5 * abs(fmean(values))
+    if len(values) < _FEWEST or not all(map(isfinite, values)):
+        return False
+    return stdev(values) <= _CERTAIN * len(values) ** 0.5 * abs(fmean(values))

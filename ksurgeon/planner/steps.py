@@ -1,7 +1,7 @@
 """The steps of a search for a plan: calibrate, predict, time, choose, check, choose again."""
 
 from collections.abc import Callable, Sequence
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 
 from torch import nn
 
@@ -222,7 +222,11 @@ class Search:
 
     def _measure(self, options: SiteOptions, option: Option) -> None:
         assert option.structure is not None
-        option.measured = self.judge.of({self.sites[options.path]: option.structure}, roughly=True)
+        measured = self.judge.of({self.sites[options.path]: option.structure}, roughly=True)
+        if isfinite(measured):
+            option.measured = measured
+        else:
+            option.refused = "the model's outputs are not finite with it"
         self._correct()
         self.state.keep()
 

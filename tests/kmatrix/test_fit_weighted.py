@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kmatrix.factorise import factorise
+from ksurgeon.kmatrix.fit import alternate as alternating
 from ksurgeon.kmatrix.fit import fit_, fit_all_, low_rank_error, measured_fit_, two_factor_error
 from ksurgeon.kmatrix.fit.alternate import alternate, as_columns
 from ksurgeon.kmatrix.fit.refine import product
@@ -223,3 +224,45 @@ def test_no_chain_is_below_the_bound_of_two_factors(chain, noise):
     bound = two_factor_error(weight, chain)
     # Every split leaves at most what the best two factors for its cut leave, and they add up in squares.
     assert bound - 1e-9 <= error <= bound * (len(chain) - 1) ** 0.5 * 1.001 + 1e-9
+
+
+@pytest.mark.parametrize("precision", ["double", "single"])
+@pytest.mark.parametrize(
+    "structure", [Kaleidoscope(), Monarch(blocks=4), KaleidoscopeLowRank(rank=2)], ids=str
+)
+def test_fits_end_whatever_is_zero(structure, precision, monkeypatch):
+    if precision == "single":
+        monkeypatch.setattr(alternating, "_LARGE", 0)
+    torch.manual_seed(0)
+    sigma, weight = moment(37), torch.randn(41, 37)
+    dead = sigma.clone()
+    dead[:20] = 0
+    dead[:, :20] = 0
+    cases = [(weight, sigma), (weight, dead), (weight, torch.zeros_like(sigma)), (0 * weight, sigma)]
+    for target, second in cases:
+        for slopes in (None, torch.randn(50, 41), torch.zeros(50, 41)):
+            matrix = KMatrix(37, 41, structure=structure)
+            assert fit_(matrix, target, moment=second, slopes=slopes, steps=3) < 30
+            assert all(factor.isfinite().all() for factor in matrix.parameters())
+
+
+def test_single_precision_is_as_near(monkeypatch):
+    torch.manual_seed(0)
+    weight, sigma = torch.randn(48, 36), moment(36)
+    for structure in (Kaleidoscope(), Monarch(blocks=4), KaleidoscopeLowRank(rank=2)):
+        matrices = [KMatrix(36, 48, structure=structure) for _ in range(2)]
+        for matrix, large in zip(matrices, (2**30, 0), strict=True):
+            monkeypatch.setattr(alternating, "_LARGE", large)
+            fit_(matrix, weight, moment=sigma)
+        errors = [weighted(matrix, weight, sigma) for matrix in matrices]
+        assert errors[1] == pytest.approx(errors[0], rel=2e-2)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_size_of_slopes_does_not_count(size):
+    torch.manual_seed(0)
+    weight, sigma, slopes = torch.randn(16, 16), moment(16), torch.randn(40, 16, dtype=torch.float64)
+    one, other = (KMatrix(16, 16, structure=Monarch(), dtype=torch.float64) for _ in range(2))
+    fit_(one, weight, moment=sigma, slopes=slopes)
+    fit_(other, weight, moment=sigma, slopes=size * slopes)
+    torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=1e-3, atol=1e-3)

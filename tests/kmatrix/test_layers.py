@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ksurgeon import KChannelShuffle, KLinear, KPointwiseConv, StructureError
 from ksurgeon.kmatrix.matrix import KMatrix
@@ -88,18 +89,19 @@ def test_weight_is_differentiable_and_fresh():
     assert not torch.equal(layer.weight, before) and not layer.weight.any()
 
 
-def test_looking_at_a_weight_does_not_multiply_it_out(monkeypatch):
-    for transposed in (False, True):
-        layer = KLinear(10, 30, dtype=torch.float64, transposed=transposed)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_looking_at_a_weight_does_not_multiply_it_out(monkeypatch, transposed):
+    layer = KLinear(10, 30, dtype=torch.float64, transposed=transposed)
+    with torch.no_grad():
         with monkeypatch.context() as patched:
             patched.setattr(KMatrix, "to_dense", lambda *_: pytest.fail("multiplied out"))
             weight = layer.weight
             assert isinstance(weight, torch.Tensor) and weight.dtype == torch.float64
             assert weight.shape == ((10, 30) if transposed else (30, 10)) and weight.dim() == 2
-            assert weight.device.type == "cpu" and weight.requires_grad and weight.is_floating_point()
-            with torch.no_grad():
-                assert layer.weight.size(0) == len(layer.weight)
-        assert torch.equal(weight, layer.matrix.to_dense().T if transposed else layer.matrix.to_dense())
+            assert weight.device.type == "cpu" and weight.is_floating_point() and not weight.requires_grad
+            assert weight.size(0) == len(weight)
+        dense = layer.matrix.to_dense()
+        assert torch.equal(weight, dense.T if transposed else dense)
 
 
 def test_a_weight_is_a_tensor_like_any_other():
@@ -108,11 +110,45 @@ def test_a_weight_is_a_tensor_like_any_other():
         dense, weight = layer.matrix.to_dense(), layer.weight
         assert torch.equal(copy.deepcopy(weight), dense) and torch.equal(weight.data, dense)
         assert (weight.numpy() == dense.numpy()).all() and weight.T.shape == (10, 30)
-        assert weight.to(torch.bfloat16).dtype == torch.bfloat16
-        assert torch.equal(torch.nn.Parameter(weight.clone()), dense) and repr(weight) == repr(dense)
+        assert weight.to(torch.bfloat16).dtype == torch.bfloat16 and weight.is_contiguous()
+        assert torch.equal(nn.Parameter(weight.clone()), dense) and repr(weight) == repr(dense)
+        weight.zero_()
+        assert not weight.any() and weight.data_ptr() == weight.data_ptr()
+        other = nn.Linear(10, 30)
+        other.weight.data = layer.weight  # past PyTorch's ways: not a number rather than something wrong
+        assert other.weight.isnan().all()
     x = torch.randn(3, 10)
     compiled = torch.compile(lambda x: F.linear(x, layer.weight), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), F.linear(x, dense))
+    kept = layer.weight.detach()
+    assert type(nn.Parameter(layer.weight)) is nn.Parameter and torch.equal(kept, layer.weight)
+
+
+def test_gradients_reach_the_factors_whatever_reads_the_weight():
+    layer, x = KLinear(10, 30), torch.randn(3, 10)
+    checkpoint(F.linear, x, layer.weight, use_reentrant=True).sum().backward()
+    assert all(factor.grad is not None for factor in layer.matrix.factors)
+
+
+def test_a_weight_read_in_a_transformed_call_is_of_its_own_factors():
+    layers = [KLinear(6, 6, bias=False) for _ in range(2)]
+    stacked, _ = torch.func.stack_module_state(layers)
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layers[0]
+
+        def forward(self):
+            return self.layer.weight
+
+    def read(parameters):
+        return torch.func.functional_call(Reads(), {f"layer.{k}": v for k, v in parameters.items()}, ())
+
+    with torch.no_grad():
+        weights = torch.vmap(read)(stacked)
+        for weight, layer in zip(weights, layers, strict=True):
+            torch.testing.assert_close(weight, layer.matrix.to_dense())
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 12])

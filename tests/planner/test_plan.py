@@ -369,3 +369,15 @@ def test_a_rough_measure_ends_once_it_is_certain(monkeypatch):
     few = len(calls)
     whole = judge.of({site: LowRank(rank=8)})
     assert 3 <= few < len(calls) - few and rough == pytest.approx(whole, rel=0.2)
+
+
+def test_replacements_with_outputs_that_are_not_finite_are_refused(monkeypatch):
+    planning = make(tiny(), "params=0.5", data(), keep=False)
+    search = planning.search
+    site, option = next(
+        (s, o) for s in planning.sites for o in s.options[1:] if o.is_open and o.measured is None
+    )
+    monkeypatch.setattr(search.judge._harm, "change", lambda *_: (float("nan"), 1.0))
+    search._measure(site, option)
+    assert option.measured is None and not option.is_open and "not finite" in option.refused
+    assert all(s.ratio > 0 for s in planning.sites)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ksurgeon.errors import WeightsError
 from ksurgeon.kernels.reference import apply_factor
 from ksurgeon.kmatrix.patterns import Pattern
 
@@ -92,9 +93,13 @@ def alternate(
         now, inputs, target = [_narrowed(f) for f in now], _narrowed(inputs), _narrowed(target)
     norm = metric.norm(target) or 1.0
     for sweep in range(1, sweeps + 1):
+        kept = list(now)
         before, error = (value / norm for value in _sweep(now, inputs, target, metric))
         if on_sweep is not None:
             on_sweep(sweep)
+        if not error <= before:
+            now, error = kept, before
+            break
         if error < 1e-14 or error > (1 - gain) * before:
             break
     return [factor.to(wide) for factor in now], error
@@ -225,10 +230,16 @@ def _grams_after(factors: Sequence[Tensor], target: Tensor, metric: Metric) -> l
 def _root(gram: Tensor) -> Tensor:
     """Cholesky factors of positive semidefinite matrices, made definite."""
     trace = gram.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
+    trace = torch.where(trace > 0, trace, 1.0)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     ridge = _RIDGE if gram.dtype in (torch.float64, torch.complex128) else _RIDGE_NARROW
     while True:
-        root, info = torch.linalg.cholesky_ex(gram + (ridge * trace + 1e-300) * eye)
+        root, info = torch.linalg.cholesky_ex(gram + ridge * trace * eye)
         if not bool(info.any()):
             return root
         ridge *= 100
+        if ridge > 1e6:
+            raise WeightsError(
+                "a fit met numbers too large or too small for it; the weight, moment or slopes hold entries "
+                "of very different sizes"
+            )

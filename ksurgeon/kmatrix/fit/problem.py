@@ -191,7 +191,11 @@ def _slopes(matrix: KMatrix, slopes: Tensor) -> Tensor:
         raise StructureError(f"slopes along {size} outputs have shape (n, {size}), got {tuple(slopes.shape)}")
     if not torch.isfinite(slopes).all():
         raise WeightsError("the slopes hold NaN or infinite entries; leave out the inputs that do")
-    return triangle(slopes).expand(groups, size, size)
+    if slopes.is_complex():
+        raise WeightsError("the slopes are complex; they are of a real quantity along real outputs")
+    slopes = slopes.double()
+    largest = slopes.abs().amax()
+    return triangle(slopes / torch.where(largest > 0, largest, 1.0)).expand(groups, size, size)
 
 
 def padded(blocks: Tensor, patterns: Sequence[Pattern]) -> Tensor:
