@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from math import isfinite
 from statistics import fmean, stdev
@@ -53,6 +54,7 @@ class Judge:
         self._batches = batches
         self._before: list[list[Tensor]] = []
         self._figure = 0.0
+        self._built: dict[str, tuple[Structure, nn.Module]] = {}
         model = finder.model
         with evaluating(model):
             if metric is not None:
@@ -107,10 +109,15 @@ class Judge:
             undo_all(swaps)
 
     def _build(self, site: Site, structure: Structure) -> nn.Module:
-        known = self._calibration.sites.get(site.path)
-        known = known.copy(sweeps_for(site.weight_parameters)) if known is not None else None
-        new, _ = KINDS[site.kind].build(self._finder.model, replace(site, parts=1), structure, "fit", known)
-        return new
+        """A replacement; the last one of every site is kept, to stand beside those of others later."""
+        last = self._built.get(site.path)
+        if last is None or last[0] != structure:
+            known = self._calibration.sites.get(site.path)
+            known = known.copy(sweeps_for(site.weight_parameters)) if known is not None else None
+            model = self._finder.model
+            new, _ = KINDS[site.kind].build(model, replace(site, parts=1), structure, "fit", known)
+            last = self._built[site.path] = structure, new
+        return deepcopy(last[1])
 
 
 def _is_certain(values: Sequence[float]) -> bool:
