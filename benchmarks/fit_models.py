@@ -29,9 +29,8 @@ from ksurgeon.calibrate.harm import embeddings
 from ksurgeon.errors import StructureError
 from ksurgeon.find import Site, find
 from ksurgeon.find.inputs import ExampleInputs
-from ksurgeon.kmatrix.structures import KaleidoscopeLowRank, LowRank, Monarch, Structure
+from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank, LowRank, Monarch, Structure
 from ksurgeon.planner.choose import choose
-from ksurgeon.planner.options import of_two_radices
 from ksurgeon.planner.predict import low_rank_curve
 from ksurgeon.surgery.build import dense_blocks, dense_weight, site_weight
 from ksurgeon.surgery.compensate import compensating
@@ -150,6 +149,21 @@ def structures(name: str, share: float, task: Task, known: Calibration) -> dict[
         else:
             made[site.path] = _of_k_matrices(name, share, site)
     return made
+
+
+def of_two_radices(in_features: int, out_features: int, share: float) -> Kaleidoscope | None:
+    """The K-matrix of two radices whose product is the smaller side with the most parameters that are within
+    a share of the dense ones, or else with the fewest; None for a side that is no product."""
+    size, dense = min(in_features, out_features), in_features * out_features
+    pairs = [(first, size // first) for first in range(2, size // 2 + 1) if size % first == 0]
+    costs = {
+        matrix: matrix.parameters(in_features, out_features) / dense
+        for matrix in (Kaleidoscope(radix=pair) for pair in pairs)
+    }
+    within = {matrix: cost for matrix, cost in costs.items() if cost <= share}
+    if within:
+        return max(within, key=within.__getitem__)
+    return min(costs, key=costs.__getitem__, default=None)
 
 
 def _of_k_matrices(name: str, share: float, site: Site) -> Structure:

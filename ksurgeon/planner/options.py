@@ -16,13 +16,13 @@ from ksurgeon.kmatrix.structures import (
 )
 from ksurgeon.rules.plan import structure_cost
 
-__all__ = ["FAMILIES", "Option", "SiteOptions", "of_two_radices", "options_for"]
+__all__ = ["FAMILIES", "Option", "SiteOptions", "options_for"]
 
 # Shares of the dense parameters that low rank is tried at; the others come with their own sizes.
 _SHARES = (0.85, 0.75, 0.65, 0.57, 0.5, 0.44, 0.38, 0.33, 0.28, 0.24, 0.2, 0.16, 0.13, 0.1, 0.07, 0.05)
 _BLOCKS = (2, 4, 8)
-# Shares of K-matrices and of Monarch matrices with a low-rank path beside them, which gets half of it.
-_BESIDE_K, _BESIDE_MONARCH = (0.6, 0.45, 0.32, 0.22), (0.5, 0.3)
+# Shares of a Monarch matrix with a low-rank path, and into how many parts of the dense size the matrix goes.
+_PATHS = ((0.5, 8), (0.25, 16))
 _SMALLEST = 256  # entries of a weight below which nothing is to be won
 
 
@@ -36,6 +36,7 @@ class Option(BaseModel):
         predicted: harm to the model's outputs, predicted.
         measured: harm measured with this site alone replaced.
         beside: predicted harm over that of a low rank of as many parameters; None for low ranks.
+        quick: whether the figures are those of a quick fit, far from a low rank's, which a plan would refine.
         skipped: why it was not tried.
         refused: why it is never chosen under the budget at hand.
     """
@@ -50,6 +51,7 @@ class Option(BaseModel):
     predicted: float = 0.0
     measured: float | None = None
     beside: float | None = None
+    quick: bool = False
     skipped: str | None = None
     refused: str | None = None
 
@@ -128,25 +130,12 @@ def _structures(site: Site) -> list[Structure]:
     found += ranks.values()
     found += [Monarch(blocks=blocks) for blocks in _BLOCKS]
     found += [Kaleidoscope(), Kaleidoscope(radix=16), Kaleidoscope(width=2)]
-    for share in _BESIDE_MONARCH:
-        rank = max(1, int(share / 2 * sizes[0] * sizes[1] / (8 * sum(sizes))))
-        found.append(MonarchLowRank(blocks=8, block_rank=rank, share=share))
-    for share in _BESIDE_K:
-        matrix = of_two_radices(*sizes, share / 2)
-        found.append(KaleidoscopeLowRank(radix=matrix.radix if matrix else "auto", share=share))
+    for share, part in _PATHS:
+        found.append(MonarchLowRank(blocks=4, block_rank=_rank(sizes, part), share=share))
+    found += [KaleidoscopeLowRank(share=share) for share in (0.5, 0.25)]
     return found
 
 
-def of_two_radices(in_features: int, out_features: int, share: float) -> Kaleidoscope | None:
-    """The K-matrix of two radices whose product is the smaller side with the most parameters that are within
-    a share of the dense ones, or else with the fewest; None for a side that is no product."""
-    size, dense = min(in_features, out_features), in_features * out_features
-    pairs = [(first, size // first) for first in range(2, size // 2 + 1) if size % first == 0]
-    costs = {
-        matrix: matrix.parameters(in_features, out_features) / dense
-        for matrix in (Kaleidoscope(radix=pair) for pair in pairs)
-    }
-    within = {matrix: cost for matrix, cost in costs.items() if cost <= share}
-    if within:
-        return max(within, key=within.__getitem__)
-    return min(costs, key=costs.__getitem__, default=None)
+def _rank(sizes: tuple[int, int], part: int) -> int:
+    """Rank of the blocks of a Monarch matrix of 4 × 4 blocks with 1/part of the dense parameters."""
+    return max(1, sizes[0] * sizes[1] // (part * 4 * sum(sizes)))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 from statistics import geometric_mean
 
 import torch
@@ -16,12 +15,11 @@ from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import dense_blocks, site_weight
 from ksurgeon.surgery.fitting import fitted_blocks
 
-__all__ = ["Tried", "low_rank_curve", "predict", "sweeps_for", "tried_at", "tried_first"]
+__all__ = ["Tried", "low_rank_curve", "predict", "sweeps_for", "tried_at"]
 
-_WORK, _FEWEST, _MOST = 2**22, 2, 12  # weights of a site times sweeps of a fit, and their number
-_LARGE = 2**18  # weights of a site from which on structures are tried at one site of a shape, not at two
-# Times the harm of a low rank of as many parameters at which a structure counts as beaten, at one site of a
-# shape and at all where it was tried.
+_SWEEPS, _FEW, _LARGE = 6, 2, 2**18  # of a fit that is worth refining, fewer for so many entries
+# Times the harm of a low rank of as many parameters that refining has not made up for yet, and at which a
+# structure counts as beaten.
 _HOPELESS, _BEATEN = 3.0, 1.2
 
 
@@ -65,11 +63,13 @@ def predict(
 ) -> None:
     """Fill in error and predicted harm of all options of a site.
 
-    Low ranks are told from one decomposition, exactly. Other structures are fitted; those that were ``tried``
-    at sites of the same shape are expected to harm as many times what a low rank does as there.
+    Low ranks are told from one decomposition, exactly. Other structures are fitted; one whose factorisation
+    harms much more than a low rank with as many parameters keeps the figures of that and is not refined.
+    Those that were ``tried`` at sites of the same shape are expected to harm as many times what a low rank
+    does as there.
     """
     weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
-    known = known.copy(sweeps_for(site.weight_parameters))
+    known = known.copy()
     energy = _energy(weight, known)
     errors, harms = low_rank_curve(weight, known)
     for option in options.options[1:]:
@@ -87,30 +87,25 @@ def predict(
         if ratio is not None:
             option.error, option.predicted = float(errors[peer]) * ratio**0.5, float(harms[peer]) * ratio
             continue
-        change = fitted_blocks(model, site, structure, known) - weight
-        option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
-        option.predicted = harm_of(known, change)
-        option.beside = option.predicted / max(float(harms[peer]), 1e-300)
-
-
-def tried_first(sites: Sequence[Site]) -> list[Site]:
-    """The sites in the order in which they are to be predicted: of every shape first those, drawn at random,
-    where structures are tried."""
-    alike: dict[tuple[object, ...], list[Site]] = {}
-    for site in sites:
-        alike.setdefault(_shape(site), []).append(site)
-    tried = {
-        site.path
-        for same in alike.values()
-        for site in Random(0).sample(same, min(_tries(same[0]), len(same)))
-    }
-    return sorted(sites, key=lambda site: site.path not in tried)
+        for known.sweeps in (0, _SWEEPS) if weight.numel() <= _LARGE else (_FEW,):
+            change = fitted_blocks(model, site, structure, known) - weight
+            option.error = (_energy(change, known) / energy) ** 0.5 if energy else 0.0
+            option.predicted = harm_of(known, change)
+            option.beside = option.predicted / max(float(harms[peer]), 1e-300)
+            option.quick = option.beside > _HOPELESS
+            if option.quick:
+                break
 
 
 def tried_at(site: Site, before: Iterable[tuple[Site, SiteOptions]], beaten: bool = True) -> Tried:
-    """What the first two of this site's shape in ``before`` tell, or for a large one the first."""
-    sites = _tries(site)
-    alike = [options for other, options in before if _shape(other) == _shape(site)][:sites]
+    """What the first two sites of this site's shape tell, or for a large one the first."""
+    sites = 2 if site.weight_parameters <= _LARGE else 1
+    alike = [
+        options
+        for other, options in before
+        if (other.kind, other.in_features, other.out_features, other.groups)
+        == (site.kind, site.in_features, site.out_features, site.groups)
+    ][:sites]
     found: dict[str, list[float]] = {}
     for options in alike:
         for option in options.options:
@@ -121,15 +116,7 @@ def tried_at(site: Site, before: Iterable[tuple[Site, SiteOptions]], beaten: boo
 
 def sweeps_for(weights: int) -> int:
     """The most sweeps of a fit of so many weights while a plan is looked for."""
-    return min(max(_WORK // max(weights, 1), _FEWEST), _MOST)
-
-
-def _tries(site: Site) -> int:
-    return 2 if site.weight_parameters <= _LARGE else 1
-
-
-def _shape(site: Site) -> tuple[object, ...]:
-    return site.kind, site.in_features, site.out_features, site.groups
+    return _SWEEPS if weights <= _LARGE else _FEW
 
 
 def harm_of(known: SiteMoments, change: Tensor) -> float:

@@ -22,7 +22,7 @@ __all__ = ["State", "fingerprint", "open_state"]
 _log = logging.getLogger(__name__)
 _SAMPLE, _EVERY, _ROOM = 4096, 2.0, 4 * 2**30
 _STATE, _CALIBRATION = "state.json", "calibration.safetensors"
-_VERSION = 2
+_VERSION = 3
 
 
 class _Kept(BaseModel):

@@ -16,7 +16,7 @@ from ksurgeon.planner.decisions import decision
 from ksurgeon.planner.judge import Judge, Metric
 from ksurgeon.planner.latency import Stopwatch, refuse_slower
 from ksurgeon.planner.options import Option, SiteOptions, options_for
-from ksurgeon.planner.predict import predict, tried_at, tried_first
+from ksurgeon.planner.predict import predict, tried_at
 from ksurgeon.planner.state import State
 from ksurgeon.rules.plan import Plan
 from ksurgeon.rules.schema import matching
@@ -151,23 +151,22 @@ class Search:
 
     def predict(self, everything: bool = False) -> None:
         """Predict the harm of all options, of ``everything`` even where low rank beats it at other sites."""
-        by_path = {options.path: options for options in self.playing}
-        order = tried_first([self.sites[path] for path in by_path])
-        for number, site in enumerate(order):
-            options = by_path[site.path]
+        playing = self.playing
+        for number, options in enumerate(playing):
             kept = self.state.sites.get(options.path)
             if kept is not None and _same(kept, options, everything):
-                self.options[self.options.index(options)] = by_path[site.path] = kept
+                self.options[self.options.index(options)] = kept
                 continue
-            self.stage("predicting", number, len(order), options.path)
-            before = [(other, by_path[other.path]) for other in order[:number]]
+            self.stage("predicting", number, len(playing), options.path)
+            site = self.sites[options.path]
+            before = [(self.sites[other.path], other) for other in self.playing[:number]]
             tried = tried_at(site, before, beaten=not everything)
             predict(self.model, site, options, self.calibration.sites[site.path], tried)
             if kept is not None:
                 _keep_measured(kept, options)
             self.state.sites[options.path] = options
             self.state.keep()
-        self.stage("predicting", len(order), len(order), "")
+        self.stage("predicting", len(playing), len(playing), "")
 
     def time(self) -> None:
         watch = Stopwatch(self.finder)

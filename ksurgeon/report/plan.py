@@ -129,6 +129,7 @@ def explain_site(console: Console, planning: Planning, options: SiteOptions) -> 
     for option in ranked:
         taken = option.structure == decision.structure
         note = "← chosen" if taken else notes.get(id(option), "")
+        note += " (quick fit)" if option.quick else ""
         table.add_row(
             Text(str(option.structure or "leave"), style="bold green" if taken else ""),
             f"{option.parameters:,}",

@@ -120,7 +120,7 @@ def test_predicted_order_is_the_measured_order():
     pairs = []
     for site in planning.sites:
         for option in site.options[1:]:
-            if not option.is_open:
+            if not option.is_open or option.quick:
                 continue
             found = planning.search.sites[site.path]
             pairs.append((option.predicted * site.ratio, judge.of({found: option.structure})))
@@ -298,7 +298,7 @@ def test_the_model_is_left_alone():
     assert [site.path for site in find(model, data()[0])] == ["first", "second", "third"]
 
 
-def test_only_two_sites_of_a_shape_are_fitted(monkeypatch):
+def test_only_the_first_sites_of_a_shape_are_fitted(monkeypatch):
     fitted = []
     fit = predicting.fitted_blocks
 
@@ -309,12 +309,12 @@ def test_only_two_sites_of_a_shape_are_fitted(monkeypatch):
     monkeypatch.setattr(predicting, "fitted_blocks", noted)
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(4))).eval()
-    with torch.no_grad():  # one of those that are tried, and one that is not, are butterflies
-        for layer in (model[1], model[2]):
+    with torch.no_grad():  # the second and the fourth are butterflies
+        for layer in (model[1], model[3]):
             layer.weight.copy_(ksurgeon.KMatrix(32).to_dense())
     planning = make(model, "latency=1", [torch.randn(64, 32) for _ in range(4)], keep=False)
-    _, first, third, second = planning.sites
-    assert {path for path, _ in fitted} == {"1", "3"}
+    first, second, third, _ = planning.sites
+    assert {path for path, _ in fitted} == {"0", "1"}
     name = "(BB*)^1, e=1, radix auto"
     one, two, expected = (
         next(o for o in s.options if str(o.structure) == name) for s in (first, second, third)
