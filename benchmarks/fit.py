@@ -26,6 +26,8 @@ from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns
 from ksurgeon.kmatrix.structures import Monarch
 
 _FASTER, _NEARER = 3.0, 1 / 1.001
+# Seconds between turns: threads of one library's linear algebra spin on for a while, beside the next one's.
+_REST = 0.5
 
 
 def chains(n: int) -> dict[str, tuple[Pattern, ...]]:
@@ -83,6 +85,7 @@ def _measure(n: int, case: str, rounds: int) -> list[dict[str, Any]]:
     memory = 0.0
     for number in range(rounds):
         for name, candidate in _candidates(weight, chains(n)[case]).items():
+            time.sleep(_REST)
             begin = time.perf_counter()
             made = candidate.call()
             times[name].append((time.perf_counter() - begin) * 1e6)

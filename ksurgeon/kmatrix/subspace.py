@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ksurgeon.kmatrix.parallel import in_parts
+
 __all__ = ["cholesky", "leading", "wide"]
 
 # How often a Gram matrix is squared for its first eigenvector: the 256th power of the singular values.
@@ -30,8 +32,8 @@ def cholesky(moments: Tensor) -> Tensor | None:
 def leading(blocks: Tensor, rank: int) -> Tensor:
     """Orthonormal bases of the first ``rank`` right singular vectors of each matrix.
 
-    Found from Gram matrices in single precision and then taken once through the Gram matrix in double
-    precision, which gives a matrix of that very rank its basis in double precision, and loses about 1e-6 of
+    Found from Gram matrices in single precision and then taken once through the matrix in double precision,
+    which gives a matrix of that very rank its basis in double precision, and loses about 1e-6 of
     what a singular value decomposition keeps elsewhere, several times faster. For a rank of one the Gram
     matrix is squared time and again: where the second singular value is nearly as large as the first, some
     of its vector comes along.
@@ -43,13 +45,19 @@ def leading(blocks: Tensor, rank: int) -> Tensor:
     Returns:
         ``(count, k, rank)``.
     """
-    _, m, k = blocks.shape
+    count, m, k = blocks.shape
     if rank == k:
-        return torch.eye(k, dtype=blocks.dtype, device=blocks.device).expand(len(blocks), k, k)
-    tall = k <= m
-    gram = blocks.mH @ blocks if tall else blocks @ blocks.mH
-    start = _first(gram) if rank == 1 else _eigenvectors(gram, rank)
-    taken = gram @ start if tall else blocks.mH @ start
+        return torch.eye(k, dtype=blocks.dtype, device=blocks.device).expand(count, k, k)
+    return in_parts(lambda part: _leading(part, rank), blocks, count * m * k * min(m, k))
+
+
+def _leading(blocks: Tensor, rank: int) -> Tensor:
+    tall = blocks.shape[-1] <= blocks.shape[-2]
+    columns = blocks if tall else blocks.mH
+    single = _unit(columns).to(torch.complex64 if columns.is_complex() else torch.float32)
+    gram = single.mH @ single
+    start = (_first(gram) if rank == 1 else _eigenvectors(gram, columns, rank)).to(blocks.dtype)
+    taken = blocks.mH @ (blocks @ start if tall else start)
     if rank == 1:
         length = torch.linalg.vector_norm(taken, dim=-2, keepdim=True)
         unit = torch.zeros_like(taken)
@@ -58,30 +66,29 @@ def leading(blocks: Tensor, rank: int) -> Tensor:
     return torch.linalg.qr(taken)[0]
 
 
-def _eigenvectors(gram: Tensor, rank: int) -> Tensor:
+def _eigenvectors(gram: Tensor, columns: Tensor, rank: int) -> Tensor:
     """First eigenvectors, in double precision where single precision does not tell them from the others."""
-    values, vectors = torch.linalg.eigh(_single(gram))
-    vectors = vectors[..., -rank:].flip(-1).to(gram.dtype)
+    values, vectors = torch.linalg.eigh(gram)
+    vectors = vectors[..., -rank:].flip(-1).to(columns.dtype)
     vague = (values[..., -rank] <= _VAGUE * values[..., -1]).nonzero().flatten()
     if len(vague):
-        vectors[vague] = torch.linalg.eigh(gram[vague])[1][..., -rank:].flip(-1)
+        exact = columns[vague]
+        vectors[vague] = torch.linalg.eigh(exact.mH @ exact)[1][..., -rank:].flip(-1)
     return vectors
 
 
 def _first(gram: Tensor) -> Tensor:
     """First eigenvector of each Gram matrix, from the longest column of a high power."""
-    power = _single(gram)
+    power = gram
     for _ in range(_SQUARINGS):
         power = power @ power
-        power = power / _trace(power)
+        trace = power.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None]
+        power = power / torch.where(trace > 0, trace, 1.0)
     longest = power.diagonal(dim1=-2, dim2=-1).real.argmax(-1)[..., None, None]
-    return power.gather(-1, longest.expand(*power.shape[:-1], 1)).to(gram.dtype)
+    return power.gather(-1, longest.expand(*power.shape[:-1], 1))
 
 
-def _single(gram: Tensor) -> Tensor:
-    return (gram / _trace(gram)).to(torch.complex64 if gram.is_complex() else torch.float32)
-
-
-def _trace(gram: Tensor) -> Tensor:
-    trace = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None]
-    return torch.where(trace > 0, trace, 1.0)
+def _unit(blocks: Tensor) -> Tensor:
+    """Each matrix with a norm of one, those of zeros as they are."""
+    norms = torch.linalg.vector_norm(blocks, dim=(-2, -1), keepdim=True)
+    return blocks / torch.where(norms > 0, norms, 1.0)
