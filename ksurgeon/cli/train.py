@@ -13,7 +13,7 @@ from ksurgeon.cli.console import err, out, status
 from ksurgeon.cli.target import agree_on_target
 from ksurgeon.cli.training import TerminalListener, side_by_side
 from ksurgeon.errors import FolderError, TrainingError
-from ksurgeon.surgery.record import read_record
+from ksurgeon.surgery.record_file import read_record
 from ksurgeon.surgery.storage import load, save
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.gradual import distill_gradually
