@@ -141,8 +141,8 @@ def plan(
     candidates = search.candidates
     candidates.require(budget)
     key = (
-        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None, sorted(candidates.in_play),
-        sorted(structures), _rounded(metric(model)) if metric is not None else "",
+        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None,
+        sorted(candidates.in_play), sorted(structures), _rounded(metric(model)) if metric is not None else "",
     )  # fmt: skip
     search.state = open_state(key, keep)
     try:
