@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from ksurgeon.rules.files import read_plan, write_plan
     from ksurgeon.rules.plan import Plan
     from ksurgeon.rules.schema import Rule
-    from ksurgeon.surgery.convert import Conversion, convert, replace_modules
+    from ksurgeon.surgery.conversion import Conversion
+    from ksurgeon.surgery.convert import convert, replace_modules
     from ksurgeon.surgery.load_dense import load_dense
     from ksurgeon.surgery.revert import revert
     from ksurgeon.surgery.storage import load, save
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from ksurgeon.train.gradual import distill_gradually
 
 _HOMES = {
-    "Conversion": "surgery.convert",
+    "Conversion": "surgery.conversion",
     "DataError": "errors",
     "ExportError": "errors",
     "FolderError": "errors",

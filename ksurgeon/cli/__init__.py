@@ -1,5 +1,5 @@
 """The command line."""
 
-from ksurgeon.cli.app import main
+from ksurgeon.cli.entry_point import main
 
 __all__ = ["main"]

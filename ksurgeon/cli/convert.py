@@ -13,9 +13,9 @@ from ksurgeon.report.measure import measure
 from ksurgeon.report.terminal import show_plan, show_record
 from ksurgeon.rules.files import checked_plan, read_plan
 from ksurgeon.rules.load import load_rule
-from ksurgeon.rules.plan import Plan, make_plan, require_matches
+from ksurgeon.rules.plan import Plan, describe_parts, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
-from ksurgeon.surgery.convert import convert, describe_parts
+from ksurgeon.surgery.convert import convert
 from ksurgeon.surgery.storage import save
 
 __all__ = ["run"]

@@ -12,7 +12,7 @@ from ksurgeon.models.inputs import inputs_for
 from ksurgeon.models.names import parse
 from ksurgeon.models.opening import LoadedModel, open_model
 from ksurgeon.report.terminal import warn
-from ksurgeon.surgery.record import read_record
+from ksurgeon.surgery.record_file import read_record
 from ksurgeon.surgery.storage import load
 
 __all__ = ["open_on"]

@@ -2,7 +2,7 @@
 
 from ksurgeon.cli.console import out
 from ksurgeon.report.terminal import show_record
-from ksurgeon.surgery.record import read_record
+from ksurgeon.surgery.record_file import read_record
 
 __all__ = ["run"]
 

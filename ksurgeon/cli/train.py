@@ -3,9 +3,9 @@
 import json as json_module
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,78 +13,83 @@ from ksurgeon.cli.console import err, out, status
 from ksurgeon.cli.target import agree_on_target
 from ksurgeon.cli.training import TerminalListener, side_by_side
 from ksurgeon.errors import FolderError, TrainingError
-from ksurgeon.surgery.record import read_record
+from ksurgeon.surgery.record_file import read_record
 from ksurgeon.surgery.storage import load, save
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.gradual import distill_gradually
 from ksurgeon.train.log import Listener
 from ksurgeon.train.settings import make_settings
 
-__all__ = ["parse_settings", "run_distill", "run_finetune"]
+__all__ = ["Request", "parse_settings", "run_distill", "run_finetune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What every training is asked for; ``given`` are the settings that have an option of their own."""
+
+    folder: str
+    data: str
+    output: str | None
+    resume: bool
+    device: str | None
+    settings: Sequence[str]
+    given: Mapping[str, Any]
+    json: bool
+    yes: bool
+
+    def checked(self, suffix: str) -> tuple[dict[str, Any], Path]:
+        """All settings, and the folder to write, once it is known that the training can begin."""
+        options = parse_settings(self.settings, self.given)
+        make_settings(**options)
+        read_record(self.folder)
+        target = _target(self.output or f"{self.folder.rstrip('/')}-{suffix}", self.yes or self.resume)
+        return options, target
 
 
 def run_distill(
-    folder: str,
-    data: str,
+    asked: Request,
     teacher: str | None,
     teacher_weights: str | None,
     gradual: int,
     tolerance: float | None,
-    output: str | None,
-    resume: bool,
-    device: str | None,
-    settings: Sequence[str],
-    given: dict[str, Any],
-    json: bool,
-    yes: bool,
 ) -> None:
     from ksurgeon.train.teacher import find_teacher
 
-    options = parse_settings(settings, given)
-    make_settings(**options)
-    read_record(folder)
-    target = _target(output or f"{folder.rstrip('/')}-distilled", yes or resume)
-    with status(f"opening {folder} and its teacher"):
-        student = load(folder)
+    options, target = asked.checked("distilled")
+    with status(f"opening {asked.folder} and its teacher"):
+        student = load(asked.folder)
         found = find_teacher(student, teacher, teacher_weights)
     with _listening() as listener:
-        common: dict[str, Any] = {"device": device, "listener": listener, **options}
+        common: dict[str, Any] = {"device": asked.device, "listener": listener, **options}
         if gradual:
-            if resume:
+            if asked.resume:
                 raise TrainingError("--resume goes with a training of the whole, not with --gradual")
             if found.warning:
                 listener.note(found.warning)
             reached = distill_gradually(
-                student, found.model, data, groups=gradual, tolerance=tolerance, **common
+                student, found.model, asked.data, groups=gradual, tolerance=tolerance, **common
             )
             trained = reached.trained
         else:
-            trained = distill(student, found, data, folder=_work(target), resume=resume, **common)
-    _finish(trained, target, json)
+            trained = distill(student, found, asked.data, folder=_work(target), resume=asked.resume, **common)
+    _finish(trained, target, asked.json)
 
 
-def run_finetune(
-    folder: str,
-    data: str,
-    output: str | None,
-    resume: bool,
-    device: str | None,
-    settings: Sequence[str],
-    given: dict[str, Any],
-    json: bool,
-    yes: bool,
-) -> None:
-    options = parse_settings(settings, given)
-    make_settings(**options)
-    read_record(folder)
-    target = _target(output or f"{folder.rstrip('/')}-finetuned", yes or resume)
-    with status(f"opening {folder}"):
-        model = load(folder)
+def run_finetune(asked: Request) -> None:
+    options, target = asked.checked("finetuned")
+    with status(f"opening {asked.folder}"):
+        model = load(asked.folder)
     with _listening() as listener:
         trained = finetune(
-            model, data, folder=_work(target), resume=resume, device=device, listener=listener, **options
+            model,
+            asked.data,
+            folder=_work(target),
+            resume=asked.resume,
+            device=asked.device,
+            listener=listener,
+            **options,
         )
-    _finish(trained, target, json)
+    _finish(trained, target, asked.json)
 
 
 def _finish(trained: Trained, target: Path, json: bool) -> None:
@@ -125,7 +130,7 @@ def _plain(trained: Trained) -> dict[str, Any]:
     }
 
 
-def parse_settings(settings: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
+def parse_settings(settings: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
     """``NAME=VALUE`` pairs, values as in TOML or a bare word; ``weights.hidden=0`` goes into a table."""
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for text in settings:

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from ksurgeon.errors import StructureError
-from ksurgeon.frontend.frontend import KFrontend
 from ksurgeon.frontend.pipeline import Pipeline
 from ksurgeon.frontend.steps import Affine, Fill, Length, Normalise, Range, Repeat, Stack, Step
-from ksurgeon.frontend.waveform import KWaveform
 
-__all__ = ["EXTRACTORS", "WAVEFORMS", "frontend_of", "pipeline_of"]
+__all__ = ["EXTRACTORS", "WAVEFORMS", "pipeline_of", "prove"]
 
 _KALDI_FLOOR = 1.192092955078125e-07
 _TOLERANCE = 1e-4
@@ -262,16 +260,16 @@ def pipeline_of(extractor: Any) -> Pipeline:
     )
 
 
-def frontend_of(extractor: Any, **options: Any) -> KFrontend | KWaveform:
-    """The front end of a feature extractor, compared with it on a chirp."""
-    if type(extractor).__name__ in WAVEFORMS:
-        return KWaveform(extractor.do_normalize, extractor.padding_value)
-    pipeline = pipeline_of(extractor)
-    _prove(extractor, KFrontend(pipeline, dtype=torch.float64))
-    return KFrontend(pipeline, **options)
+def prove(extractor: Any, frontend: Callable[[Tensor], Tensor]) -> None:
+    """Compare a front end with a feature extractor on a chirp.
 
+    Args:
+        extractor: of transformers.
+        frontend: from waveforms ``(batch, samples)`` to features, both in single precision.
 
-def _prove(extractor: Any, frontend: KFrontend) -> None:
+    Raises:
+        StructureError: their features differ.
+    """
     time = np.arange(extractor.sampling_rate) / extractor.sampling_rate
     noise = np.random.default_rng(0).standard_normal(len(time))
     chirp = (0.3 * np.sin(2 * np.pi * (50 + 1500 * time) * time) + 0.01 * noise).astype(np.float32)

@@ -1,19 +1,17 @@
 """A front end for audio that is part of the model: the paper's learnable filterbank, started exactly."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ksurgeon.frontend.extractors import WAVEFORMS, pipeline_of, prove
 from ksurgeon.frontend.pipeline import Pipeline
-from ksurgeon.frontend.waveform import prepared
+from ksurgeon.frontend.waveform import KWaveform, prepared
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense, Structure
 from ksurgeon.kmatrix.transform import KTransform, TransformKind
-
-if TYPE_CHECKING:
-    from ksurgeon.frontend.waveform import KWaveform
 
 __all__ = ["KFrontend", "filter_matrix", "holds_filters"]
 
@@ -65,7 +63,7 @@ class KFrontend(nn.Module):
             self.cepstrum = KTransform(kind, self.filters.out_features, **options)
 
     @classmethod
-    def from_feature_extractor(cls, extractor: Any, **options: Any) -> "KFrontend | KWaveform":
+    def from_feature_extractor(cls, extractor: Any, **options: Any) -> Self | KWaveform:
         """The front end that gives what a feature extractor of transformers gives, from the raw waveform.
 
         It is compared with the extractor on a chirp before it is returned. Extractors that hand on the
@@ -78,9 +76,11 @@ class KFrontend(nn.Module):
         Raises:
             StructureError: an extractor of a class that is not known, or set to do what is not.
         """
-        from ksurgeon.frontend.extractors import frontend_of
-
-        return frontend_of(extractor, **options)
+        if type(extractor).__name__ in WAVEFORMS:
+            return KWaveform(extractor.do_normalize, extractor.padding_value)
+        pipeline = pipeline_of(extractor)
+        prove(extractor, cls(pipeline, dtype=torch.float64))
+        return cls(pipeline, **options)
 
     def forward(self, waveform: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Features of waveforms.

@@ -9,7 +9,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ksurgeon.errors import RuleError
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.schema import Rule
-from ksurgeon.surgery.record import Record, parse_record
+from ksurgeon.surgery.record import Record
+from ksurgeon.surgery.record_file import parse_record
 
 __all__ = ["METHOD", "KsurgeonConfig", "compact"]
 

@@ -11,8 +11,8 @@ from transformers.core_model_loading import ConversionOps
 from ksurgeon.find import Finder, Site
 from ksurgeon.integrations.hf_config import KsurgeonConfig
 from ksurgeon.models import from_transformers
-from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
-from ksurgeon.surgery.convert import convert, describe_parts
+from ksurgeon.rules.plan import Decision, Plan, describe_parts, make_plan, require_matches
+from ksurgeon.surgery.convert import convert
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import prepare, swap_all
 from ksurgeon.surgery.record import Operation, Outcome, Record, attach

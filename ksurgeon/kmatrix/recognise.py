@@ -1,4 +1,4 @@
-"""Dense matrices that are structured maps, and the chains that they are exactly."""
+"""Dense matrices that are structured maps, and the factors whose products they are exactly."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ksurgeon.kmatrix.clos import checked, route_
 from ksurgeon.kmatrix.known import known_matrix
-from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.permutation import permutation_
+from ksurgeon.kmatrix.patterns import kaleidoscope_patterns
 from ksurgeon.kmatrix.radix import layout, prime_factors, transform_radices
-from ksurgeon.kmatrix.structures import Chain, Kaleidoscope
 from ksurgeon.kmatrix.subspace import wide
 from ksurgeon.kmatrix.transforms import circulant_factors, dct_factors, dft_factors, digit_reversal
 
-__all__ = ["Recognised", "Stage", "exact_factors", "exact_matrix", "recognise"]
+__all__ = ["TOLERANCE", "Recognised", "Stage", "recognise"]
 
-_TOLERANCE, _LARGEST = 1e-5, 1 << 24
+TOLERANCE = 1e-5
+"""Of an entry, relative to the largest."""
+
+_LARGEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -78,78 +79,6 @@ def recognise(weight: Tensor, radices: Sequence[int] | None = None) -> Recognise
     return _reordered(matrix, tried)
 
 
-def exact_matrix(
-    weight: Tensor, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> KMatrix | None:
-    """A matrix of structure ``chain`` that equals a dense one which ``recognise`` knows; None for any other.
-
-    Exact to rounding in its dtype, by default that of ``weight``.
-    """
-    found = recognise(weight)
-    if found is None:
-        return None
-    factors = found.factors or [torch.ones(len(weight), 1, 1, 1)]
-    dtype = dtype or weight.dtype
-    if any(factor.is_complex() for factor in factors) and not dtype.is_complex:
-        return None
-    structure = Chain(factors=tuple(Pattern.of(factor.shape) for factor in factors))
-    n = len(weight)
-    options = {"device": device or weight.device, "dtype": dtype}
-    matrix = KMatrix(n, n, structure=structure, start="empty", **options)  # type: ignore[arg-type]
-    with torch.no_grad():
-        for mine, exact in zip(matrix.factors, factors, strict=True):
-            mine.copy_(exact)
-    return matrix
-
-
-@torch.no_grad()
-def exact_factors(matrix: KMatrix, weight: Tensor) -> list[Tensor] | None:
-    """Factors that make a K-matrix equal to a structured map; None where the map is unknown or has no place.
-
-    A K-matrix (BB*)^w of the map's size holds a permutation (w = 1), a Hadamard matrix in natural order
-    (w = 1), and if it is complex a circulant matrix (w = 1), a Toeplitz matrix (w = 1, e = 2), and a DFT
-    whose rows or columns are in digit-reversed order (w = 1), or in any other (w = 2, or 3 for both). A real
-    one holds no more of these than the first two; the real chains of ``exact_matrix`` are of other shapes.
-    """
-    structure = matrix.structure
-    n = matrix.in_features
-    if not isinstance(structure, Kaleidoscope) or matrix.groups != 1 or matrix.out_features != n or n < 2:
-        return None
-    if matrix.factors[0].is_complex():
-        weight = weight.to(torch.promote_types(weight.dtype, torch.complex64))
-    elif not _may_be_real(weight):
-        return None
-    half = len(matrix.patterns) // (2 * structure.width)
-    radices = [pattern.b for pattern in matrix.patterns[half : 2 * half]]
-    found = recognise(weight, radices)
-    if found is None:
-        return None
-    slots: list[list[Tensor]] = []  # in turns B* and B
-    for stage in found.stages:
-        factors = list(stage.factors)
-        if stage.kind == "other":
-            return None
-        if len(slots) % 2 != (stage.kind == "up"):
-            slots.append([])
-        slots += [factors[:half], factors[half:]] if stage.kind == "permutation" else [factors]
-    if len(slots) > 2 * structure.width:
-        return None
-    slots += [[]] * (2 * structure.width - len(slots))
-    identities = [torch.eye(p.b, dtype=torch.float64).expand(p.shape) for p in matrix.patterns]
-    return [
-        factor
-        for position, slot in enumerate(slots)
-        for factor in slot or identities[position * half : (position + 1) * half]
-    ]
-
-
-def _may_be_real(weight: Tensor) -> bool:
-    """Whether the entries are those of a permutation or a Hadamard matrix: one size, and zeros."""
-    size = weight.abs()
-    largest = size.max()
-    return bool(((size <= _TOLERANCE * largest) | (size >= (1 - _TOLERANCE) * largest)).all())
-
-
 def _radices(n: int) -> list[tuple[int, ...]]:
     """Radices that a digit reversal may be of."""
     chosen = layout(n, n).radices
@@ -164,9 +93,9 @@ def _shuffled(index: Tensor, radices: Sequence[int]) -> tuple[Stage, ...]:
     index = torch.cat([index, torch.arange(len(index), size)])
     if torch.equal(index, torch.arange(size)):
         return ()
-    matrix = KMatrix(size, radix=radices, start="empty", dtype=torch.float64)
-    permutation_(matrix, index)
-    return (Stage("permutation", tuple(factor.detach() for factor in matrix.factors)),)
+    factors = [torch.empty(p.shape, dtype=torch.float64) for p in kaleidoscope_patterns(radices, 1)]
+    route_(factors, checked(index, size))
+    return (Stage("permutation", tuple(factors)),)
 
 
 def _permutation(matrix: Tensor, radices: Sequence[int]) -> Recognised | None:
@@ -183,9 +112,9 @@ def _fourier(matrix: Tensor, tried: Sequence[tuple[int, ...]]) -> Recognised | N
     """``scale · F[rows][:, columns]``, whatever rows and columns are."""
     n = len(matrix)
     size = matrix[0, 0].abs()
-    if not size > 0 or bool(((matrix.abs() - size).abs() > _TOLERANCE * size).any()):
+    if not size > 0 or bool(((matrix.abs() - size).abs() > TOLERANCE * size).any()):
         return None
-    constant = ((matrix - matrix[:, :1]).abs() <= _TOLERANCE * size).all(1).nonzero().flatten()
+    constant = ((matrix - matrix[:, :1]).abs() <= TOLERANCE * size).all(1).nonzero().flatten()
     if len(constant) != 1:
         return None
     scale = matrix[constant[0], 0]
@@ -322,4 +251,4 @@ def _sylvester(radices: Sequence[int]) -> list[Tensor]:
 
 
 def _close(actual: Tensor, expected: Tensor) -> bool:
-    return bool((actual - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+    return bool((actual - expected).abs().max() <= TOLERANCE * expected.abs().max())

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ksurgeon.errors import InputError
 from ksurgeon.models.inputs_random import Random, resized
 
-__all__ = ["SAMPLES", "TOKENS", "Example", "named"]
+__all__ = ["SAMPLES", "STEPS", "TOKENS", "Example", "Make", "named", "ones"]
 
 TOKENS = 16
+STEPS = 8
 SAMPLES = 16_000
 _FRAMES = 128
 _VISION = (
@@ -198,3 +199,12 @@ class Example:
         return self.random.normal(
             1, *resized(shape, self.sizes if self.main == ("input_features",) else None)
         )
+
+
+Make = Callable[[Example], dict[str, Any]]
+"""Makes the inputs of one type of model that are out of the ordinary, by name."""
+
+
+def ones(*shape: int) -> Tensor:
+    """A mask that hides nothing, int64."""
+    return torch.ones(*shape, dtype=torch.long)

@@ -17,7 +17,7 @@ from ksurgeon.models.names import parse
 from ksurgeon.models.source import Source
 from ksurgeon.models.weights import load_weights, seeded
 
-__all__ = ["LoadedModel", "build", "example_inputs", "infer_source", "open_model"]
+__all__ = ["LoadedModel", "build", "example_inputs", "infer_source", "open_model", "resolve_source"]
 
 _BUILDERS: dict[str, Callable[[Source], nn.Module]] = {
     "timm": from_timm.build,
@@ -123,6 +123,17 @@ def infer_source(model: nn.Module) -> Source | None:
                 if _same(model, source):
                     return source
     return None
+
+
+def resolve_source(model: nn.Module, source: str | Source | None) -> Source | None:
+    """Source of a name, or of the model itself where none is given; None if it cannot be told."""
+    if isinstance(source, Source):
+        return source
+    if source is not None:
+        kind, name = parse(source)
+        if kind not in ("transformers", "ksurgeon"):
+            return Source.model_validate({"kind": kind, "name": name})
+    return infer_source(model)
 
 
 def _build(source: Source, seed: int) -> nn.Module:

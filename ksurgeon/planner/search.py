@@ -54,7 +54,7 @@ class Planning:
             if stage is not None:
                 stage("front", number, len(values), str(budget))
             try:
-                choice = self.search.chosen(budget)
+                choice = self.search.candidates.chosen(budget)
             except PlanError:
                 continue
             plan = self.search.plan_of(choice, budget)
@@ -138,10 +138,11 @@ def plan(
         outputs = call_model(model, batches.check[0])
     chosen = harm_for(harm, model, outputs) if isinstance(harm, str) else harm
     search = Search(model, Finder(model, given), batches, chosen, metric, targets, ignore, structures, stage)
-    search.require(budget)
+    candidates = search.candidates
+    candidates.require(budget)
     key = (
-        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None, sorted(search.in_play),
-        sorted(structures), _rounded(metric(model)) if metric is not None else "",
+        fingerprint(model), batches.fingerprint, chosen.name, seed, run is not None,
+        sorted(candidates.in_play), sorted(structures), _rounded(metric(model)) if metric is not None else "",
     )  # fmt: skip
     search.state = open_state(key, keep)
     try:
@@ -150,7 +151,7 @@ def plan(
         search.predict(everything=timed or "low_rank" not in structures)
         if timed:
             search.time()
-            search.require(budget)
+            candidates.require(budget)
         choice = search.settled(budget)
     finally:
         search.state.keep(now=True)
@@ -159,11 +160,11 @@ def plan(
     return Planning(
         plan=found,
         budget=budget,
-        sites=search.options,
+        sites=candidates.options,
         gap=choice.gap,
         harm=chosen,
-        total=search.total(budget),
-        fixed=search.fixed,
+        total=candidates.total(budget),
+        fixed=candidates.fixed,
         search=search,
     )
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, evaluating, tensors_of
 from ksurgeon.kernels import chosen_backend
-from ksurgeon.surgery.convert import Conversion
+from ksurgeon.surgery.conversion import Conversion
 from ksurgeon.surgery.record import Outcome
 
 __all__ = ["clock", "device_name", "in_turns", "measure", "milliseconds", "multiplications", "quartiles"]

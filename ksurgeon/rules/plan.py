@@ -14,7 +14,7 @@ from ksurgeon.rules.schema import Replacement, Rule, Start, holds, matching
 if TYPE_CHECKING:
     from ksurgeon.find.site import Site  # imports torch, which listing rules does not need
 
-__all__ = ["Decision", "Plan", "make_plan", "require_matches", "structure_cost"]
+__all__ = ["Decision", "Plan", "describe_parts", "make_plan", "require_matches", "structure_cost"]
 
 
 class Decision(BaseModel):
@@ -132,6 +132,21 @@ def require_matches(plan: Plan, sites: Sequence["Site"]) -> None:
         else "no built-in rule would replace anything in this model either"
     )
     raise MatchError("\n".join(lines))
+
+
+def describe_parts(plan: Plan, rule: Rule | None) -> list[str]:
+    """One line for each part of the rule: what it was for, and what came of it."""
+    lines = []
+    for number, part in enumerate(rule.replace if rule else (), 1):
+        sites = sum(decision.part == number for decision in plan.replacements)
+        what = f"part {number}, {part.find} → {part.structure.structure}, start {part.start}: "
+        if number in plan.skipped:
+            lines.append(what + plan.skipped[number])
+        else:
+            lines.append(
+                what + (f"replaced {sites} site{'s' * (sites != 1)}" if sites else "found nothing to replace")
+            )
+    return lines
 
 
 def _decide(site: "Site", parts: dict[int, Replacement]) -> Decision:

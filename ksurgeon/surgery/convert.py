@@ -1,8 +1,6 @@
 """Find, plan, operate, verify: one call that converts a model."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,15 @@ from ksurgeon.calibrate import Data, open_data
 from ksurgeon.errors import WeightsError
 from ksurgeon.find import Site, open_finder
 from ksurgeon.find.inputs import ExampleInputs
+from ksurgeon.models.opening import resolve_source
 from ksurgeon.models.source import Source
 from ksurgeon.rules.files import checked_plan
 from ksurgeon.rules.load import load_rule
-from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
+from ksurgeon.rules.plan import Decision, Plan, describe_parts, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.activation import find_fusions
 from ksurgeon.surgery.build import site_weight
+from ksurgeon.surgery.conversion import Conversion, Result
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import (
@@ -30,7 +30,6 @@ from ksurgeon.surgery.record import (
     attach,
     describe_inputs,
     record_of,
-    resolve_source,
 )
 from ksurgeon.surgery.replacements import Progress, build_replacements
 from ksurgeon.surgery.verify import (
@@ -41,57 +40,7 @@ from ksurgeon.surgery.verify import (
     require_steady,
 )
 
-__all__ = ["Conversion", "Progress", "Result", "convert", "replace_modules"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What became of one site.
-
-    Attributes:
-        path: where the replacement stands now.
-        site: the site as it was found.
-        structure: description of the structure.
-        start: how the replacement got its values.
-        weight_error: relative Frobenius error of the weight; None where the weight was not kept.
-        output_error: relative error of the layer's output on the example inputs; None where not measured.
-        seconds: time that building and fitting it took.
-    """
-
-    path: str
-    site: Site
-    structure: str
-    start: str
-    parameters_before: int
-    parameters_after: int
-    weight_error: float | None = None
-    output_error: float | None = None
-    seconds: float = 0.0
-
-
-@dataclass
-class Conversion:
-    """A converted model and what the operation did.
-
-    ``output_change`` is the relative change of the model's outputs on the example inputs; None without any.
-    """
-
-    model: nn.Module
-    plan: Plan
-    sites: list[Site]
-    results: list[Result]
-    record: Record
-    output_change: float | None
-    swaps: list[Swap]
-
-    @contextmanager
-    def undone(self) -> Iterator[nn.Module]:
-        """Inside, the original modules are back in place."""
-        undo_all(self.swaps)
-        try:
-            yield self.model
-        finally:
-            swap_all(self.swaps)
+__all__ = ["convert", "replace_modules"]
 
 
 def convert(
@@ -259,21 +208,6 @@ def replace_modules(
 
 def _count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def describe_parts(plan: Plan, rule: Rule | None) -> list[str]:
-    """One line for each part of the rule: what it was for, and what came of it."""
-    lines = []
-    for number, part in enumerate(rule.replace if rule else (), 1):
-        sites = sum(decision.part == number for decision in plan.replacements)
-        what = f"part {number}, {part.find} → {part.structure.structure}, start {part.start}: "
-        if number in plan.skipped:
-            lines.append(what + plan.skipped[number])
-        else:
-            lines.append(
-                what + (f"replaced {sites} site{'s' * (sites != 1)}" if sites else "found nothing to replace")
-            )
-    return lines
 
 
 def _found(plan: Plan) -> list[Found]:

@@ -1,13 +1,11 @@
 """The record: what was done to a model, complete enough to do it again to a fresh architecture."""
 
-import json
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ksurgeon.errors import RecordError
@@ -16,7 +14,6 @@ from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.source import Source
 
 __all__ = [
-    "RECORD_FILE",
     "Found",
     "Operation",
     "Outcome",
@@ -26,17 +23,11 @@ __all__ = [
     "describe_inputs",
     "inputs_from",
     "listeners",
-    "parse_record",
-    "read_record",
     "record_of",
-    "resolve_source",
     "signature",
 ]
 
-RECORD_FILE = "ksurgeon.json"
-SCHEMA = 1
 _ATTRIBUTE = "_ksurgeon_record"
-_CONFIG_FILE = "config.json"
 
 
 class _Base(BaseModel):
@@ -180,82 +171,6 @@ def attach(model: nn.Module, record: Record | None) -> None:
         vars(model)[_ATTRIBUTE] = record
     for listener in listeners:
         listener(model, record)
-
-
-def resolve_source(model: nn.Module, source: str | Source | None) -> Source | None:
-    """Source of a name, or of the model itself where none is given; None if it cannot be told."""
-    from ksurgeon.models.names import parse
-    from ksurgeon.models.opening import infer_source
-
-    if isinstance(source, Source):
-        return source
-    if source is not None:
-        kind, name = parse(source)
-        if kind not in ("transformers", "ksurgeon"):
-            return Source.model_validate({"kind": kind, "name": name})
-    return infer_source(model)
-
-
-def read_record(folder: str | Path) -> Record:
-    """The record in a folder: ``ksurgeon.json``, or what ``save_pretrained`` of transformers wrote of it into
-    ``config.json``.
-
-    Raises:
-        RecordError: there is none, it is damaged, or a newer ksurgeon wrote it.
-    """
-    file = Path(folder) / RECORD_FILE
-    data = _read_json(file)
-    if data is not None:
-        return parse_record(data, file)
-    config = _read_json(Path(folder) / _CONFIG_FILE)
-    method = config.get("quantization_config") if isinstance(config, dict) else None
-    if not isinstance(method, dict) or not isinstance(method.get("record"), dict):
-        raise RecordError(
-            f"{folder} holds no {RECORD_FILE}: it is no model that ksurgeon saved; give a folder that "
-            "`ksurgeon convert … -o FOLDER`, ksurgeon.save or save_pretrained of a converted model wrote"
-        )
-    record = parse_record(method["record"], Path(folder) / _CONFIG_FILE)
-    assert isinstance(config, dict)
-    plain = {
-        key: value
-        for key, value in config.items()
-        if key not in ("quantization_config", "transformers_weights")
-    }
-    source = record.source or Source(kind="transformers", name=str(folder))
-    record.source = source.model_copy(update={"options": {**source.options, "config": plain}})
-    return record
-
-
-def _read_json(file: Path) -> object | None:
-    """What the file holds; None if there is none."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{file} cannot be read: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RecordError(f"{file} is damaged: not valid JSON ({error}); convert the model again") from error
-
-
-def parse_record(data: object, file: str | Path) -> Record:
-    """The record that plain data, read from ``file``, stands for.
-
-    Raises:
-        RecordError: it is damaged, or a newer ksurgeon wrote it.
-    """
-    written = data.get("schema") if isinstance(data, dict) else None
-    if isinstance(data, dict) and isinstance(written, int) and written > SCHEMA:
-        raise RecordError(
-            f"{file} has schema {written}, this ksurgeon knows schema {SCHEMA}; it was written by a newer "
-            f"ksurgeon ({data.get('ksurgeon', 'unknown')}): install that version or later"
-        )
-    try:
-        return Record.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the top"
-        raise RecordError(f"{file} is damaged at {where}: {first['msg']}; convert the model again") from error
 
 
 def describe_inputs(example_inputs: ExampleInputs | None) -> dict[str, Any] | None:

@@ -1,38 +1,29 @@
 """Save and load converted models: ``model.safetensors`` and ``ksurgeon.json``, all or nothing."""
 
 import errno
-import json
 import os
 import shutil
 import tempfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ksurgeon.errors import FolderError, RecordError, SurgeryError
 from ksurgeon.models.companions import copy_companions
+from ksurgeon.models.opening import build, resolve_source
 from ksurgeon.models.source import Source
-from ksurgeon.surgery.record import (
-    RECORD_FILE,
-    Record,
-    attach,
-    read_record,
-    record_of,
-    resolve_source,
-    signature,
-)
+from ksurgeon.surgery.record import Record, attach, record_of, signature
+from ksurgeon.surgery.record_file import RECORD_FILE, read_record
 from ksurgeon.surgery.replay import replay
+from ksurgeon.surgery.tensors import TENSOR_FILE, load_tensors, read_tensors, set_dtype, tensors_of
 
-__all__ = ["TENSOR_FILE", "check_target", "load", "save", "writers", "written_whole"]
+__all__ = ["check_target", "load", "save", "writers", "written_whole"]
 
-TENSOR_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
 _FILES = {RECORD_FILE, TENSOR_FILE, "config.json", "generation_config.json", "README.md"}
 
 writers: list[Callable[[nn.Module, Record, Path], None]] = []
@@ -80,7 +71,7 @@ def save(
     }
     target = check_target(folder)
     with written_whole(target) as temporary:
-        save_file(_tensors(model), temporary / TENSOR_FILE, metadata={"format": "pt"})
+        save_file(tensors_of(model), temporary / TENSOR_FILE, metadata={"format": "pt"})
         record.files = copy_companions(str(files_from), temporary) if files_from is not None else []
         text = record.model_dump_json(indent=1, exclude_defaults=False)
         (temporary / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
@@ -107,8 +98,6 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_remote_cod
     Raises:
         RecordError: a damaged folder, a record of another architecture, or one that names no source.
     """
-    from ksurgeon.models.opening import build
-
     record = read_record(folder)
     if model is None:
         if record.source is None:
@@ -125,11 +114,11 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_remote_cod
     if record.architecture:
         _check_architecture(model, record, folder)
     record.architecture = signature(model)
-    tensors = _read_tensors(Path(folder))
+    tensors = read_tensors(Path(folder))
     replay(model, record)
-    _load_tensors(model, tensors, folder)
+    load_tensors(model, tensors, folder)
     for name, dtype in record.buffers.items():
-        _set_dtype(model, name, getattr(torch, dtype))
+        set_dtype(model, name, getattr(torch, dtype))
     attach(model, record)
     return model.eval()
 
@@ -225,81 +214,6 @@ def _cause(error: Exception) -> str:
     ):
         return "no space is left on the disk"
     return getattr(error, "strerror", None) or str(error)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state, each memory once; tied names are tied again when the model is built."""
-    seen: dict[tuple[object, ...], str] = {}
-    kept = {}
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            raise FolderError(f"{name} is a {type(tensor).__name__}, no tensor; such a state cannot be saved")
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
-        if seen.setdefault(key, name) == name:
-            kept[name] = tensor.detach().contiguous()
-    return kept
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in _tensor_files(folder):
-        try:
-            with safe_open(file, framework="pt") as stored:
-                tensors |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except FileNotFoundError as error:
-            raise RecordError(f"{file} is missing; convert the model again") from error
-        except (SafetensorError, OSError) as error:
-            raise RecordError(f"{file} is damaged: {error}; convert the model again") from error
-    return tensors
-
-
-def _tensor_files(folder: Path) -> list[Path]:
-    """The file of tensors, or the shards that an index names."""
-    index = folder / _INDEX_FILE
-    if (folder / TENSOR_FILE).exists() or not index.exists():
-        return [folder / TENSOR_FILE]
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{index} is damaged: {error!r}; convert the model again") from error
-    return [folder / Path(shard).name for shard in sorted(shards)]
-
-
-def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: str | Path) -> None:
-    own = model.state_dict()
-    names = {
-        (t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else (n,): n
-        for n, t in reversed(own.items())
-    }
-    wanted = {name: tensor for name, tensor in own.items() if name in set(names.values())}
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is not part of the model" for name in tensors if name not in own]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise RecordError(
-            f"{Path(folder) / TENSOR_FILE} does not fit its record: {'; '.join(problems[:3])}{more}; "
-            "convert the model again"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name in tensors and tensor.dtype != tensors[name].dtype:
-                _set_dtype(model, name, tensors[name].dtype)
-        # Modules such as torchvision's MNASNet read the version of their state.
-        state = OrderedDict(tensors)
-        state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
-        model.load_state_dict(state, strict=False)
-
-
-def _set_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
-    path, _, attribute = name.rpartition(".")
-    owner = model.get_submodule(path)
-    current = getattr(owner, attribute)
-    current.data = current.data.to(dtype)
 
 
 def _check_architecture(model: nn.Module, record: Record, folder: str | Path) -> None:

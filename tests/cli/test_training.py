@@ -10,7 +10,7 @@ import pytest
 
 import ksurgeon
 from ksurgeon.recipes.schema import load_recipe
-from ksurgeon.surgery.record import read_record
+from ksurgeon.surgery.record_file import read_record
 from tests.train import texts
 
 FAST = ("--steps", 4, "--batch", 8, "--device", "cpu", "--set", "layerwise=2", "--set", "evaluate=2")

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ksurgeon.kmatrix.exact import exact_matrix
 from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.radix import prime_factors, transform_radices
-from ksurgeon.kmatrix.recognise import exact_matrix, recognise
+from ksurgeon.kmatrix.recognise import recognise
 from ksurgeon.kmatrix.transforms import digit_reversal
 
 SIZES = [256, 384, 400]

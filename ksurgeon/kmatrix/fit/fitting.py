@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ksurgeon.kmatrix.exact import exact_factors
 from ksurgeon.kmatrix.fit.alternate import OnSweep, alternate, as_columns, outputs
 from ksurgeon.kmatrix.fit.problem import Problem
 from ksurgeon.kmatrix.fit.refine import OnStep, refine, relative_error, relative_errors
@@ -12,7 +13,6 @@ from ksurgeon.kmatrix.fit.start import start
 from ksurgeon.kmatrix.fit.sums import fit_sum
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.recognise import exact_factors
 from ksurgeon.kmatrix.structures import Structure, Sum
 from ksurgeon.kmatrix.subspace import wide
 

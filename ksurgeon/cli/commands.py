@@ -1,0 +1,268 @@
+"""Signatures of all commands but those that train; the work, and the import of torch, begins inside them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ksurgeon.cli.options import (
+    ANY_MODEL,
+    AsJson,
+    Data,
+    Device,
+    Everything,
+    Examples,
+    Folder,
+    InputSize,
+    Model,
+    OptionalData,
+    Output,
+    Seed,
+    Tokenizer,
+    TrustRemoteCode,
+    Weights,
+    Yes,
+)
+
+__all__ = [
+    "convert",
+    "diff",
+    "doctor",
+    "export",
+    "find",
+    "plan",
+    "revert",
+    "rules",
+    "show",
+    "show_rule",
+    "survey",
+]
+
+
+def find(
+    model: Model,
+    weights: Weights = "random",
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    json: AsJson = False,
+    all: Everything = False,
+) -> None:
+    """Show the linear maps in a model, and which of them can be replaced."""
+    from ksurgeon.cli.find import run
+
+    run(model, weights, input_size, seed, device, trust_remote_code, json, all)
+
+
+def convert(
+    model: Model,
+    rule: Annotated[
+        str | None, typer.Option("--rule", "-r", help="name of a built-in rule, or a rule file (.toml)")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option("--plan", "-p", metavar="FILE", help="a plan that `ksurgeon plan` wrote")
+    ] = None,
+    data: OptionalData = None,
+    examples: Examples = 512,
+    tokenizer: Tokenizer = None,
+    compensate: Annotated[
+        bool, typer.Option(help="fit to data front to back, each layer making up for those before it")
+    ] = True,
+    output: Output = None,
+    weights: Weights = "auto",
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the plan, change and write nothing")
+    ] = False,
+    json: AsJson = False,
+    yes: Yes = False,
+    all: Everything = False,
+) -> None:
+    """Replace linear maps as a rule or plan says, verify and measure the result, and write it to a folder.
+
+    With --data, layers are fitted to what they do on them. The folder is converted/MODEL-RULE unless -o names
+    another.
+    """
+    if (rule is None) == (plan is None):
+        raise typer.BadParameter("give a rule with --rule or a plan with --plan, one of both")
+    from ksurgeon.cli.convert import run
+
+    run(
+        model, rule, plan, data, examples, tokenizer, compensate, output, weights, input_size, seed, device,
+        trust_remote_code, dry_run, json, yes, all,
+    )  # fmt: skip
+
+
+def plan(
+    model: Model,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="params=0.5 or flops=0.6 of the layers in play, latency=0.7 of the model's time here, or "
+            "error=0.02 of the outputs",
+        ),
+    ],
+    data: Data,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="the plan")] = "plan.toml",
+    targets: Annotated[
+        list[str] | None, typer.Option("--target", help="sites in play: path, re:EXPRESSION or class name")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option("--ignore", help="sites left alone, likewise")] = None,
+    structures: Annotated[
+        list[str] | None,
+        typer.Option("--structure", help="family that is tried, such as low_rank; all if left out"),
+    ] = None,
+    explain: Annotated[
+        list[str] | None, typer.Option("--explain", metavar="PATH", help="what every option of a site costs")
+    ] = None,
+    front: Annotated[bool, typer.Option("--front", help="also the harm of other budgets, measured")] = False,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="pictures of it (.png or .svg)")
+    ] = None,
+    harm: Annotated[
+        str, typer.Option(help="kl (of logits), outputs or embeddings (relative change), or auto")
+    ] = "auto",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="package.module:function that gives a model's figure of merit, higher is better"),
+    ] = None,
+    examples: Examples = 512,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="examples of a batch of text or images; times are for one of them")
+    ] = 16,
+    tokenizer: Tokenizer = None,
+    generate: Annotated[
+        int, typer.Option(metavar="TOKENS", help="calibrate while the model generates so many tokens")
+    ] = 0,
+    weights: Weights = "auto",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    fresh: Annotated[bool, typer.Option("--fresh", help="keep nothing, use nothing that was kept")] = False,
+    json: AsJson = False,
+    all: Everything = False,
+) -> None:
+    """Choose for every layer what takes its place, so that a budget is met at the least harm.
+
+    The plan is a file to read and edit; `ksurgeon convert --plan` carries it out. What is found is kept in
+    the cache: an interrupted search goes on where it was, and another budget takes seconds.
+    """
+    from ksurgeon.cli.plan import run
+
+    run(
+        model, budget, data, output, targets or [], ignore or [], structures, explain or [], front, plot,
+        harm, metric, examples, batch_size, tokenizer, generate, weights, seed, device, fresh, json, all,
+    )  # fmt: skip
+
+
+def show(folder: Folder, json: AsJson = False, all: Everything = False) -> None:
+    """Show what was done to a converted model."""
+    from ksurgeon.cli.show import run
+
+    run(folder, json, all)
+
+
+def revert(folder: Folder, output: Output = None, yes: Yes = False, json: AsJson = False) -> None:
+    """Write the model back with dense layers and its original shuffles; it computes the same.
+
+    The folder is FOLDER-dense unless -o names another.
+    """
+    from ksurgeon.cli.revert import run
+
+    run(folder, output, yes, json)
+
+
+def export(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help=ANY_MODEL, show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="onnx, pt2 (torch.export) or aoti (AOTInductor)")] = "onnx",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="where to write")
+    ] = None,
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    compare: Annotated[
+        bool, typer.Option(help="export the dense model, too, and show sizes and latency side by side")
+    ] = True,
+    json: AsJson = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier file without asking")] = False,
+) -> None:
+    """Write a model as a program that runs without ksurgeon, and check its outputs."""
+    from ksurgeon.cli.export import run
+
+    run(folder, to, output, input_size, seed, compare, json, yes)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help=ANY_MODEL, show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", help="another one", show_default=False)],
+    weights: Weights = "auto",
+    input_size: InputSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    json: AsJson = False,
+    all: Everything = False,
+) -> None:
+    """Compare two models: outputs on the same inputs, parameters, multiplications, latency in turns."""
+    from ksurgeon.cli.diff import run
+
+    run(first, second, weights, input_size, seed, device, json, all)
+
+
+def rules(context: typer.Context, json: AsJson = False) -> None:
+    """List the built-in rules."""
+    if context.invoked_subcommand is None:
+        from ksurgeon.cli.rules import list_rules
+
+        list_rules(json)
+
+
+def show_rule(name: Annotated[str, typer.Argument(metavar="NAME", help="a rule's name or file")]) -> None:
+    """Print a rule file."""
+    from ksurgeon.cli.rules import print_rule
+
+    print_rule(name)
+
+
+def survey(
+    json: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="results, one line a model; those it has are not looked at again"),
+    ],
+    table: Annotated[Path | None, typer.Option(metavar="FILE.md", help="write them as a page, too")] = None,
+    library: Annotated[
+        list[str] | None, typer.Option(help="timm, torchvision or transformers; may be given again")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="every N-th model only")] = 1,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="these models only, also if they failed before; patterns such as swin* do"
+        ),
+    ] = None,
+    convert: Annotated[
+        bool, typer.Option("--convert", help="convert each exactly, save, load and revert it, too")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes, one thread each; as many as processors if not given")
+    ] = None,
+    seconds: Annotated[int, typer.Option(min=1, help="CPU time for one model")] = 120,
+    memory: Annotated[
+        float | None, typer.Option(min=0.5, help="GiB for one process; an equal share if not given")
+    ] = None,
+) -> None:
+    """Look for linear maps in whole libraries of models, and for those that the finder misses."""
+    from ksurgeon.cli.survey import run
+
+    run(json, table, library or (), every, only or (), convert, workers, seconds, memory)
+
+
+def doctor(json: AsJson = False) -> None:
+    """Show versions and backends, and what is missing and what that costs."""
+    from ksurgeon.cli.doctor import run
+
+    run(json)

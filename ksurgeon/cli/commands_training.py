@@ -1,0 +1,115 @@
+"""Signatures of the commands that train; the work, and the import of torch, begins inside them."""
+
+from typing import Annotated
+
+import typer
+
+from ksurgeon.cli.options import (
+    AsJson,
+    Batch,
+    Epochs,
+    Folder,
+    Minutes,
+    Output,
+    Rate,
+    Resume,
+    SetOptions,
+    SomeSeed,
+    Steps,
+    TaskName,
+    TrainingData,
+    Where,
+    Yes,
+)
+
+__all__ = ["distill", "finetune", "run_recipe"]
+
+
+def distill(
+    folder: Folder,
+    data: TrainingData,
+    teacher: Annotated[
+        str | None, typer.Option(help="a model as any command takes it; else what FOLDER was made from")
+    ] = None,
+    teacher_weights: Annotated[str | None, typer.Option(help="auto, pretrained, or FILE.safetensors")] = None,
+    task: TaskName = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    lr: Rate = None,
+    gradual: Annotated[int, typer.Option(help="operate in so many groups, healing after each")] = 0,
+    tolerance: Annotated[
+        float | None, typer.Option(help="with --gradual: stop before a held-out metric falls by more")
+    ] = None,
+    output: Output = None,
+    resume: Resume = False,
+    device: Where = None,
+    seed: SomeSeed = None,
+    set: SetOptions = None,
+    json: AsJson = False,
+    yes: Yes = False,
+) -> None:
+    """Let a converted model learn from its original, on data that needs no labels.
+
+    The folder is FOLDER-distilled unless -o names another; checkpoints and log lie beside it.
+    """
+    from ksurgeon.cli.train import Request, run_distill
+
+    given = {"task": task, "steps": steps, "epochs": epochs, "minutes": minutes, "batch": batch, "lr": lr}
+    asked = Request(
+        folder=folder, data=data, output=output, resume=resume, device=device, settings=set or [],
+        given={**given, "seed": seed}, json=json, yes=yes,
+    )  # fmt: skip
+    run_distill(asked, teacher, teacher_weights, gradual, tolerance)
+
+
+def finetune(
+    folder: Folder,
+    data: TrainingData,
+    task: TaskName = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    lr: Rate = None,
+    output: Output = None,
+    resume: Resume = False,
+    device: Where = None,
+    seed: SomeSeed = None,
+    set: SetOptions = None,
+    json: AsJson = False,
+    yes: Yes = False,
+) -> None:
+    """Train a converted model on labels, without a teacher.
+
+    The folder is FOLDER-finetuned unless -o names another; checkpoints and log lie beside it.
+    """
+    from ksurgeon.cli.train import Request, run_finetune
+
+    given = {"task": task, "steps": steps, "epochs": epochs, "minutes": minutes, "batch": batch, "lr": lr}
+    asked = Request(
+        folder=folder, data=data, output=output, resume=resume, device=device, settings=set or [],
+        given={**given, "seed": seed}, json=json, yes=yes,
+    )  # fmt: skip
+    run_finetune(asked)
+
+
+def run_recipe(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="a recipe file (.toml)", show_default=False)
+    ],
+    output: Output = None,
+    minutes: Annotated[float | None, typer.Option(help="of training, in place of the recipe's")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="of the recipe's variants, only this one")] = None,
+    resume: Resume = False,
+    set: SetOptions = None,
+    yes: Yes = False,
+) -> None:
+    """Carry out a whole experiment: surgery, distillation and evaluation, written to a results file.
+
+    The folder is runs/NAME unless -o names another.
+    """
+    from ksurgeon.cli.run import run
+
+    run(recipe, output, minutes, only or [], resume, set or [], yes)

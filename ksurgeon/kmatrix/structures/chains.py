@@ -1,0 +1,138 @@
+"""Structures that are one chain: K-matrices, butterflies, any other, and the dense matrix."""
+
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from ksurgeon.errors import StructureError
+from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns, check_chain, kaleidoscope_patterns
+from ksurgeon.kmatrix.radix import layout, prime_factors, transform_radices
+from ksurgeon.kmatrix.structures.base import Base, RadixField, show_radix
+
+__all__ = ["Butterfly", "Chain", "Dense", "Factors", "GroupedKaleidoscope", "Kaleidoscope", "Widths"]
+
+Factors = Annotated[tuple[Pattern, ...], Field(min_length=1)]
+
+
+class Widths(Base):
+    """The three numbers of a K-matrix."""
+
+    width: PositiveInt = 1
+    expansion: PositiveInt = 1
+    radix: RadixField = "auto"
+
+
+class Kaleidoscope(Widths):
+    """``S · (B₁B₁*)…(B_wB_w*) · Sᵀ``, the paper's (BB*)^w_e (Dao et al., definition 2.4).
+
+    A rectangular map lives on its smaller side times the expansion; the outermost factor on the
+    larger side is rectangular.
+    """
+
+    structure: Literal["kaleidoscope"] = "kaleidoscope"
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        chosen = layout(in_features, out_features, self.expansion, self.radix)
+        chain = list(kaleidoscope_patterns(chosen.radices, self.width))
+        if out_features > in_features:
+            chain[-1] = chain[-1]._replace(b=chosen.outer)
+        elif in_features > out_features:
+            chain[0] = chain[0]._replace(c=chosen.outer)
+        return check_chain(chain)
+
+    def __str__(self) -> str:
+        return f"(BB*)^{self.width}, e={self.expansion}, radix {show_radix(self.radix)}"
+
+
+class GroupedKaleidoscope(Widths):
+    """A grouped dense map, then a square K-matrix that mixes its outputs across the groups.
+
+    ShuffleNet's unit with the paper's K-matrix in the place of the shuffle (Dao et al., section 3.2).
+    """
+
+    structure: Literal["grouped_kaleidoscope"] = "grouped_kaleidoscope"
+    groups: PositiveInt = 4
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        if in_features % self.groups or out_features % self.groups:
+            raise StructureError(f"{self.groups} groups do not divide {in_features} → {out_features}")
+        mix = Kaleidoscope(width=self.width, expansion=self.expansion, radix=self.radix)
+        chain = mix.patterns(out_features, out_features)
+        if chain[0].in_features != out_features:
+            raise StructureError(
+                f"a K-matrix on {out_features} channels needs padding to {chain[0].in_features} "
+                f"(expansion {self.expansion}, radix {show_radix(self.radix)}), which a grouped structure "
+                "cannot have"
+            )
+        grouped = Pattern(self.groups, out_features // self.groups, in_features // self.groups, 1)
+        return check_chain((grouped, *chain))
+
+    def __str__(self) -> str:
+        radix = show_radix(self.radix)
+        return f"{self.groups} groups, then (BB*)^{self.width}, e={self.expansion}, radix {radix}"
+
+
+class Chain(Base):
+    """Any chain, its patterns (a, b, c, d) listed in the order they are applied."""
+
+    structure: Literal["chain"] = "chain"
+    factors: Factors
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        chain = check_chain(self.factors)
+        if chain[0].in_features < in_features or chain[-1].out_features < out_features:
+            raise StructureError(
+                f"the chain maps {chain[0].in_features} → {chain[-1].out_features}, "
+                f"too small for {in_features} → {out_features}"
+            )
+        return chain
+
+    def __str__(self) -> str:
+        return "chain " + " · ".join(str(tuple(pattern)) for pattern in self.factors)
+
+
+class Butterfly(Base):
+    """One butterfly matrix B, its entries in digit-reversed order before it: what a transform is exactly."""
+
+    structure: Literal["butterfly"] = "butterfly"
+    radix: RadixField = "auto"
+
+    def radices(self, n: int) -> tuple[int, ...]:
+        """Radices of a butterfly matrix of size n.
+
+        Raises:
+            StructureError: the radices given do not multiply to n.
+        """
+        if self.radix == "auto":
+            return transform_radices(n)
+        if isinstance(self.radix, int):
+            return (
+                layout(n, n, 1, self.radix).radices if max(prime_factors(n), default=1) <= self.radix else ()
+            )
+        return self.radix
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        n = max(in_features, out_features)
+        radices = self.radices(n)
+        if prod(radices) != n or not radices:
+            raise StructureError(
+                f"a butterfly matrix of size {n} needs radices that multiply to it, "
+                f"not {show_radix(self.radix)}"
+            )
+        return butterfly_patterns(radices)
+
+    def __str__(self) -> str:
+        return f"butterfly, radix {show_radix(self.radix)}"
+
+
+class Dense(Base):
+    """One dense factor: any matrix as it is, which saves nothing and loses nothing."""
+
+    structure: Literal["dense"] = "dense"
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        return check_chain((Pattern(1, out_features, in_features, 1),))
+
+    def __str__(self) -> str:
+        return "dense"

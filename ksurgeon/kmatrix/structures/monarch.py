@@ -1,0 +1,58 @@
+"""Monarch matrices."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from ksurgeon.errors import StructureError
+from ksurgeon.kmatrix.patterns import Pattern, check_chain
+from ksurgeon.kmatrix.structures.base import Base, Share, rank_for
+
+__all__ = ["Monarch"]
+
+
+class Monarch(Base):
+    """Two factors of ``blocks`` blocks each: the first's side by side, the second's interleaved.
+
+    Rows of one residue modulo ``blocks`` and columns of one of ``blocks`` groups make up a block of the
+    matrix whose rank is ``block_rank``; with b blocks and block rank r it has the parameters of a low rank of
+    b·r. Left out, the block rank is what brings the inner size to the smaller side, as in Dao et al.
+    ("Monarch: Expressive structured matrices for efficient and accurate training", ICML 2022). ``share`` asks
+    for so many parameters, as a fraction of the dense matrix's. Sizes that ``blocks`` does not divide are
+    padded.
+    """
+
+    structure: Literal["monarch"] = "monarch"
+    blocks: Annotated[int, Field(ge=2)] = 4
+    block_rank: PositiveInt | None = None
+    share: Share | None = None
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.block_rank is not None and self.share is not None:
+            raise ValueError("give block_rank or share, not both")
+        return self
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        blocks, rank = self.blocks, self.block_rank
+        if blocks > min(in_features, out_features):
+            raise StructureError(f"{blocks} blocks are too many for {in_features} → {out_features}")
+        columns, rows = -(-in_features // blocks), -(-out_features // blocks)
+        if rank is None and self.share is not None:
+            sides = blocks**2 * columns, blocks**2 * rows
+            rank = rank_for(self.share * in_features * out_features, *sides)
+        elif rank is None:
+            rank = max(1, round(min(in_features, out_features) / blocks**2))
+        if rank > min(columns, rows):
+            raise StructureError(
+                f"blocks of rank {rank} for {in_features} → {out_features} in {blocks} × {blocks} blocks; "
+                f"they can have rank {min(columns, rows)} at most"
+            )
+        inner = blocks * rank
+        return check_chain((Pattern(blocks, inner, columns, 1), Pattern(1, rows, inner, blocks)))
+
+    def __str__(self) -> str:
+        how = f" of rank {self.block_rank}" if self.block_rank else ""
+        return f"Monarch, {self.blocks} blocks{how}" + (
+            f", {self.share:.3g} of the parameters" if self.share else ""
+        )

@@ -1,0 +1,64 @@
+"""What an operation hands back: the converted model, and what was done to it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from ksurgeon.find import Site
+from ksurgeon.rules.plan import Plan
+from ksurgeon.surgery.operate import Swap, swap_all, undo_all
+from ksurgeon.surgery.record import Record
+
+__all__ = ["Conversion", "Result"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of one site.
+
+    Attributes:
+        path: where the replacement stands now.
+        site: the site as it was found.
+        structure: description of the structure.
+        start: how the replacement got its values.
+        weight_error: relative Frobenius error of the weight; None where the weight was not kept.
+        output_error: relative error of the layer's output on the example inputs; None where not measured.
+        seconds: time that building and fitting it took.
+    """
+
+    path: str
+    site: Site
+    structure: str
+    start: str
+    parameters_before: int
+    parameters_after: int
+    weight_error: float | None = None
+    output_error: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Conversion:
+    """A converted model and what the operation did.
+
+    ``output_change`` is the relative change of the model's outputs on the example inputs; None without any.
+    """
+
+    model: nn.Module
+    plan: Plan
+    sites: list[Site]
+    results: list[Result]
+    record: Record
+    output_change: float | None
+    swaps: list[Swap]
+
+    @contextmanager
+    def undone(self) -> Iterator[nn.Module]:
+        """Inside, the original modules are back in place."""
+        undo_all(self.swaps)
+        try:
+            yield self.model
+        finally:
+            swap_all(self.swaps)
