@@ -81,8 +81,12 @@ class Checkpoints:
             raise TrainingError(f"{failure}; remove {self.folder} to begin anew")
         return None
 
+    def exist(self) -> bool:
+        """Whether there is a whole checkpoint."""
+        return bool(self._whole())
+
     def remove(self) -> None:
-        """Remove all checkpoints: the training is over."""
+        """Remove all checkpoints: the training is over, or begins anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _whole(self) -> list[Path]:
