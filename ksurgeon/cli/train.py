@@ -1,7 +1,6 @@
 """``ksurgeon distill`` and ``ksurgeon finetune``."""
 
 import json as json_module
-import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +10,16 @@ from typing import Any
 
 from ksurgeon.cli.console import err, out, status
 from ksurgeon.cli.target import agree_on_target
-from ksurgeon.cli.training import TerminalListener, side_by_side
+from ksurgeon.cli.training import TerminalListener, describe_stage, side_by_side
 from ksurgeon.errors import FolderError, TrainingError
 from ksurgeon.surgery.record import read_record
 from ksurgeon.surgery.storage import load, save
-from ksurgeon.train.distill import Trained, distill, finetune
-from ksurgeon.train.gradual import distill_gradually
-from ksurgeon.train.log import Listener
+from ksurgeon.train.distill import distill, finetune
+from ksurgeon.train.gradual import Gradual, distill_gradually
+from ksurgeon.train.log import Listener, Stage
+from ksurgeon.train.processes import end_processes, is_first_process
 from ksurgeon.train.settings import make_settings
+from ksurgeon.train.trained import Trained
 
 __all__ = ["parse_settings", "run_distill", "run_finetune"]
 
@@ -40,27 +41,18 @@ def run_distill(
 ) -> None:
     from ksurgeon.train.teacher import find_teacher
 
-    options = parse_settings(settings, given)
-    make_settings(**options)
-    read_record(folder)
-    target = _target(output or f"{folder.rstrip('/')}-distilled", yes or resume)
-    with status(f"opening {folder} and its teacher"):
-        student = load(folder)
-        found = find_teacher(student, teacher, teacher_weights)
-    with _listening() as listener:
-        common: dict[str, Any] = {"device": device, "listener": listener, **options}
+    with _prepared(folder, "distilled", output, resume, device, settings, given, yes) as (target, common):
+        with status(f"opening {folder} and its teacher"):
+            student = load(folder)
+            found = find_teacher(student, teacher, teacher_weights)
         if gradual:
-            if resume:
-                raise TrainingError("--resume goes with a training of the whole, not with --gradual")
             if found.warning:
-                listener.note(found.warning)
-            reached = distill_gradually(
-                student, found.model, data, groups=gradual, tolerance=tolerance, **common
-            )
-            trained = reached.trained
+                common["listener"].note(found.warning)
+            reached = distill_gradually(student, found, data, groups=gradual, tolerance=tolerance, **common)
+            trained, stages = reached.trained, reached.stages
         else:
-            trained = distill(student, found, data, folder=_work(target), resume=resume, **common)
-    _finish(trained, target, json)
+            trained, stages = distill(student, found, data, **common), []
+    _report(trained, stages, target, json)
 
 
 def run_finetune(
@@ -74,26 +66,49 @@ def run_finetune(
     json: bool,
     yes: bool,
 ) -> None:
+    with _prepared(folder, "finetuned", output, resume, device, settings, given, yes) as (target, common):
+        with status(f"opening {folder}"):
+            model = load(folder)
+        trained = finetune(model, data, **common)
+    _report(trained, [], target, json)
+
+
+@contextmanager
+def _prepared(
+    folder: str,
+    suffix: str,
+    output: str | None,
+    resume: bool,
+    device: str | None,
+    settings: Sequence[str],
+    given: dict[str, Any],
+    yes: bool,
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Where the result goes, and what every training is given, once what was asked for makes sense."""
     options = parse_settings(settings, given)
     make_settings(**options)
     read_record(folder)
-    target = _target(output or f"{folder.rstrip('/')}-finetuned", yes or resume)
-    with status(f"opening {folder}"):
-        model = load(folder)
+    target = _target(output or f"{folder.rstrip('/')}-{suffix}", yes or resume)
+
+    def keep(reached: Trained | Gradual) -> None:
+        if is_first_process():
+            save(reached.model, target)
+
+    common = {"folder": _work(target), "resume": resume, "device": device, "keep": keep, **options}
     with _listening() as listener:
-        trained = finetune(
-            model, data, folder=_work(target), resume=resume, device=device, listener=listener, **options
-        )
-    _finish(trained, target, json)
+        yield target, {**common, "listener": listener}
+    end_processes()
 
 
-def _finish(trained: Trained, target: Path, json: bool) -> None:
-    if not _is_first_process():
+def _report(trained: Trained, stages: Sequence[Stage], target: Path, json: bool) -> None:
+    if not is_first_process():
         return
-    save(trained.model, target)
     if json:
-        print(json_module.dumps({"folder": str(target), **_plain(trained)}, indent=1))
+        groups = {"stages": [asdict(stage) for stage in stages]} if stages else {}
+        print(json_module.dumps({"folder": str(target), **trained.to_plain(), **groups}, indent=1))
         return
+    for number, stage in enumerate(stages, 1):
+        out.print(f"group {number}: {describe_stage(stage)}", highlight=False)
     for name, evaluation in (("before", next(iter(trained.history), None)), ("after", trained.best)):
         if evaluation is not None:
             metrics = side_by_side(evaluation.student, evaluation.teacher)
@@ -111,18 +126,6 @@ def _finish(trained: Trained, target: Path, json: bool) -> None:
         f"[bold]Written to {target}[/], the log to {_work(target) / 'log.jsonl'}",
         highlight=False,
     )
-
-
-def _plain(trained: Trained) -> dict[str, Any]:
-    return {
-        "steps": trained.steps,
-        "seconds": trained.seconds,
-        "rate": trained.rate,
-        "history": [asdict(evaluation) for evaluation in trained.history],
-        "layers": [asdict(layer) for layer in trained.layers],
-        "hardened": {path: asdict(hardened) for path, hardened in trained.hardened.items()},
-        "broken": trained.broken,
-    }
 
 
 def parse_settings(settings: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +148,7 @@ def parse_settings(settings: Sequence[str], given: dict[str, Any]) -> dict[str, 
 
 
 def _target(folder: str, yes: bool) -> Path:
-    if not _is_first_process():
+    if not is_first_process():
         return Path(folder)
     target = agree_on_target(folder, yes)
     work = _work(target)
@@ -160,13 +163,9 @@ def _work(target: Path) -> Path:
     return target.with_name(target.name + ".training")
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def _listening() -> Iterator[Listener]:
-    if not _is_first_process():
+    if not is_first_process():
         yield Listener()
         return
     listener = TerminalListener(err)
