@@ -1,0 +1,96 @@
+"""Several processes through ``accelerate launch``, and precision: what runs on a CPU, what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ksurgeon
+from ksurgeon.errors import TrainingError
+from tests.train.conftest import pair, vectors
+
+FAST = {"batch": 16, "steps": 8, "device": "cpu", "evaluate": 2, "layerwise": 3}
+DATA = "from tests.train.conftest import vectors\n"
+SETTINGS = (
+    "--data", "mine.py:vectors", "--batch", "8", "--steps", "20", "--device", "cpu", "--gradual", "2",
+    "--set", "layerwise=3", "--set", "evaluate=1",
+)  # fmt: skip
+
+
+def _ksurgeon(folder, *arguments, launcher=()):
+    threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, *(("-m",) if launcher else ()), "ksurgeon", *arguments],
+        cwd=folder,
+        env={**os.environ, **threads},
+        capture_output=True,
+        text=True,
+    )
+
+
+LAUNCH = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+
+
+@pytest.mark.timeout(900)
+def test_two_launched_processes_train_as_one(tmp_path, monkeypatch):
+    student, _ = pair()
+    ksurgeon.save(student, tmp_path / "small")
+    (tmp_path / "mine.py").write_text(DATA)
+    ran = _ksurgeon(tmp_path, "distill", "small", *SETTINGS, "-o", "two", "--json", launcher=LAUNCH)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)  # of one process: two would be no JSON
+    assert len(told["stages"]) == 2
+    for text in ("group 2 of 2 healed", "end to end"):
+        assert ran.stderr.count(text) <= 2
+    events = [json.loads(line) for line in (tmp_path / "two.training" / "log.jsonl").open()]
+    assert sum(event["event"] == "step" for event in events) == 20
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    student, teacher = pair()
+    one = ksurgeon.distill_gradually(
+        student,
+        teacher,
+        "mine.py:vectors",
+        groups=2,
+        batch=8,
+        steps=20,
+        device="cpu",
+        layerwise=3,
+        evaluate=1,
+    )
+    two = ksurgeon.load(tmp_path / "two")
+    for (name, mine), its in zip(one.model.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(its, mine, atol=1e-5, rtol=0, msg=name)
+
+
+def test_sharding_is_refused_on_a_cpu(monkeypatch):
+    """Accelerate would leave it out without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    student, teacher = pair()
+    with pytest.raises(TrainingError, match=r"FSDP.*on GPUs only.*--multi_gpu"):
+        ksurgeon.distill(student, teacher, vectors(), **FAST)
+
+
+def test_half_precision_is_refused_on_a_cpu():
+    student, teacher = pair()
+    with pytest.raises(TrainingError, match=r"fp16 needs a GPU.*bf16"):
+        ksurgeon.distill(student, teacher, vectors(), precision="fp16", **FAST)
+
+
+@pytest.mark.parametrize(("model", "rule"), [("mlp", "linear"), ("convnet", "pointwise")])
+def test_bfloat16_trains_on_a_cpu(model, rule, heard):
+    student, teacher = pair(model, rule)
+    data = vectors() if model == "mlp" else list(torch.randn(48, 3, 8, 8))
+    seen = set()
+    hook = student.head if model == "mlp" else student.fc
+    hook.register_forward_hook(lambda *args: seen.add(args[-1].dtype))
+    trained = ksurgeon.distill(student, teacher, data, precision="bf16", lr=2e-3, listener=heard, **FAST)
+    assert torch.bfloat16 in seen
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    values = [value for e in trained.history for value in (e.loss, *e.student.values())]
+    assert torch.tensor(values + [step.loss for step in heard.steps]).isfinite().all()
+    assert trained.best.student["error"] < trained.history[0].student["error"]
