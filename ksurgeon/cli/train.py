@@ -3,7 +3,7 @@
 import json as json_module
 import tomllib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,15 @@ def run_distill(
 ) -> None:
     from ksurgeon.train.teacher import find_teacher
 
-    with _prepared(folder, "distilled", output, resume, device, settings, given, yes) as (target, common):
-        with status(f"opening {folder} and its teacher"):
-            student = load(folder)
-            found = find_teacher(student, teacher, teacher_weights)
+    target, common = _prepare(folder, "distilled", output, resume, device, settings, given, yes)
+    with _saying(f"opening {folder} and its teacher"):
+        student = load(folder)
+        found = find_teacher(student, teacher, teacher_weights)
+    with _listening() as listener:
+        common["listener"] = listener
         if gradual:
             if found.warning:
-                common["listener"].note(found.warning)
+                listener.note(found.warning)
             reached = distill_gradually(student, found, data, groups=gradual, tolerance=tolerance, **common)
             trained, stages = reached.trained, reached.stages
         else:
@@ -66,15 +68,15 @@ def run_finetune(
     json: bool,
     yes: bool,
 ) -> None:
-    with _prepared(folder, "finetuned", output, resume, device, settings, given, yes) as (target, common):
-        with status(f"opening {folder}"):
-            model = load(folder)
-        trained = finetune(model, data, **common)
+    target, common = _prepare(folder, "finetuned", output, resume, device, settings, given, yes)
+    with _saying(f"opening {folder}"):
+        model = load(folder)
+    with _listening() as listener:
+        trained = finetune(model, data, listener=listener, **common)
     _report(trained, [], target, json)
 
 
-@contextmanager
-def _prepared(
+def _prepare(
     folder: str,
     suffix: str,
     output: str | None,
@@ -83,7 +85,7 @@ def _prepared(
     settings: Sequence[str],
     given: dict[str, Any],
     yes: bool,
-) -> Iterator[tuple[Path, dict[str, Any]]]:
+) -> tuple[Path, dict[str, Any]]:
     """Where the result goes, and what every training is given, once what was asked for makes sense."""
     options = parse_settings(settings, given)
     make_settings(**options)
@@ -94,10 +96,7 @@ def _prepared(
         if is_first_process():
             save(reached.model, target)
 
-    common = {"folder": _work(target), "resume": resume, "device": device, "keep": keep, **options}
-    with _listening() as listener:
-        yield target, {**common, "listener": listener}
-    end_processes()
+    return target, {"folder": _work(target), "resume": resume, "device": device, "keep": keep, **options}
 
 
 def _report(trained: Trained, stages: Sequence[Stage], target: Path, json: bool) -> None:
@@ -163,13 +162,17 @@ def _work(target: Path) -> Path:
     return target.with_name(target.name + ".training")
 
 
+def _saying(text: str) -> AbstractContextManager[None]:
+    return status(text) if is_first_process() else nullcontext()
+
+
 @contextmanager
 def _listening() -> Iterator[Listener]:
-    if not is_first_process():
-        yield Listener()
-        return
-    listener = TerminalListener(err)
+    """What is told of the training; the processes part when it is over."""
+    listener = TerminalListener(err) if is_first_process() else Listener()
     try:
         yield listener
     finally:
-        listener.close()
+        if isinstance(listener, TerminalListener):
+            listener.close()
+    end_processes()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ksurgeon.rules.plan import Decision, Plan
@@ -52,7 +53,8 @@ def operate_on_group(
         )
         for operation in operations
     ]
-    inputs = inputs_from(record.inputs) if record.inputs is not None else None
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    inputs = inputs_from(record.inputs, device) if record.inputs is not None else None
     plan = Plan(rule=", ".join(record.rules), decisions=decisions)
     conversion = convert(model, example_inputs=inputs, source=record.source, plan=plan)
     for result in conversion.results:

@@ -78,10 +78,9 @@ class Loop:
             settings=settings,
         )
         self._saved = self._mark = used
+        self._anew = not resume
         if checkpoints is not None and resume:
             self._resume(checkpoints)
-        elif checkpoints is not None and accelerator.is_main_process:
-            checkpoints.remove()
 
     def run(self, started: Callable[[], None] = lambda: None) -> list[Evaluation]:
         """Train to the end; the student then holds the best weights.
@@ -116,6 +115,8 @@ class Loop:
             batches = chain([first], batches)
         if not state.history:
             self._evaluate()
+        if self._anew and self.checkpoints is not None and self.accelerator.is_main_process:
+            self.checkpoints.remove()
         started()
         while self._goes_on():
             self._train(next(batches))

@@ -51,10 +51,11 @@ def make_accelerator(settings: Settings, device: str | None, tracking: str | Non
         raise TrainingError(
             "precision = fp16 needs a GPU, and this training runs on the CPU; bf16 and no work there"
         )
-    if on_cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise TrainingError(
-            "accelerate shards models (FSDP) on GPUs only, and this training runs on the CPU; launch it with "
-            "--multi_gpu --num_processes N in place of --use_fsdp, and give --device cpu"
+            "a sharded training was asked for (FSDP), and this one cannot be: accelerate leaves it out on a "
+            "CPU without a word, and on GPUs evaluations need whole layers; launch it with --multi_gpu in "
+            "place of --use_fsdp, which gives every process the whole model"
         )
     if precision == "auto":
         precision = "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "no"
