@@ -1,5 +1,6 @@
 """Checkpoints: resumption to the same result, signals, kills, full disks."""
 
+import copy
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import ksurgeon
 from ksurgeon.errors import FolderError, TrainingError, TrainingStopped
 from ksurgeon.train import checkpoint
 from ksurgeon.train.checkpoint import Checkpoints
 from ksurgeon.train.log import Listener
+from tests import zoo
 from tests.train.conftest import pair, vectors
 
 RUN = {"batch": 8, "steps": 24, "device": "cpu", "evaluate": 4, "layerwise": 5, "balance_factors": 7}
@@ -56,6 +59,27 @@ def test_a_resumed_training_ends_the_same(options, tmp_path, heard):
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 25))
     assert not (tmp_path / "checkpoints").exists()
+
+
+class _Spare(zoo.Mlp):
+    """Has a layer that no output depends on, as the pooler of an encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(8, 8)
+
+
+def test_parameters_without_gradients_do_not_keep_a_training_from_going_on(tmp_path):
+    torch.manual_seed(0)
+    teacher = _Spare().eval()
+    student = copy.deepcopy(teacher)
+    ksurgeon.convert(student, "linear", zoo.example("mlp"))
+    through, stopped, fresh = (copy.deepcopy(student) for _ in range(3))
+    ksurgeon.distill(through, teacher, vectors(), **RUN)
+    with pytest.raises(TrainingStopped):
+        ksurgeon.distill(stopped, teacher, vectors(), folder=tmp_path, listener=Interrupts(9), **RUN)
+    ksurgeon.distill(fresh, teacher, vectors(), folder=tmp_path, resume=True, **RUN)
+    assert torch.equal(weights(fresh), weights(through))
 
 
 def test_interrupt_is_like_a_termination(tmp_path):
