@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ksurgeon
-from ksurgeon.errors import TrainingError
+from ksurgeon.errors import TrainingError, TrainingStopped
+from ksurgeon.train.loop import Loop
+from ksurgeon.train.processes import Stop
+from ksurgeon.train.settings import make_settings
 from tests.train.conftest import pair, pictures, vectors
 
 FAST = {"batch": 16, "steps": 8, "device": "cpu", "evaluate": 2, "layerwise": 3}
@@ -65,6 +70,29 @@ def test_two_launched_processes_train_as_one(tmp_path, monkeypatch):
     two = ksurgeon.load(tmp_path / "two")
     for (name, mine), its in zip(one.model.named_parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(its, mine, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("wishes", [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)])
+def test_a_signal_to_one_process_stops_all(wishes):
+    """Every process asks the others once a step, whatever it knows itself: else they wait for each other."""
+    mine, its = wishes
+    asked = []
+
+    class Two:
+        device = torch.device("cpu")
+
+        def reduce(self, values):
+            asked.append(values.tolist())
+            return values + torch.tensor([0.0, its])
+
+    loop = object.__new__(Loop)
+    loop.state = SimpleNamespace(clock=SimpleNamespace(elapsed=0.0), step=3)
+    loop.settings, loop.checkpoints, loop.accelerator = make_settings(), None, Two()
+    loop._saved, loop.stop = 0.0, Stop()
+    loop.stop.signal = 15 if mine else None
+    with pytest.raises(TrainingStopped, match="after step 3") if any(wishes) else nullcontext():
+        loop._keep()
+    assert asked == [[0.0, mine]]
 
 
 def test_sharding_is_refused(monkeypatch):
