@@ -1,24 +1,25 @@
 """``ksurgeon distill`` and ``ksurgeon finetune``."""
 
 import json as json_module
-import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ksurgeon.cli.console import err, out, status
 from ksurgeon.cli.target import agree_on_target
-from ksurgeon.cli.training import TerminalListener, side_by_side
+from ksurgeon.cli.training import TerminalListener, describe_stage, side_by_side
 from ksurgeon.errors import FolderError, TrainingError
 from ksurgeon.surgery.record_file import read_record
 from ksurgeon.surgery.storage import load, save
-from ksurgeon.train.distill import Trained, distill, finetune
-from ksurgeon.train.gradual import distill_gradually
-from ksurgeon.train.log import Listener
+from ksurgeon.train.distill import distill, finetune
+from ksurgeon.train.gradual import Gradual, distill_gradually
+from ksurgeon.train.log import Listener, Stage
+from ksurgeon.train.processes import end_processes, is_first_process
 from ksurgeon.train.settings import make_settings
+from ksurgeon.train.trained import Trained
 
 __all__ = ["Request", "parse_settings", "run_distill", "run_finetune"]
 
@@ -37,13 +38,19 @@ class Request:
     json: bool
     yes: bool
 
-    def checked(self, suffix: str) -> tuple[dict[str, Any], Path]:
-        """All settings, and the folder to write, once it is known that the training can begin."""
+    def checked(self, suffix: str) -> tuple[Path, dict[str, Any]]:
+        """Where the result goes, and what the training is given, once what was asked for makes sense."""
         options = parse_settings(self.settings, self.given)
         make_settings(**options)
         read_record(self.folder)
         target = _target(self.output or f"{self.folder.rstrip('/')}-{suffix}", self.yes or self.resume)
-        return options, target
+
+        def keep(reached: Trained | Gradual) -> None:
+            if is_first_process():
+                save(reached.model, target)
+
+        common = {"folder": _work(target), "resume": self.resume, "device": self.device, "keep": keep}
+        return target, common | options
 
 
 def run_distill(
@@ -55,50 +62,42 @@ def run_distill(
 ) -> None:
     from ksurgeon.train.teacher import find_teacher
 
-    options, target = asked.checked("distilled")
-    with status(f"opening {asked.folder} and its teacher"):
+    target, common = asked.checked("distilled")
+    with _saying(f"opening {asked.folder} and its teacher"):
         student = load(asked.folder)
         found = find_teacher(student, teacher, teacher_weights)
     with _listening() as listener:
-        common: dict[str, Any] = {"device": asked.device, "listener": listener, **options}
+        common["listener"] = listener
         if gradual:
-            if asked.resume:
-                raise TrainingError("--resume goes with a training of the whole, not with --gradual")
             if found.warning:
                 listener.note(found.warning)
             reached = distill_gradually(
-                student, found.model, asked.data, groups=gradual, tolerance=tolerance, **common
+                student, found, asked.data, groups=gradual, tolerance=tolerance, **common
             )
-            trained = reached.trained
+            trained, stages = reached.trained, reached.stages
         else:
-            trained = distill(student, found, asked.data, folder=_work(target), resume=asked.resume, **common)
-    _finish(trained, target, asked.json)
+            trained, stages = distill(student, found, asked.data, **common), []
+    _report(trained, stages, target, asked.json)
 
 
 def run_finetune(asked: Request) -> None:
-    options, target = asked.checked("finetuned")
-    with status(f"opening {asked.folder}"):
+    target, common = asked.checked("finetuned")
+    with _saying(f"opening {asked.folder}"):
         model = load(asked.folder)
     with _listening() as listener:
-        trained = finetune(
-            model,
-            asked.data,
-            folder=_work(target),
-            resume=asked.resume,
-            device=asked.device,
-            listener=listener,
-            **options,
-        )
-    _finish(trained, target, asked.json)
+        trained = finetune(model, asked.data, listener=listener, **common)
+    _report(trained, [], target, asked.json)
 
 
-def _finish(trained: Trained, target: Path, json: bool) -> None:
-    if not _is_first_process():
+def _report(trained: Trained, stages: Sequence[Stage], target: Path, json: bool) -> None:
+    if not is_first_process():
         return
-    save(trained.model, target)
     if json:
-        print(json_module.dumps({"folder": str(target), **_plain(trained)}, indent=1))
+        groups = {"stages": [asdict(stage) for stage in stages]} if stages else {}
+        print(json_module.dumps({"folder": str(target), **trained.to_plain(), **groups}, indent=1))
         return
+    for number, stage in enumerate(stages, 1):
+        out.print(f"group {number}: {describe_stage(stage)}", highlight=False)
     for name, evaluation in (("before", next(iter(trained.history), None)), ("after", trained.best)):
         if evaluation is not None:
             metrics = side_by_side(evaluation.student, evaluation.teacher)
@@ -116,18 +115,6 @@ def _finish(trained: Trained, target: Path, json: bool) -> None:
         f"[bold]Written to {target}[/], the log to {_work(target) / 'log.jsonl'}",
         highlight=False,
     )
-
-
-def _plain(trained: Trained) -> dict[str, Any]:
-    return {
-        "steps": trained.steps,
-        "seconds": trained.seconds,
-        "rate": trained.rate,
-        "history": [asdict(evaluation) for evaluation in trained.history],
-        "layers": [asdict(layer) for layer in trained.layers],
-        "hardened": {path: asdict(hardened) for path, hardened in trained.hardened.items()},
-        "broken": trained.broken,
-    }
 
 
 def parse_settings(settings: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +137,7 @@ def parse_settings(settings: Sequence[str], given: Mapping[str, Any]) -> dict[st
 
 
 def _target(folder: str, yes: bool) -> Path:
-    if not _is_first_process():
+    if not is_first_process():
         return Path(folder)
     target = agree_on_target(folder, yes)
     work = _work(target)
@@ -165,17 +152,17 @@ def _work(target: Path) -> Path:
     return target.with_name(target.name + ".training")
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def _saying(text: str) -> AbstractContextManager[None]:
+    return status(text) if is_first_process() else nullcontext()
 
 
 @contextmanager
 def _listening() -> Iterator[Listener]:
-    if not _is_first_process():
-        yield Listener()
-        return
-    listener = TerminalListener(err)
+    """What is told of the training; the processes part when it is over."""
+    listener = TerminalListener(err) if is_first_process() else Listener()
     try:
         yield listener
     finally:
-        listener.close()
+        if isinstance(listener, TerminalListener):
+            listener.close()
+    end_processes()

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from ksurgeon.report.terminal import warn
-from ksurgeon.train.log import Evaluation, Listener, Step
+from ksurgeon.train.log import Evaluation, Group, Listener, Stage, Step
 
-__all__ = ["TerminalListener", "side_by_side"]
+__all__ = ["TerminalListener", "describe_stage", "side_by_side"]
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal
 
@@ -23,6 +23,7 @@ class TerminalListener(Listener):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage, self._total, self._last, self._rate = "", 0, 0.0, 0.0
+        self._group = ""
         if console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
@@ -38,9 +39,10 @@ class TerminalListener(Listener):
             self._bar.start()
 
     def stage(self, name: str, total: int) -> None:
+        name = f"{self._group} · {name}" if self._group else name
         self._stage, self._total, self._last = name, total, 0.0
         if self._bar is None:
-            self._say(f"{name}")
+            self._say(name)
             return
         if self._task is not None:
             self._bar.remove_task(self._task)
@@ -64,6 +66,14 @@ class TerminalListener(Listener):
             f"step {evaluation.step:>6} · {_minutes(evaluation.seconds):>8} · held out: loss "
             f"{evaluation.loss:.4f}{metrics and ' · ' + metrics}{best}"
         )
+
+    def group(self, group: Group) -> None:
+        self._group = str(group)
+        named = ", ".join(group.paths[:3]) + (", …" if len(group.paths) > 3 else "")
+        self._say(f"{group}: {len(group.paths)} sites ({named})")
+
+    def healed(self, stage: Stage) -> None:
+        self._say(f"{self._group}: {describe_stage(stage)}")
 
     def note(self, text: str) -> None:
         if "RANDOM" in text:
@@ -97,6 +107,12 @@ def side_by_side(student: dict[str, float], teacher: dict[str, float]) -> str:
         for name, value in student.items()
     ]
     return ", ".join(shown)
+
+
+def describe_stage(stage: Stage) -> str:
+    """What a group of gradual surgery came to, the teacher's metric beside the student's."""
+    metrics = side_by_side({stage.metric: stage.value}, {stage.metric: stage.teacher})
+    return f"{metrics}, {stage.loss:.4f} lost{'' if stage.kept else ', more than is tolerated: undone'}"
 
 
 def _minutes(seconds: Any) -> str:

@@ -36,6 +36,7 @@ __all__ = [
 
 _TENSORS, _PLAIN = "state.safetensors", "state.json"
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_LENIENT = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and plain data."""
@@ -81,8 +82,12 @@ class Checkpoints:
             raise TrainingError(f"{failure}; remove {self.folder} to begin anew")
         return None
 
+    def exist(self) -> bool:
+        """Whether there is a whole checkpoint."""
+        return bool(self._whole())
+
     def remove(self) -> None:
-        """Remove all checkpoints: the training is over."""
+        """Remove all checkpoints: the training is over, or begins anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _whole(self) -> list[Path]:
@@ -109,6 +114,8 @@ def restore(
 ) -> None:
     """Set model and optimiser to what ``model_state`` and ``optimiser_state`` gave.
 
+    Parameters that never had a gradient have no state of the optimiser, and get none.
+
     Raises:
         TrainingError: the checkpoint is of another model.
     """
@@ -120,19 +127,21 @@ def restore(
             key, _, name = place.partition(".")
             state.setdefault(name, {})[key] = value
         whole: dict[str, Any] = {"state": state, "param_groups": plain["groups"]}
-        set_optimizer_state_dict(model, optimiser, whole, options=_OPTIONS)
+        set_optimizer_state_dict(model, optimiser, whole, options=_LENIENT)
     except (RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()
         raise TrainingError(
             f"the checkpoint belongs to another model or other settings: {' '.join(first[:2])}; begin anew "
             "without --resume"
         ) from error
+    for name, parameter in model.named_parameters():
+        if name.removeprefix("module.") not in state:  # as a pooler's that no loss looks at
+            optimiser.state.pop(parameter, None)
 
 
 def restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Set the parameters that are named, and leave all others."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
-    set_model_state_dict(model, dict[str, Any](weights), options=options)
+    set_model_state_dict(model, dict[str, Any](weights), options=_LENIENT)
 
 
 def random_state() -> Saved:

@@ -1,5 +1,6 @@
 """Where numbers stopped being finite."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,11 +12,21 @@ from ksurgeon.train.preprocess import Batch
 __all__ = ["describe_fault"]
 
 
-def describe_fault(model: nn.Module, batch: Batch) -> str:
-    """The first parameter, module or gradient of the model that is not finite, in words."""
+def describe_fault(model: nn.Module, batches: Iterable[Batch]) -> str:
+    """The first parameter, input, module or gradient of the model that is not finite, in words."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the parameter {name} is not"
+    for batch in batches:
+        if fault := _fault_on(model, batch):
+            return fault
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            return f"the gradient of {name} is not"
+    return "the outputs are, so that it is the loss itself: look at the labels and the teacher"
+
+
+def _fault_on(model: nn.Module, batch: Batch) -> str | None:
     args, kwargs = as_call(batch["inputs"])
     if not _finite((args, kwargs)):
         return "the inputs are not"
@@ -35,12 +46,7 @@ def describe_fault(model: nn.Module, batch: Batch) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    if first:
-        return f"the output of {first[0] or 'the model'} is not"
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            return f"the gradient of {name} is not"
-    return "the outputs are, so that it is the loss itself: look at the labels and the teacher"
+    return f"the output of {first[0] or 'the model'} is not" if first else None
 
 
 def _finite(tree: Any) -> bool:

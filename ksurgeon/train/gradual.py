@@ -1,42 +1,35 @@
 """Gradual surgery: a few sites at a time, healing after each, as far as a tolerance allows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ksurgeon.errors import TrainingError
-from ksurgeon.rules.plan import Decision, Plan
-from ksurgeon.surgery.convert import convert
-from ksurgeon.surgery.kinds import KINDS
+from ksurgeon.errors import TrainingError, TrainingStopped
 from ksurgeon.surgery.operate import undo_all
-from ksurgeon.surgery.record import Operation, Record, attach, inputs_from, record_of, signature
-from ksurgeon.train.data import open_data
-from ksurgeon.train.distill import Trained, distill
-from ksurgeon.train.log import Evaluation, Listener
+from ksurgeon.surgery.record import Operation, Record, attach, record_of, signature
+from ksurgeon.surgery.record_file import parse_record
+from ksurgeon.surgery.replay import replay
+from ksurgeon.train.checkpoint import Checkpoints
+from ksurgeon.train.data import Data, open_data
+from ksurgeon.train.groups import Order, operate_on_group, operations_in_groups
+from ksurgeon.train.log import Evaluation, Group, Listener, Stage, logged
+from ksurgeon.train.processes import Stop, is_first_process, signals
+from ksurgeon.train.saving import require_same
+from ksurgeon.train.session import CHECKPOINTS, place_of, train
 from ksurgeon.train.settings import Settings, make_settings
+from ksurgeon.train.teacher import FoundTeacher
+from ksurgeon.train.trained import Trained
 
 __all__ = ["Gradual", "Metric", "Order", "Stage", "distill_gradually"]
 
 Metric = Callable[[nn.Module], float]
 """What a model is worth; higher is better."""
 
-Order = Literal["harmless", "back"]
-
 _RISING = ("accuracy", "agreement", "cosine")  # metrics on held-out examples, the best one first
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One group of sites: their paths, what the model was worth after healing, and what it lost in all."""
-
-    paths: list[str]
-    value: float
-    loss: float
-    kept: bool
 
 
 @dataclass
@@ -57,7 +50,7 @@ class Gradual:
 
 def distill_gradually(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | FoundTeacher,
     data: Any,
     *,
     groups: int = 4,
@@ -65,9 +58,12 @@ def distill_gradually(
     order: Order = "harmless",
     metric: Metric | None = None,
     settings: Settings | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
     device: str | None = None,
     preprocessor: Any = None,
     listener: Listener | None = None,
+    keep: Callable[[Gradual], object] = lambda _: None,
     **options: Any,
 ) -> Gradual:
     """Operate again on the teacher, some of the student's sites at a time, and distil after each group.
@@ -84,112 +80,208 @@ def distill_gradually(
         order: "harmless" takes those sites first whose outputs changed least; "back" goes from the last site
             to the first.
         metric: what counts, in place of the held-out examples.
+        folder: for the log, a checkpoint after every group, and those of the group in training.
+        resume: go on after the last group that is whole in ``folder``, and in the middle of the next one.
+        keep: is given the result before the checkpoints are removed.
 
     Raises:
-        TrainingError: the teacher is not what the student was made from, or the first group already loses
-            more than the tolerance; and whatever ``distill`` raises.
+        TrainingError: the teacher is not what the student was made from, nothing tells what a model is worth,
+            or the first group already loses more than the tolerance; and whatever ``distill`` raises.
     """
     record = record_of(student)
     if record is None or not record.operations:
         raise TrainingError("gradual surgery needs a converted student, whose sites it takes one by one")
-    if signature(teacher) != record.architecture:
+    found = teacher if isinstance(teacher, FoundTeacher) else FoundTeacher(teacher, type(teacher).__name__)
+    if signature(found.model) != record.architecture:
         raise TrainingError("gradual surgery needs the model that the student was made from as its teacher")
-    chosen = _shared(make_settings(settings, **options), groups)
+    place = place_of(folder, resume)
+    parts = operations_in_groups(record.operations, groups, order)
+    chosen = _shared(make_settings(settings, **options), len(parts))
     opened = open_data(data, student, chosen, preprocessor=preprocessor)
-    model = deepcopy(teacher)
-    whole = metric(teacher) if metric is not None else 1.0
-    result: Gradual | None = None
-    pending = _groups(record.operations, groups, order)
-    while pending:
-        paths = [operation.path for operation in pending[0]]
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        held = record_of(model)
-        conversion = _operate(model, student, record, pending[0])
-        new = [result.path for result in conversion.results]
-        trained = distill(
-            model, teacher, opened, settings=chosen, device=device, sites=new, listener=listener
+    if metric is None and not opened.held_out:
+        raise TrainingError(
+            "gradual surgery asks after every group what the model is worth; set held_out above 0, or give a "
+            "metric"
         )
-        value, loss = _worth(model, trained.best, metric, whole)
-        kept = tolerance is None or loss <= tolerance
-        stage = Stage(paths, value, loss, kept)
-        if listener is not None:
-            listener.note(
-                f"{len(paths)} more sites ({paths[0]}, …): {value:.4f}, {loss:.4f} lost"
-                + ("" if kept else f", more than {tolerance}: undone")
-            )
-        if kept:
-            result = Gradual(model, trained, [*(result.stages if result else []), stage])
-            pending = pending[1:]
-            continue
-        undo_all(conversion.swaps)
-        attach(model, held)
-        model.load_state_dict(before)
-        if result is None:
-            raise TrainingError(
-                f"the first group of sites ({', '.join(paths[:3])}, …) loses {loss:.4g}, more than the "
-                f"tolerance of {tolerance:g}; allow more, take more groups, or train longer"
-            )
-        result.stages.append(stage)
-        break
-    assert result is not None
-    result.left = [operation.path for group in pending for operation in group]
+    with logged(place, resume, listener) as told:
+        surgery = _Surgery(student, record, found, parts, opened, chosen, tolerance, metric, place, told)
+        surgery.begin(resume)
+        while surgery.goes_on:
+            surgery.heal_next(resume, device)
+        assert surgery.trained is not None
+        result = Gradual(surgery.model, surgery.trained, surgery.stages)
+        done = sum(stage.kept for stage in surgery.stages)
+        result.left = [operation.path for part in parts[done:] for operation in part]
+        with signals(surgery.stop):
+            keep(result)
+        surgery.end()
     return result
 
 
-def _groups(operations: Sequence[Operation], count: int, order: Order) -> list[list[Operation]]:
-    """The operations in groups; maps inside a forward all in the first, as a forward is changed once."""
-    first = [o for o in operations if KINDS[o.kind].is_original is not None]
-    rest = [o for o in operations if KINDS[o.kind].is_original is None]
-    if order == "back":
-        rest.reverse()
-    else:
-        rest.sort(key=lambda o: o.output_error if o.output_error is not None else o.weight_error or 0.0)
-    count = max(1, min(count, len(rest)))
-    cuts = [round(len(rest) * part / count) for part in range(count + 1)]
-    parts = [rest[begin:end] for begin, end in pairwise(cuts)]
-    parts[0] = first + parts[0]
-    return [part for part in parts if part]
+class _Surgery:
+    """Gradual surgery between two groups.
 
+    Attributes:
+        model: with all groups that were kept.
+        trained: the training of the last of them; None before the first.
+        stages: of all groups so far; of these only the last may be undone, which ends the surgery.
+    """
 
-def _operate(model: nn.Module, student: nn.Module, record: Record, operations: list[Operation]) -> Any:
-    decisions = [
-        Decision(
-            path=operation.path,
-            kind=operation.kind,
-            action="replace",
-            reason="gradual surgery",
-            structure=operation.structure,
-            start="exact" if operation.start == "exact" else "identity",
-            parts=operation.parts,
-            parameters_before=operation.parameters_before,
-            parameters_after=operation.parameters_after,
-            multiplications_before=0,
-            multiplications_after=0,
-        )
-        for operation in operations
-    ]
-    inputs = inputs_from(record.inputs) if record.inputs is not None else None
-    plan = Plan(rule=", ".join(record.rules), decisions=decisions)
-    conversion = convert(model, example_inputs=inputs, source=record.source, plan=plan)
-    for result in conversion.results:
-        _copy_values(model.get_submodule(result.path), student, result.path)
-    own = record_of(model)
-    assert own is not None
-    errors = {o.path: (o.start, o.weight_error, o.output_error) for o in operations}
-    for operation in own.operations:
-        if operation.path in errors:
-            operation.start, operation.weight_error, operation.output_error = errors[operation.path]
-    return conversion
+    def __init__(
+        self,
+        student: nn.Module,
+        record: Record,
+        teacher: FoundTeacher,
+        parts: list[list[Operation]],
+        data: Data,
+        settings: Settings,
+        tolerance: float | None,
+        metric: Metric | None,
+        place: Path | None,
+        told: Listener,
+    ) -> None:
+        self.student, self.record, self.teacher, self.parts = student, record, teacher, parts
+        self.data, self.settings = data, settings
+        self.tolerance, self.metric, self.place, self.told = tolerance, metric, place, told
+        self.whole = metric(teacher.model) if metric is not None else 1.0
+        self.model = deepcopy(teacher.model)
+        self.trained: Trained | None = None
+        self.stages: list[Stage] = []
+        self.stop = Stop()
+        self.checkpoints = Checkpoints(place / CHECKPOINTS) if place is not None else None
 
+    @property
+    def goes_on(self) -> bool:
+        return len(self.stages) < len(self.parts) and all(stage.kept for stage in self.stages)
 
-def _copy_values(module: nn.Module, student: nn.Module, path: str) -> None:
-    try:
-        fitted = student.get_submodule(path).state_dict()
-    except AttributeError:
-        return  # a map inside a forward, exact in both
-    own: dict[str, Tensor] = module.state_dict()
-    if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in fitted.items()}:
-        module.load_state_dict(fitted)
+    def begin(self, resume: bool) -> None:
+        """Go on from the last group in the folder, or clear it."""
+        if self.checkpoints is None:
+            return
+        if not resume:
+            self.end()
+            return
+        saved = self.checkpoints.last()
+        if saved is None:
+            self.told.note(f"no group is whole in {self.checkpoints.folder}; starting with the first")
+            return
+        tensors, plain = saved
+        require_same(plain["run"], self._identity())
+        record = parse_record(plain["record"], self.checkpoints.folder)
+        replay(self.model, record)
+        self.model.load_state_dict(tensors)
+        attach(self.model, record)
+        self.trained = Trained.from_plain(self.model, plain["trained"])
+        self.stages = [Stage(**stage) for stage in plain["stages"]]
+        self.data.broken[:] = self.trained.broken
+        self.told.note(f"going on after group {len(self.stages)} of {len(self.parts)}")
+
+    def heal_next(self, resume: bool, device: str | None) -> None:
+        """Operate on the next group and train; undo it if it loses too much."""
+        number = len(self.stages)
+        operations = self.parts[number]
+        group = Group(number + 1, len(self.parts), [operation.path for operation in operations])
+        self.told.group(group)
+        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        held = record_of(self.model)
+        conversion = operate_on_group(self.model, self.student, self.record, operations)
+
+        def judge(trained: Trained) -> None:
+            stage = self._judged(trained.best, group)
+            self.told.healed(stage)
+            if stage.kept:
+                self.trained = trained
+            else:
+                undo_all(conversion.swaps)
+                attach(self.model, held)
+                self.model.load_state_dict(before)
+            self.stages.append(stage)
+            self._save()
+
+        inner = self.checkpoints.folder / f"group-{group.number}" if self.checkpoints is not None else None
+        try:
+            train(
+                self.model,
+                self.teacher,
+                self.data,
+                self.settings,
+                listener=self.told,
+                folder=self.place,
+                checkpoints=inner,
+                resume=resume and inner is not None and inner.is_dir(),
+                device=device,
+                sites=[result.path for result in conversion.results],
+                keep=judge,
+                stop=self.stop,
+            )
+        except TrainingError as error:
+            raise TrainingError(f"{group}: {error}{self._advice(inner)}") from error
+        except KeyboardInterrupt:
+            if not self.stages or self.checkpoints is None:
+                raise
+            raise TrainingStopped(
+                f"interrupted in {group}; go on after the last checkpoint with --resume"
+            ) from None
+        if self.trained is None:
+            stage = self.stages[0]
+            raise TrainingError(
+                f"the first group of sites ({', '.join(stage.paths[:3])}, …) loses {stage.loss:.4g}, more "
+                f"than the tolerance of {self.tolerance:g}; allow more, take more groups, or train longer"
+            )
+        if self.stop and self.goes_on:
+            where = "no folder was given for a checkpoint"
+            if self.checkpoints is not None:
+                where = f"the checkpoint is in {self.checkpoints.folder}; go on with --resume"
+            raise TrainingStopped(f"stopped by a signal after {group}; {where}")
+
+    def end(self) -> None:
+        """Remove all checkpoints."""
+        if self.checkpoints is not None and is_first_process():
+            self.checkpoints.remove()
+
+    def _judged(self, best: Evaluation | None, group: Group) -> Stage:
+        metric, value, teacher, loss = self._worth(best)
+        kept = self.tolerance is None or loss <= self.tolerance
+        return Stage(paths=group.paths, metric=metric, value=value, teacher=teacher, loss=loss, kept=kept)
+
+    def _worth(self, best: Evaluation | None) -> tuple[str, float, float, float]:
+        """Name of the metric, what it says of the model and of the teacher, and what was lost."""
+        if self.metric is not None:
+            value = self.metric(self.model)
+            return "metric", value, self.whole, self.whole - value
+        assert best is not None
+        for name in _RISING:
+            if name in best.student:
+                teacher = best.teacher.get(name, 1.0)
+                return name, best.student[name], teacher, teacher - best.student[name]
+        name = "error" if "error" in best.student else "loss"
+        value = best.student.get("error", best.loss)
+        return name, value, 0.0, value
+
+    def _save(self) -> None:
+        if self.checkpoints is None or self.trained is None or not is_first_process():
+            return
+        record = record_of(self.model)
+        assert record is not None
+        plain = {
+            "run": self._identity(),
+            "record": record.model_dump(mode="json"),
+            "trained": self.trained.to_plain(),
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+        self.checkpoints.save(len(self.stages), self.model.state_dict(), plain)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the surgery that goes on from it."""
+        return {
+            "data": [self.data.source.name, len(self.data.source)],
+            "groups": [[operation.path for operation in part] for part in self.parts],
+        }
+
+    def _advice(self, inner: Path | None) -> str:
+        if not self.stages or inner is None:
+            return ""
+        return f"; remove {inner} and --resume to go on after group {len(self.stages)} with other settings"
 
 
 def _shared(settings: Settings, groups: int) -> Settings:
@@ -200,19 +292,3 @@ def _shared(settings: Settings, groups: int) -> Settings:
         if (value := getattr(settings, name)) is not None:
             parts[name] = value / groups
     return make_settings(settings, **parts)
-
-
-def _worth(
-    model: nn.Module, best: Evaluation | None, metric: Metric | None, whole: float
-) -> tuple[float, float]:
-    """What the model is worth, and what it lost against the teacher."""
-    if metric is not None:
-        value = metric(model)
-        return value, whole - value
-    if best is None or not best.student:
-        raise TrainingError("a tolerance needs held-out examples or a metric; set held_out above 0")
-    name = next((n for n in _RISING if n in best.student), None)
-    if name is None:
-        value = best.student.get("error", best.loss)
-        return value, value
-    return best.student[name], best.teacher.get(name, 1.0) - best.student[name]

@@ -2,12 +2,16 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["Evaluation", "JsonLog", "Listener", "Listeners", "Step"]
+from ksurgeon.errors import FolderError
+from ksurgeon.train.processes import is_first_process
+
+__all__ = ["Evaluation", "Group", "JsonLog", "Listener", "Listeners", "Stage", "Step", "logged"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,37 @@ class Evaluation:
     is_best: bool = False
 
 
+@dataclass(frozen=True)
+class Group:
+    """One group of sites of gradual surgery, of which there are ``groups``; ``number`` counts from 1."""
+
+    number: int
+    groups: int
+    paths: list[str]
+
+    def __str__(self) -> str:
+        return f"group {self.number} of {self.groups}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What became of one group of sites: healed and kept, or undone.
+
+    Attributes:
+        metric: name of what was compared with the tolerance.
+        value: what the model was worth after healing.
+        teacher: what the teacher is worth, in the same metric.
+        loss: what was lost against the teacher, of all groups so far.
+    """
+
+    paths: list[str]
+    metric: str
+    value: float
+    teacher: float
+    loss: float
+    kept: bool
+
+
 class Listener:
     """Is told what happens; every method does nothing unless overridden."""
 
@@ -57,6 +92,12 @@ class Listener:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """An evaluation on held-out examples."""
+
+    def group(self, group: Group) -> None:
+        """Gradual surgery goes on to a group of sites; what follows is about it."""
+
+    def healed(self, stage: Stage) -> None:
+        """The group was trained, and kept or undone."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -84,17 +125,34 @@ class Listeners(Listener):
         for listener in self.listeners:
             listener.evaluated(evaluation)
 
+    def group(self, group: Group) -> None:
+        for listener in self.listeners:
+            listener.group(group)
+
+    def healed(self, stage: Stage) -> None:
+        for listener in self.listeners:
+            listener.healed(stage)
+
     def note(self, text: str) -> None:
         for listener in self.listeners:
             listener.note(text)
 
 
 class JsonLog(Listener):
-    """One JSON object a line for every step, evaluation and note."""
+    """One JSON object a line for every stage, step, evaluation and note; gradual surgery's tell the group.
+
+    The file is opened with the first of them.
+
+    Args:
+        append: after what it holds, in place of it.
+
+    Every method raises ``FolderError`` if it cannot write.
+    """
 
     def __init__(self, file: Path, append: bool) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._stream: TextIO = file.open("a" if append else "w", encoding="utf-8", buffering=1)
+        self._file, self._append = file, append
+        self._stream: TextIO | None = None
+        self._group: dict[str, Any] = {}
 
     def stage(self, name: str, total: int) -> None:
         self._write("stage", {"name": name, "total": total})
@@ -105,12 +163,45 @@ class JsonLog(Listener):
     def evaluated(self, evaluation: Evaluation) -> None:
         self._write("evaluation", asdict(evaluation))
 
+    def group(self, group: Group) -> None:
+        self._group = {"group": group.number}
+        self._write("group", {"groups": group.groups, "paths": group.paths})
+
+    def healed(self, stage: Stage) -> None:
+        self._write("healed", asdict(stage))
+
     def note(self, text: str) -> None:
         self._write("note", {"text": text})
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        if self._stream is not None:
+            with suppress(OSError):  # of a line that could not be written and was told then
+                self._stream.close()
 
     def _write(self, event: str, data: dict[str, Any]) -> None:
-        self._stream.write(json.dumps({"event": event, "time": round(time.time(), 3), **data}) + "\n")
+        line = {"event": event, "time": round(time.time(), 3), **self._group, **data}
+        try:
+            if self._stream is None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = self._file.open("a" if self._append else "w", encoding="utf-8", buffering=1)
+            self._stream.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise FolderError(f"the log {self._file} could not be written: {error.strerror}") from error
+
+
+@contextmanager
+def logged(folder: Path | None, append: bool, listener: Listener | None) -> Iterator[Listener]:
+    """Inside, a listener that tells the one given, and writes ``log.jsonl`` in the folder.
+
+    Of several processes only the first tells anything.
+    """
+    if not is_first_process():
+        yield Listener()
+        return
+    log = JsonLog(folder / "log.jsonl", append) if folder is not None else None
+    try:
+        yield Listeners([part for part in (listener, log) if part is not None])
+    finally:
+        if log is not None:
+            log.close()

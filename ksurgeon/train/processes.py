@@ -1,5 +1,6 @@
 """Devices and processes through accelerate, and signals that end a training in good order."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,14 @@ from ksurgeon.train.settings import Settings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Stop", "make_accelerator", "signals"]
+__all__ = ["Stop", "end_processes", "is_first_process", "make_accelerator", "signals"]
+
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # of torchrun and of MPI
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints; known before any of them meet."""
+    return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
 
 def make_accelerator(settings: Settings, device: str | None, tracking: str | None) -> "Accelerator":
@@ -26,7 +34,7 @@ def make_accelerator(settings: Settings, device: str | None, tracking: str | Non
         tracking: folder for trackers that write files.
 
     Raises:
-        TrainingError: accelerate is not installed.
+        TrainingError: accelerate is not installed, or what was asked for needs a GPU.
     """
     try:
         from accelerate import Accelerator
@@ -39,6 +47,16 @@ def make_accelerator(settings: Settings, device: str | None, tracking: str | Non
     distributed = shared.get("_shared_state") or (shared and PartialState().num_processes > 1)
     AcceleratorState._reset_state(reset_partial_state=not distributed)
     precision = settings.precision
+    if on_cpu and precision == "fp16":
+        raise TrainingError(
+            "precision = fp16 needs a GPU, and this training runs on the CPU; bf16 and no work there"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise TrainingError(
+            "a sharded training was asked for (FSDP), and this one cannot be: accelerate leaves it out on a "
+            "CPU without a word, and on GPUs evaluations need whole layers; launch it with --multi_gpu in "
+            "place of --use_fsdp, which gives every process the whole model"
+        )
     if precision == "auto":
         precision = "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "no"
     return Accelerator(
@@ -48,6 +66,12 @@ def make_accelerator(settings: Settings, device: str | None, tracking: str | Non
         project_dir=tracking,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def end_processes() -> None:
+    """Say goodbye to the other processes, if there are any; no training can follow."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Stop:
@@ -61,11 +85,10 @@ class Stop:
 
 
 @contextmanager
-def signals() -> Iterator[Stop]:
-    """Inside, the first SIGINT or SIGTERM is only noted; a second one interrupts at once."""
-    stop = Stop()
+def signals(stop: Stop) -> Iterator[None]:
+    """Inside, the first SIGINT or SIGTERM is only noted in ``stop``; a second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -75,7 +98,7 @@ def signals() -> Iterator[Stop]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

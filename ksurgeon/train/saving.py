@@ -1,8 +1,8 @@
 """A training as a checkpoint, and back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -17,100 +17,101 @@ from ksurgeon.train.checkpoint import (
     set_random_state,
 )
 from ksurgeon.train.log import Evaluation
+from ksurgeon.train.state import State
 
-if TYPE_CHECKING:
-    from ksurgeon.train.loop import Loop
-
-__all__ = ["pack", "unpack"]
+__all__ = ["pack", "require_same", "unpack"]
 
 # Settings that may change when a training goes on.
 _FREE = {"minutes", "steps", "epochs", "patience", "checkpoint", "workers", "trackers"}
 
 
-def pack(loop: "Loop") -> Saved:
+def pack(state: State) -> Saved:
     """All that the training needs to go on; to be called by all processes."""
-    tensors = {f"model.{name}": tensor for name, tensor in model_state(loop.model).items()}
-    adam, plain_adam = optimiser_state(loop.model, _plain_optimiser(loop))
+    tensors = {f"model.{name}": tensor for name, tensor in model_state(state.model).items()}
+    adam, plain_adam = optimiser_state(state.model, state.plain_optimiser)
     tensors |= {f"optimiser.{name}": tensor for name, tensor in adam.items()}
-    if loop.average.decay:
-        tensors |= {f"average.{n}": t for n, t in _state_with(loop, loop.average.values).items()}
-    if loop.best is not None:
-        tensors |= {f"best.{n}": t for n, t in _state_with(loop, loop.best[1]).items()}
+    if state.average.decay:
+        tensors |= {f"average.{n}": t for n, t in _state_with(state, state.average.values).items()}
+    if state.best is not None:
+        tensors |= {f"best.{n}": t for n, t in _state_with(state, state.best[1]).items()}
     numbers, plain_numbers = random_state()
     tensors |= {f"random.{name}": tensor for name, tensor in numbers.items()}
     plain = {
-        "step": loop.step,
-        "elapsed": loop.clock.elapsed,
-        "used": loop.clock.used,
-        "evaluations": loop.evaluations,
-        "stale": loop.stale,
-        "scales": loop.scales,
-        "best": loop.best[0] if loop.best is not None else None,
-        "history": [asdict(evaluation) for evaluation in loop.history],
+        "step": state.step,
+        "elapsed": state.clock.elapsed,
+        "used": state.clock.used,
+        "evaluations": state.evaluations,
+        "stale": state.stale,
+        "scales": state.scales,
+        "best": state.best[0] if state.best is not None else None,
+        "history": [asdict(evaluation) for evaluation in state.history],
         "optimiser": plain_adam,
         "random": plain_numbers,
-        "broken": loop.data.broken,
-        "run": _identity(loop),
+        "broken": state.data.broken,
+        "run": _identity(state),
     }
     return tensors, plain
 
 
-def unpack(loop: "Loop", saved: Saved) -> None:
+def unpack(state: State, saved: Saved) -> None:
     """Bring a training that was just made to where the saved one was.
 
     Raises:
         TrainingError: the saved one was of another model, other data or other settings.
     """
     tensors, plain = saved
-    own = _identity(loop)
-    if plain["run"] != own:
-        differing = [name for name, value in own.items() if plain["run"].get(name) != value]
-        raise TrainingError(
-            f"the last checkpoint is of a training with another {', '.join(differing)}; give the same, or "
-            "begin anew without --resume"
-        )
+    require_same(plain["run"], _identity(state))
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
     adam = (part("optimiser."), plain["optimiser"])
-    restore(loop.model, _plain_optimiser(loop), part("model."), adam)
-    held = [parameter.detach().clone() for parameter in loop.parameters]
-    if loop.average.decay:
-        loop.average.values = _values_of(loop, part("average."))
+    restore(state.model, state.plain_optimiser, part("model."), adam)
+    held = state.values()
+    if state.average.decay:
+        state.average.values = _values_of(state, part("average."))
     if plain["best"] is not None:
-        loop.best = (plain["best"], _values_of(loop, part("best.")))
-    loop.assign(held)
-    loop.step, loop.evaluations, loop.stale = plain["step"], plain["evaluations"], plain["stale"]
-    loop.scales, loop.data.broken = plain["scales"], list(plain["broken"])
-    loop.history = [Evaluation(**evaluation) for evaluation in plain["history"]]
-    loop.clock.before, loop.clock.used = plain["elapsed"], plain["used"]
+        state.best = (plain["best"], _values_of(state, part("best.")))
+    state.assign(held)
+    state.step, state.evaluations, state.stale = plain["step"], plain["evaluations"], plain["stale"]
+    state.scales, state.data.broken = plain["scales"], list(plain["broken"])
+    state.history = [Evaluation(**evaluation) for evaluation in plain["history"]]
+    state.clock.before, state.clock.used = plain["elapsed"], plain["used"]
     set_random_state((part("random."), plain["random"]))
 
 
-def _identity(loop: "Loop") -> dict[str, Any]:
+def require_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Whether a checkpoint is of the training that goes on from it.
+
+    Raises:
+        TrainingError: it is of another; the message names what differs.
+    """
+    differing = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
+    if differing:
+        raise TrainingError(
+            f"the last checkpoint is of a training with another {', '.join(differing)}; give the same, or "
+            "begin anew without --resume"
+        )
+
+
+def _identity(state: State) -> dict[str, Any]:
     """What a checkpoint must have in common with the training that goes on from it."""
     return {
-        "settings": loop.settings.model_dump(mode="json", exclude=_FREE),
-        "data": [loop.data.source.name, len(loop.data.source)],
+        "settings": state.settings.model_dump(mode="json", exclude=_FREE),
+        "data": [state.data.source.name, len(state.data.source)],
     }
 
 
-def _plain_optimiser(loop: "Loop") -> Any:
-    """Without accelerate's wrapper."""
-    return getattr(loop.optimiser, "optimizer", loop.optimiser)
-
-
-def _state_with(loop: "Loop", values: Sequence[Tensor]) -> dict[str, Tensor]:
+def _state_with(state: State, values: Sequence[Tensor]) -> dict[str, Tensor]:
     """The trained parameters by name, as they are with these values."""
-    held = [parameter.detach().clone() for parameter in loop.parameters]
-    loop.assign(values)
-    trained = {name for name, parameter in loop.objective.named_parameters() if parameter.requires_grad}
-    state = {name: t.clone() for name, t in model_state(loop.model).items() if name in trained}
-    loop.assign(held)
-    return state
+    held = state.values()
+    state.assign(values)
+    trained = {name for name, parameter in state.objective.named_parameters() if parameter.requires_grad}
+    tensors = {name: t.clone() for name, t in model_state(state.model).items() if name in trained}
+    state.assign(held)
+    return tensors
 
 
-def _values_of(loop: "Loop", state: dict[str, Tensor]) -> list[Tensor]:
-    restore_weights(loop.model, state)
-    return [parameter.detach().clone() for parameter in loop.parameters]
+def _values_of(state: State, tensors: dict[str, Tensor]) -> list[Tensor]:
+    restore_weights(state.model, tensors)
+    return state.values()

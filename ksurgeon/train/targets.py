@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ksurgeon.errors import FolderError
 from ksurgeon.kernels.cache import cache_folder
 from ksurgeon.surgery.storage import written_whole
 from ksurgeon.train.data import Data
@@ -74,8 +75,11 @@ def target_source(
         return Kept(load_file(place / _FILE))
     outputs = _compute(teacher, data, {n: wanted[n] for n in sorted(small)}, accelerator, listener)
     if place is not None and accelerator.is_main_process:
-        with written_whole(place) as temporary:
-            save_file(outputs, temporary / _FILE)
+        try:
+            with written_whole(place) as temporary:
+                save_file(outputs, temporary / _FILE)
+        except FolderError as error:
+            listener.note(f"the teacher's outputs are not kept for the next training: {error}")
     return Kept(outputs)
 
 

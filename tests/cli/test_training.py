@@ -1,17 +1,24 @@
 """The commands distill, finetune and run."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import ksurgeon
+from ksurgeon.cli.training import TerminalListener
+from ksurgeon.errors import FolderError
 from ksurgeon.recipes.schema import load_recipe
 from ksurgeon.surgery.record_file import read_record
 from tests.train import texts
+from tests.train.conftest import pair
 
 FAST = ("--steps", 4, "--batch", 8, "--device", "cpu", "--set", "layerwise=2", "--set", "evaluate=2")
 
@@ -50,6 +57,43 @@ def test_distil_a_folder(converted, run):
     assert again.status == 1 and "--yes" in again.err
     ran = run("distill", "small", "--data", "a.txt", *FAST, "--gradual", 2, "--yes", "--json")
     assert ran.status == 0 and json.loads(ran.out)["steps"] == 2
+
+
+def test_interrupted_gradual_surgery_goes_on(tmp_path, run, monkeypatch):
+    ksurgeon.save(pair()[0], tmp_path / "small")
+    data = "tests.train.conftest:vectors"
+    arguments = ("distill", "small", "--data", data, *FAST, "--gradual", 2, "--set", "checkpoint=1e-6")
+    assert run(*arguments, "-o", "whole").status == 0
+    step = TerminalListener.step
+    seen = []
+
+    def interrupted(self, told):
+        step(self, told)
+        seen.append(told.step)
+        if len(seen) == 3:  # the first of the second group
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TerminalListener, "step", interrupted)
+    ran = run(*arguments)
+    assert ran.status == 130 and "--resume" in ran.err and not (tmp_path / "small-distilled").exists()
+    assert "group 1 of 2: error" in ran.err and "(teacher 0.0000)" in ran.err
+
+    def full(*_):
+        raise FolderError("no space is left on the disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ksurgeon.cli.train.save", full)
+        ran = run(*arguments, "--resume")
+        assert ran.status == 1 and "no space" in ran.err
+    ran = run(*arguments, "--resume")
+    assert ran.status == 0, ran.err
+    assert "going on after group 2 of 2" in ran.err and "group 2: error" in ran.out
+    assert seen == [1, 2, 1, 2]
+    whole, resumed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "small-distilled")
+    )
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[n], resumed[n]) for n in whole)
+    assert not (tmp_path / "small-distilled.training" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,40 @@ def test_too_many_broken_examples_end_it():
             next(batches)
 
 
+class _Short:
+    """Says that it holds more than it does."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, number):
+        if number >= 8:
+            raise IndexError(f"no block {number}")
+        return torch.full((4,), float(number))
+
+
+def test_data_that_ends_early_is_named():
+    batches = _opened(_Short(), batch=4, held_out=0).training_batches(0)
+    with pytest.raises(DataError, match=r"(?s)1 of 12 examples .* IndexError: no block \d+"):
+        for _ in range(3):
+            next(batches)
+
+
+def test_data_that_breaks_off_is_named(tmp_path):
+    def texts():
+        yield "one"
+        raise EOFError("the connection was lost")
+
+    with pytest.raises(DataError, match="the generator given broke off: EOFError: the connection was lost"):
+        open_source(texts())
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:1500])
+    data = _opened(tmp_path, batch=1, held_out=0, broken=1)
+    assert len(list(data.batches([0, 1]))) == 2
+    assert len(data.broken) == 1 and "half.png: OSError: " in data.broken[0]
+
+
 def test_broken_lines_count(tmp_path):
     lines = [json.dumps({"text": str(i)}) for i in range(9)] + ["{ half a li"]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

@@ -1,6 +1,7 @@
 """Distillation and fine-tuning from end to end, on tiny models."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from torch import nn
 import ksurgeon
 from ksurgeon.surgery.record import record_of
 from ksurgeon.train.clock import Clock, rate_at
+from ksurgeon.train.layerwise import SiteResult
+from ksurgeon.train.log import Evaluation
+from ksurgeon.train.permutations import Hardened
 from ksurgeon.train.settings import make_settings
+from ksurgeon.train.trained import Trained
 from tests import zoo
 from tests.train import texts
 from tests.train.conftest import pair, pictures, vectors
@@ -47,6 +52,21 @@ def test_the_record_tells_of_the_training(tmp_path):
     assert training.after["error"] < training.before["error"]
     x = torch.stack(vectors(4))
     torch.testing.assert_close(again(x), student(x))
+
+
+def test_a_result_as_plain_data_and_back():
+    model = nn.Linear(2, 2)
+    trained = Trained(
+        model,
+        [Evaluation(step=2, seconds=1.5, loss=0.25, student={"cosine": 0.5}, teacher={"accuracy": 1.0})],
+        steps=2,
+        seconds=1.5,
+        rate=8.0,
+        layers=[SiteResult("a.b", 0.5, 0.25)],
+        hardened={"shuffle": Hardened((1, 0), 0.125, 0.75, (1,))},
+        broken=["a.png: OSError"],
+    )
+    assert Trained.from_plain(model, json.loads(json.dumps(trained.to_plain()))) == trained
 
 
 def test_layers_learn_their_originals_on_their_inputs():

@@ -8,6 +8,9 @@ from torch import nn
 
 import ksurgeon
 from ksurgeon.errors import DataError, TrainingError
+from ksurgeon.train.data import open_data
+from ksurgeon.train.order import epoch_batches
+from ksurgeon.train.settings import make_settings
 from tests import zoo
 from tests.train.conftest import pair, vectors
 
@@ -25,8 +28,14 @@ def _other_outputs():
     ("teacher", "data", "options", "error", "message"),
     [
         (None, [], {}, DataError, "no example"),
-        (_other_outputs, vectors(), {}, TrainingError, r"do not match: outputs is \(16, 7\)"),
-        (lambda: nn.Linear(3, 10), vectors(), {}, TrainingError, "does not run on the student's inputs"),
+        (
+            _other_outputs,
+            vectors(),
+            {},
+            TrainingError,
+            r"do not match: outputs is \(16, 7\).*weights\.outputs = 0",
+        ),
+        (lambda: nn.Linear(3, 10), vectors(), {}, TrainingError, "does not run on.*made from"),
         (None, LABELLED, {"task": "classification"}, DataError, "label 12 is out of range.*10 classes"),
         (None, [(v, torch.zeros(3)) for v in vectors(32)], {}, DataError, "labels of shape"),
         (None, vectors(), {"weights": {"hiden": 1}}, TrainingError, "hiden: the loss terms are"),
@@ -103,6 +112,36 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(tmp_path, 
     assert all(bool(parameter.isfinite().all()) for parameter in student.parameters())
 
 
+def test_held_out_examples_that_break_the_student_end_it():
+    """Nothing could be told to be better than a loss that is no number, and the training would be lost."""
+    torch.manual_seed(0)
+    teacher = _Breaks().eval()
+    student = copy.deepcopy(teacher)
+    ksurgeon.convert(student, "linear", torch.randn(2, 64))
+    data = vectors(64)
+    held_out = open_data(data, student, make_settings()).held_out[0]
+    data[held_out] = data[held_out].clone()
+    data[held_out][0] = 77
+    sound = nn.Sequential(teacher.fine, teacher.broken).eval()
+    with pytest.raises(
+        TrainingError, match="held-out examples is not finite after step 0: the output of the mod"
+    ):
+        ksurgeon.distill(student, sound, data, **FAST)
+    assert not student.training
+
+
+def test_labels_that_are_out_of_range_later_leave_the_best_weights():
+    student, teacher = pair()
+    data = [(value, 3) for value in vectors(64)]
+    at = open_data(data, student, make_settings(batch=16, held_out=0)).train
+    last = epoch_batches(at, 16, 0, 0, None)[-1][0]
+    data[last] = (data[last][0], -1)
+    options = {**FAST, "task": "classification", "held_out": 0}
+    with pytest.raises(DataError, match=r"label -1 is out of range: the model has 10 classes, 0 … 9; -100"):
+        ksurgeon.distill(student, teacher, data, **options)
+    assert all(bool(parameter.isfinite().all()) for parameter in student.parameters())
+
+
 def test_the_module_that_broke_is_named():
     student, teacher = pair()
     with torch.no_grad():
@@ -116,6 +155,7 @@ def test_the_module_that_broke_is_named():
             return x.sqrt()
 
     model = nn.Sequential(nn.Linear(4, 4), Root())
-    batch = {"inputs": (torch.randn(64, 4),)}
-    assert describe_fault(model, batch) == "the output of 1 is not"
-    assert describe_fault(model, {"inputs": (torch.full((1, 4), torch.nan),)}) == "the inputs are not"
+    sound, batch = {"inputs": (torch.zeros(0, 4),)}, {"inputs": (torch.randn(64, 4),)}
+    assert describe_fault(model, [sound, batch]) == "the output of 1 is not"
+    assert describe_fault(model, [{"inputs": (torch.full((1, 4), torch.nan),)}]) == "the inputs are not"
+    assert describe_fault(model, [sound]).startswith("the outputs are")

@@ -1,21 +1,24 @@
 """Checkpoints: resumption to the same result, signals, kills, full disks."""
 
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch import nn
 
 import ksurgeon
 from ksurgeon.errors import FolderError, TrainingError, TrainingStopped
 from ksurgeon.train import checkpoint
 from ksurgeon.train.checkpoint import Checkpoints
 from ksurgeon.train.log import Listener
+from tests import zoo
 from tests.train.conftest import pair, vectors
 
 RUN = {"batch": 8, "steps": 24, "device": "cpu", "evaluate": 4, "layerwise": 5, "balance_factors": 7}
@@ -58,6 +61,27 @@ def test_a_resumed_training_ends_the_same(options, tmp_path, heard):
     assert not (tmp_path / "checkpoints").exists()
 
 
+class _Spare(zoo.Mlp):
+    """Has a layer that no output depends on, as the pooler of an encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(8, 8)
+
+
+def test_parameters_without_gradients_do_not_keep_a_training_from_going_on(tmp_path):
+    torch.manual_seed(0)
+    teacher = _Spare().eval()
+    student = copy.deepcopy(teacher)
+    ksurgeon.convert(student, "linear", zoo.example("mlp"))
+    through, stopped, fresh = (copy.deepcopy(student) for _ in range(3))
+    ksurgeon.distill(through, teacher, vectors(), **RUN)
+    with pytest.raises(TrainingStopped):
+        ksurgeon.distill(stopped, teacher, vectors(), folder=tmp_path, listener=Interrupts(9), **RUN)
+    ksurgeon.distill(fresh, teacher, vectors(), folder=tmp_path, resume=True, **RUN)
+    assert torch.equal(weights(fresh), weights(through))
+
+
 def test_interrupt_is_like_a_termination(tmp_path):
     student, teacher = pair()
     before = signal.getsignal(signal.SIGINT)
@@ -91,19 +115,36 @@ def test_resume_needs_a_folder_and_begins_anew_without_checkpoints(tmp_path, hea
     assert any("starting anew" in note for note in heard.notes)
 
 
+class Fills(Listener):
+    """Fills the disk after some steps."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+
+    def step(self, step):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        if step.step == 5:
+            self.monkeypatch.setattr(checkpoint, "save_file", full)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    kept = Checkpoints(tmp_path / "checkpoints")
-    kept.save(1, {"a": torch.ones(3)}, {"step": 1})
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
     student, teacher = pair()
-    with pytest.raises(FolderError, match="no space is left"):
-        ksurgeon.distill(student, teacher, vectors(), folder=tmp_path, **RUN, checkpoint=1e-6)
-    tensors, plain = kept.last()
-    assert plain == {"step": 1} and torch.equal(tensors["a"], torch.ones(3))
+    with pytest.raises(FolderError, match=r"no space is left.*before is whole: go on with --resume"):
+        ksurgeon.distill(
+            student, teacher, vectors(), folder=tmp_path, listener=Fills(monkeypatch), **RUN, checkpoint=1e-6
+        )
+    tensors, plain = Checkpoints(tmp_path / "checkpoints").last()
+    assert plain["step"] == 4 and all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_ends_the_log_with_a_word(tmp_path):
+    student, teacher = pair()
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(FolderError, match=r"the log .*log\.jsonl could not be written: No space left"):
+        ksurgeon.distill(student, teacher, vectors(), folder=tmp_path, **RUN)
 
 
 def test_damaged_checkpoints_are_passed_over(tmp_path):
@@ -143,42 +184,41 @@ def test_a_kill_in_the_middle_never_loses_the_last_checkpoint(tmp_path):
     assert plain["step"] >= last and (tensors["a"] == plain["step"]).all()
 
 
-PROCESS = """
-import sys, torch
-from safetensors.torch import save_file
-import ksurgeon
-from tests.train.conftest import pair, vectors
-student, teacher = pair()
-ksurgeon.distill(student, teacher, vectors(), batch=8, steps=20, device="cpu", evaluate=1, layerwise=3)
-import os
-if os.environ.get("RANK", "0") == "0":
-    save_file({n: p.detach().contiguous() for n, p in student.named_parameters()}, sys.argv[1])
-"""
+def test_a_result_that_cannot_be_written_is_had_again(tmp_path, heard):
+    """The checkpoints stay until the result is kept."""
+
+    def full(_):
+        raise FolderError("the disk is full")
+
+    through, teacher = pair()
+    ksurgeon.distill(through, teacher, vectors(), **RUN)
+    student, teacher = pair()
+    settings = {**RUN, "checkpoint": 1e-6}
+    with pytest.raises(FolderError, match="the disk is full"):
+        ksurgeon.distill(student, teacher, vectors(), folder=tmp_path, keep=full, **settings)
+    fresh, teacher = pair()
+    ksurgeon.distill(fresh, teacher, vectors(), folder=tmp_path, resume=True, listener=heard, **settings)
+    assert torch.equal(weights(fresh), weights(through)) and heard.steps == []
 
 
-def _processes(count, place, port):
-    together = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(place)],
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                **({**together, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}),
-            },
-        )
-        for rank in range(count)
-    ]
+def test_a_training_that_begins_anew_removes_earlier_checkpoints(tmp_path):
+    """They would be taken for its own, as their steps are later ones."""
+    for after in (9, 3):
+        student, teacher = pair()
+        with pytest.raises(TrainingStopped):
+            ksurgeon.distill(student, teacher, vectors(), folder=tmp_path, listener=Interrupts(after), **RUN)
+    assert [place.name for place in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
 
-def test_two_processes_train_as_one(tmp_path):
-    import socket
+def test_layers_are_trained_again_where_no_checkpoint_is_whole(tmp_path, heard):
+    (tmp_path / "checkpoints" / ".step-00000001.part").mkdir(parents=True)
+    student, teacher = pair()
+    settings = {**RUN, "steps": 1}
+    ksurgeon.distill(student, teacher, vectors(), folder=tmp_path, resume=True, listener=heard, **settings)
+    assert "layer by layer" in heard.stages
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for process in [*_processes(1, tmp_path / "one", 0), *_processes(2, tmp_path / "two", port)]:
-        assert process.wait(200) == 0
-    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+def test_without_a_folder_a_signal_promises_nothing():
+    student, teacher = pair()
+    with pytest.raises(TrainingStopped, match="no folder was given"):
+        ksurgeon.distill(student, teacher, vectors(), listener=Interrupts(1), **RUN)

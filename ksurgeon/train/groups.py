@@ -1,0 +1,78 @@
+"""The sites of a converted model in groups, and the surgery on one group."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ksurgeon.rules.plan import Decision, Plan
+from ksurgeon.surgery.convert import Conversion, convert
+from ksurgeon.surgery.kinds import KINDS
+from ksurgeon.surgery.record import Operation, Record, inputs_from, record_of
+
+__all__ = ["Order", "operate_on_group", "operations_in_groups"]
+
+Order = Literal["harmless", "back"]
+"""Which sites come first: those whose outputs changed least, or the last of the network."""
+
+
+def operations_in_groups(operations: Sequence[Operation], count: int, order: Order) -> list[list[Operation]]:
+    """At most ``count`` groups; maps inside a forward are all in the first, as a forward is changed once."""
+    first = [o for o in operations if KINDS[o.kind].is_original is not None]
+    rest = [o for o in operations if KINDS[o.kind].is_original is None]
+    if order == "back":
+        rest.reverse()
+    else:
+        rest.sort(key=lambda o: o.output_error if o.output_error is not None else o.weight_error or 0.0)
+    count = max(1, min(count, len(rest)))
+    cuts = [round(len(rest) * part / count) for part in range(count + 1)]
+    parts = [rest[begin:end] for begin, end in pairwise(cuts)]
+    parts[0] = first + parts[0]
+    return [part for part in parts if part]
+
+
+def operate_on_group(
+    model: nn.Module, student: nn.Module, record: Record, operations: Sequence[Operation]
+) -> Conversion:
+    """Do to ``model`` some of the operations in the record of ``student``, and copy the student's values."""
+    decisions = [
+        Decision(
+            path=operation.path,
+            kind=operation.kind,
+            action="replace",
+            reason="gradual surgery",
+            structure=operation.structure,
+            start="exact" if operation.start == "exact" else "identity",
+            parts=operation.parts,
+            parameters_before=operation.parameters_before,
+            parameters_after=operation.parameters_after,
+            multiplications_before=0,
+            multiplications_after=0,
+        )
+        for operation in operations
+    ]
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    inputs = inputs_from(record.inputs, device) if record.inputs is not None else None
+    plan = Plan(rule=", ".join(record.rules), decisions=decisions)
+    conversion = convert(model, example_inputs=inputs, source=record.source, plan=plan)
+    for result in conversion.results:
+        _copy_values(model.get_submodule(result.path), student, result.path)
+    own = record_of(model)
+    assert own is not None
+    errors = {o.path: (o.start, o.weight_error, o.output_error) for o in operations}
+    for operation in own.operations:
+        if operation.path in errors:
+            operation.start, operation.weight_error, operation.output_error = errors[operation.path]
+    return conversion
+
+
+def _copy_values(module: nn.Module, student: nn.Module, path: str) -> None:
+    try:
+        fitted = student.get_submodule(path).state_dict()
+    except AttributeError:
+        return  # a map inside a forward, exact in both
+    own: dict[str, Tensor] = module.state_dict()
+    if {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in fitted.items()}:
+        module.load_state_dict(fitted)
