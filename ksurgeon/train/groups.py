@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.rules.plan import Decision, Plan
-from ksurgeon.surgery.convert import Conversion, convert
+from ksurgeon.surgery.conversion import Conversion
+from ksurgeon.surgery.convert import convert
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Operation, Record, inputs_from, record_of
 
