@@ -10,7 +10,8 @@ from torch import nn
 from ksurgeon.integrations.hf_config import METHOD, KsurgeonConfig
 from ksurgeon.integrations.hf_files import complete_folder, write_beside
 from ksurgeon.integrations.hf_quantizer import KsurgeonQuantizer
-from ksurgeon.surgery.record import Record, listeners, record_of
+from ksurgeon.surgery.current import current_record
+from ksurgeon.surgery.record import Record, listeners
 from ksurgeon.surgery.storage import writers
 
 __all__ = ["register_with_transformers"]
@@ -75,6 +76,6 @@ def _completing_before(upload: Callable[..., Any]) -> Callable[..., Any]:
 
 def _record_to_save(model: Any) -> Record | None:
     """The model's record, unless there are no K-modules in what it saves: none are left, or adapters only."""
-    record = record_of(model)
+    record = current_record(model)
     adapters = getattr(model, "_hf_peft_config_loaded", False)
     return record if record is not None and record.operations and not adapters else None
