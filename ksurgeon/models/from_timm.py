@@ -110,8 +110,10 @@ def _sizes(model: nn.Module) -> dict[str, Any]:
 
 def _habits(model: nn.Module) -> Iterator[dict[str, Any]]:
     """What a builder may have been told about training, and about pooling."""
-    drops = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
-    options: dict[str, Any] = {"drop_path_rate": round(max(drops), 6)} if drops else {}
+    options: dict[str, Any] = {}
+    paths = [m for m in model.modules() if type(m).__name__ == "DropPath"]
+    if paths:  # the last of them drops most
+        options["drop_path_rate"] = round(max(float(getattr(m, "drop_prob", None) or 0.0) for m in paths), 6)
     if getattr(model, "drop_rate", 0.0):
         options["drop_rate"] = model.drop_rate
     if options:

@@ -1,6 +1,7 @@
 """The record: what was done to a model, complete enough to do it again to a fresh architecture."""
 
 import json
+import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -144,16 +145,25 @@ class Record(_Base):
     @classmethod
     def begin(cls, model: nn.Module) -> "Record":
         """An empty record of a model as it is now."""
-        try:
-            own = version("ksurgeon")
-        except PackageNotFoundError:
-            own = "unknown"
-        return cls(ksurgeon=own, torch=torch.__version__, architecture=signature(model))
+        return cls(ksurgeon=own_version(), torch=torch.__version__, architecture=signature(model))
 
     @property
     def stages(self) -> int:
         """Number of conversions that the model went through, one after the other."""
         return 1 + max((operation.stage for operation in self.operations), default=-1)
+
+
+def own_version() -> str:
+    """The version of ksurgeon that is installed."""
+    try:
+        return version("ksurgeon")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _numbers(release: object) -> list[int]:
+    """The numbers of a release, to compare; none of "unknown"."""
+    return [int(part) for part in re.findall(r"\d+", str(release))[:3]]
 
 
 def signature(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -255,6 +265,12 @@ def parse_record(data: object, file: str | Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the top"
+        own = own_version()
+        if isinstance(data, dict) and _numbers(data.get("ksurgeon")) > _numbers(own) > []:
+            raise RecordError(
+                f"{file} was written by a newer ksurgeon ({data['ksurgeon']}) than this one ({own}), which "
+                f"does not know what is at {where}: install that version or later"
+            ) from error
         raise RecordError(f"{file} is damaged at {where}: {first['msg']}; convert the model again") from error
 
 

@@ -8,14 +8,14 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     BertTokenizer,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
     GPT2Config,
     GPT2LMHeadModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
-    YolosConfig,
-    YolosForObjectDetection,
-    YolosImageProcessor,
 )
 
 from ksurgeon import Rule
@@ -36,21 +36,20 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), **sizes, **ids)).eval()
 
 
-_VISION = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-    "patch_size": 8, "num_labels": 3,
-}  # fmt: skip
-
-
 def vit():
-    return ViTForImageClassification(ViTConfig(image_size=32, **_VISION)).eval()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 4}
+    return ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes)).eval()
 
 
-def yolos():
-    config = YolosConfig(image_size=[32, 32], num_detection_tokens=5, **_VISION)
-    return YolosForObjectDetection(config).eval()
+def detr():
+    """With a backbone of timm, as the published ones have it."""
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in DETR_SIZES.items()}
+    backbone = {"use_timm_backbone": True, "backbone": "test_resnet", "use_pretrained_backbone": False}
+    config = DetrConfig(d_model=32, num_queries=5, num_labels=3, **sizes, **backbone)
+    return DetrForObjectDetection(config).eval()
 
 
+DETR_SIZES = {"layers": 1, "attention_heads": 4, "ffn_dim": 64}
 TEXT = {"input_ids": torch.tensor([[2, 5, 6, 7, 8, 9, 10, 11, 3]])}
 PIXELS = {"pixel_values": torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)}
 SQUARE = {"height": 32, "width": 32}
@@ -62,7 +61,7 @@ TASKS = {
     "fill-mask": (lambda: bert(BertForMaskedLM), TEXT),
     "text-generation": (gpt2, TEXT),
     "image-classification": (vit, PIXELS),
-    "object-detection": (yolos, PIXELS),
+    "object-detection": (detr, PIXELS),
 }
 """For every task of ``transformers.pipeline`` a model and inputs for it."""
 
@@ -78,6 +77,6 @@ def save_companions(task, folder):
     if task == "image-classification":
         ViTImageProcessor(size=SQUARE).save_pretrained(folder)
     elif task == "object-detection":
-        YolosImageProcessor(size=SQUARE, do_pad=False).save_pretrained(folder)
+        DetrImageProcessor(size=SQUARE).save_pretrained(folder)
     else:
         BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)}).save_pretrained(folder)

@@ -104,6 +104,18 @@ def newer(folder):
     (folder / "ksurgeon.json").write_text(json.dumps(record | {"schema": 7, "ksurgeon": "9.9"}))
 
 
+def newer_with_the_same_schema(folder):
+    record = json.loads((folder / "ksurgeon.json").read_text())
+    record["operations"][0]["mystery"] = 1
+    (folder / "ksurgeon.json").write_text(json.dumps(record | {"ksurgeon": "9.9.1"}))
+
+
+def strange_field(folder):
+    record = json.loads((folder / "ksurgeon.json").read_text())
+    record["operations"][0]["mystery"] = 1
+    (folder / "ksurgeon.json").write_text(json.dumps(record))
+
+
 def damage_tensors(folder):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -146,6 +158,8 @@ DAMAGE = [
     (damage_json, "not valid JSON"),
     (damage_field, "operations.0.structure"),
     (newer, "newer ksurgeon"),
+    (newer_with_the_same_schema, r"newer ksurgeon \(9\.9\.1\).*operations\.0\.mystery.*install"),
+    (strange_field, r"damaged at operations\.0\.mystery"),
     (damage_tensors, "damaged"),
     (damage_header, "damaged"),
     (lose_tensors, "missing"),
