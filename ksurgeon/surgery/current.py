@@ -10,7 +10,27 @@ from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.record import Operation, Record, record_of, signature
 from ksurgeon.surgery.replay import replay
 
-__all__ = ["current_record"]
+__all__ = ["current_record", "standing_record"]
+
+
+def standing_record(model: nn.Module) -> Record | None:
+    """A copy of the model's record without the operations whose K-module is gone; asks for no tensor.
+
+    Raises:
+        SurgeryError: a K-module is gone, and with it the activation that it had taken over.
+    """
+    record = record_of(model)
+    if record is None:
+        return None
+    record = record.model_copy(deep=True)
+    if any(operation.form == "dense" for operation in record.operations):
+        return record  # a dense layer in the place of a shuffle is not told from those of the architecture
+    stands = [operation for operation in record.operations if _stands(model, operation)]
+    if len(stands) < len(record.operations):
+        _require_activations(model, [operation for operation in record.operations if operation not in stands])
+        record.operations = stands
+        _forget_measures(model, record)
+    return record
 
 
 def current_record(model: nn.Module) -> Record | None:
@@ -21,28 +41,28 @@ def current_record(model: nn.Module) -> Record | None:
     measured on the model is forgotten if it changed.
 
     Raises:
-        SurgeryError: a K-module is gone, and with it the activation that it had taken over.
+        SurgeryError: as of ``standing_record``.
     """
-    record = record_of(model)
-    if record is None:
+    before, record = record_of(model), standing_record(model)
+    if before is None or record is None:
         return None
-    record = record.model_copy(deep=True)
     if not record.architecture or any(operation.form == "dense" for operation in record.operations):
-        return record  # a dense layer in the place of a shuffle is not told from those of the architecture
-    stands = [operation for operation in record.operations if _stands(model, operation)]
-    _require_activations(model, [operation for operation in record.operations if operation not in stands])
-    architecture = _architecture(model, record, stands)
-    if len(stands) == len(record.operations) and architecture == record.architecture:
         return record
-    record.operations, record.architecture = stands, architecture
-    if record.outcome is not None:
-        now = sum(parameter.numel() for parameter in model.parameters())
-        saved = sum(o.parameters_before - o.parameters_after for o in stands)
-        measured = {"output_change", "multiplications", "latency", "latency_quartiles"}
-        changed = {"parameters": (now + saved, now), **dict.fromkeys(measured)}
-        record.outcome = record.outcome.model_copy(update=changed)
-    record.source = next((s for s in _sources(model, record) if _gives(s, record, model)), None)
+    record.architecture = _architecture(model, record, record.operations)
+    if len(record.operations) < len(before.operations) or record.architecture != before.architecture:
+        _forget_measures(model, record)
+        record.source = next((s for s in _sources(model, record) if _gives(s, record, model)), None)
     return record
+
+
+def _forget_measures(model: nn.Module, record: Record) -> None:
+    if record.outcome is None:
+        return
+    now = sum(parameter.numel() for parameter in model.parameters())
+    saved = sum(o.parameters_before - o.parameters_after for o in record.operations)
+    measured = ("output_change", "multiplications", "latency", "latency_quartiles")
+    changed = {"parameters": (now + saved, now), **dict.fromkeys(measured)}
+    record.outcome = record.outcome.model_copy(update=changed)
 
 
 def _stands(model: nn.Module, operation: Operation) -> bool:

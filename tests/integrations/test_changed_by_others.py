@@ -9,6 +9,7 @@ from torch import nn
 from transformers import BertForSequenceClassification
 
 import ksurgeon
+from ksurgeon import Rule
 from ksurgeon.surgery.kinds import kind_of
 from ksurgeon.surgery.record import record_of
 from tests.integrations import tiny
@@ -79,3 +80,14 @@ def test_a_changed_model_goes_back(change, gone):
         torch.testing.assert_close(ksurgeon.revert(model)(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
     assert not any(kind_of(module) for module in model.modules())
     assert record_of(model).operations == []
+
+
+def test_a_model_without_any_k_layer_left_is_a_dense_one(tmp_path):
+    model, inputs = tiny.build("text-classification")
+    part = {"find": "linear", "targets": ["re:.*layer.0.intermediate.dense"], **tiny.QUICK}
+    ksurgeon.convert(model, Rule(name="one", replace=[part]), inputs)
+    dense_layer(model)
+    model.save_pretrained(tmp_path / "model")
+    assert "ksurgeon" not in (tmp_path / "model" / "config.json").read_text()
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
