@@ -121,19 +121,19 @@ def _architecture(
 
 
 def _sources(model: nn.Module, record: Record) -> list[Source]:
-    """What may build the model as it is now, with the options that the conversion was told first."""
+    """What may build the model as it is now: the source of the conversion, with other options."""
     from ksurgeon.models.opening import guess_sources
 
-    given, guesses = record.source, list(guess_sources(model))
+    given = record.source
     if given is None or given.options.get("trust_remote_code"):
-        return guesses
-    options = [
-        o
-        for guess in guesses
-        if guess.kind == given.kind
-        for o in (given.options | guess.options, guess.options)
-    ]
-    return [given, *(given.model_copy(update={"options": o}) for o in options), *guesses]
+        return []
+    sources = [given]
+    for guess in guess_sources(model):
+        for options in (given.options | guess.options, guess.options):
+            source = given.model_copy(update={"options": options})
+            if guess.kind == given.kind and source not in sources:
+                sources.append(source)
+    return sources
 
 
 def _gives(source: Source, record: Record, model: nn.Module) -> bool:

@@ -18,13 +18,10 @@ from tests.integrations.tiny import RULE
 X = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
 NODES = {
     "shufflenet_v2_x0_5": ["stage2.0.branch2.0", "stage2", "conv5"],
-    "squeezenet1_1": ["features.3.squeeze", "features.12"],
     "mobilenet_v3_small": ["features.5.block.0", "features.8", "avgpool"],
-    "resnet18": ["layer2.0.downsample", "layer4"],
 }
 CASES = [(name, RULE) for name in NODES] + [("shufflenet_v2_x0_5", "shuffle")]
 HEADS = {
-    "shufflenet_v2_x0_5": ("fc", lambda: nn.Linear(1024, 7)),
     "resnet18": ("fc", lambda: nn.Linear(512, 7)),
     "mobilenet_v3_small": ("classifier.3", lambda: nn.Linear(1024, 7)),
 }
@@ -123,9 +120,9 @@ def test_a_head_that_no_builder_makes_is_asked_for(tmp_path):
     assert torch.equal(ksurgeon.load(tmp_path / "model", fresh)(X), model(X))
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5"])
 @torch.no_grad()
-def test_a_dense_checkpoint(name):
+def test_a_dense_checkpoint():
+    name = "squeezenet1_1"
     model, other = ksurgeon.replace_modules(create(name), EXACT, X), create(name, seed=1)
     ksurgeon.load_dense(model, other.state_dict())
     torch.testing.assert_close(model(X), other(X), atol=1e-4, rtol=1e-4)
