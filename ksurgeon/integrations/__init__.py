@@ -1,17 +1,21 @@
 """What ksurgeon adds to other libraries. Nothing here imports one: the additions wait until somebody does."""
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from ksurgeon.errors import VersionError
+
 __all__ = ["register", "when_imported"]
 
 
 def register() -> None:
     """Register with the libraries that are imported, and with the others as soon as they are."""
+    when_imported("torch.fx", _fx)
     when_imported("transformers.modeling_utils", _transformers)
     when_imported("peft.tuners.lora.model", _peft)
 
@@ -26,7 +30,20 @@ def when_imported(name: str, action: Callable[[], None]) -> None:
     _waiting.setdefault(name, action)
 
 
+def _fx() -> None:
+    from ksurgeon.integrations.fx import register_with_fx
+
+    register_with_fx()
+
+
 def _transformers() -> None:
+    from ksurgeon.integrations.hf_versions import require_transformers
+
+    try:
+        require_transformers()
+    except VersionError as error:  # transformers itself is to go on working
+        warnings.warn(str(error), stacklevel=2)
+        return
     from ksurgeon.integrations.hf_register import register_with_transformers
 
     register_with_transformers()

@@ -10,7 +10,8 @@ from torch import nn
 from ksurgeon.integrations.hf_config import METHOD, KsurgeonConfig
 from ksurgeon.integrations.hf_files import complete_folder, write_beside
 from ksurgeon.integrations.hf_quantizer import KsurgeonQuantizer
-from ksurgeon.surgery.record import Record, listeners, record_of
+from ksurgeon.surgery.current import standing_record
+from ksurgeon.surgery.record import Record, attach, listeners
 from ksurgeon.surgery.storage import writers
 
 __all__ = ["register_with_transformers"]
@@ -75,6 +76,10 @@ def _completing_before(upload: Callable[..., Any]) -> Callable[..., Any]:
 
 def _record_to_save(model: Any) -> Record | None:
     """The model's record, unless there are no K-modules in what it saves: none are left, or adapters only."""
-    record = record_of(model)
-    adapters = getattr(model, "_hf_peft_config_loaded", False)
-    return record if record is not None and record.operations and not adapters else None
+    record = standing_record(model)
+    if record is None or getattr(model, "_hf_peft_config_loaded", False):
+        return None
+    if not record.operations:
+        attach(model, record)  # the config is to say nothing of those that others took out
+        return None
+    return record

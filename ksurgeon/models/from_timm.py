@@ -10,6 +10,14 @@ from ksurgeon.models.source import Source
 
 __all__ = ["build", "has", "infer", "input_shape", "names", "pretrained"]
 
+_FEATURES = {
+    "FeatureListNet": "list",
+    "FeatureDictNet": "dict",
+    "FeatureHookNet": "hook",
+    "FeatureGetterNet": "getter",
+    "FeatureGraphNet": "fx",
+}
+
 
 def names() -> list[str]:
     """All model names, without tags of weights."""
@@ -69,22 +77,52 @@ def pretrained(source: Source) -> tuple[nn.Module, list[str]]:
 
 
 def infer(model: nn.Module) -> Iterator[Source]:
-    """The source that the model's own ``pretrained_cfg`` and sizes point to."""
+    """Sources that the model's own ``pretrained_cfg``, class and sizes point to, the plainest first."""
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, dict) or not config.get("architecture"):
         return
-    options: dict[str, Any] = {}
-    if getattr(model, "num_classes", None) not in (None, config.get("num_classes")):
+    name = ".".join(filter(None, (config["architecture"], config.get("tag"))))
+    options: dict[str, Any] = _sizes(model)
+    taps = getattr(getattr(model, "feature_info", None), "out_indices", None)
+    if taps is not None:
+        options |= {"features_only": True, "out_indices": list(taps)}
+    elif getattr(model, "num_classes", None) not in (None, config.get("num_classes")):
         options["num_classes"] = model.num_classes
+    for further in ({}, *_habits(model)):
+        yield Source(kind="timm", name=name, options=options | further)
+        if taps is not None and type(model).__name__ in _FEATURES:
+            kind = {"feature_cls": _FEATURES[type(model).__name__]}
+            yield Source(kind="timm", name=name, options=options | further | kind)
+
+
+def _sizes(model: nn.Module) -> dict[str, Any]:
+    options: dict[str, Any] = {}
     channels, *size = input_shape(model) or (3, 224, 224)
     stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if stem is not None and stem.in_channels != channels:
         options["in_chans"] = stem.in_channels
-    image = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    inside = next((m for m in model.modules() if hasattr(m, "patch_embed")), None)
+    image = getattr(getattr(inside, "patch_embed", None), "img_size", None)
     if image is not None and list(image) != size:
         options["img_size"] = list(image)
-    name = ".".join(filter(None, (config["architecture"], config.get("tag"))))
-    yield Source(kind="timm", name=name, options=options)
+    return options
+
+
+def _habits(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """What a builder may have been told about training, and about pooling."""
+    options: dict[str, Any] = {}
+    paths = [m for m in model.modules() if type(m).__name__ == "DropPath"]
+    if paths:  # the last of them drops most
+        options["drop_path_rate"] = round(max(float(getattr(m, "drop_prob", None) or 0.0) for m in paths), 6)
+    if getattr(model, "drop_rate", 0.0):
+        options["drop_rate"] = model.drop_rate
+    if options:
+        yield options
+    for part in (model, getattr(model, "head", None)):
+        pool = getattr(part, "global_pool", None)
+        pool = getattr(pool, "pool_type", pool)
+        if isinstance(pool, str) and pool:
+            yield options | {"global_pool": pool}
 
 
 def input_shape(model: nn.Module) -> tuple[int, ...] | None:

@@ -52,9 +52,9 @@ def pretrained(source: Source) -> tuple[nn.Module, list[str]]:
     return model, []
 
 
-def settled(model: nn.Module) -> dict[str, bool]:
+def settled(model: nn.Module) -> dict[str, Any]:
     """Options of the builder that pretrained weights change behind the caller's back."""
-    options = {}
+    options: dict[str, Any] = {}
     for name in ("aux_logits", "transform_input"):
         if isinstance(getattr(model, name, None), bool):
             options[name] = getattr(model, name)
@@ -69,11 +69,12 @@ def infer(model: nn.Module) -> Iterator[Source]:
 
     weights = [value for value in model.state_dict().values() if value.dim() >= 2]
     classes = {"num_classes": weights[-1].shape[0]} if weights else {}
+    size = getattr(model, "image_size", None)
+    told = settled(model) | ({"image_size": size} if isinstance(size, int) else {})
     for name in names():
         if torchvision.models.get_model_builder(name).__module__ == type(model).__module__:
             for options in ({}, classes):
-                merged: dict[str, Any] = settled(model) | options
-                yield Source(kind="torchvision", name=name, options=merged)
+                yield Source(kind="torchvision", name=name, options=told | options)
 
 
 def input_shape(name: str) -> tuple[int, ...]:

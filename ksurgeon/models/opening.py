@@ -17,7 +17,16 @@ from ksurgeon.models.names import parse
 from ksurgeon.models.source import Source
 from ksurgeon.models.weights import load_weights, seeded
 
-__all__ = ["LoadedModel", "build", "example_inputs", "infer_source", "open_model", "resolve_source"]
+__all__ = [
+    "LoadedModel",
+    "build",
+    "example_inputs",
+    "guess_sources",
+    "infer_source",
+    "open_model",
+    "resolve_source",
+    "skeleton",
+]
 
 _BUILDERS: dict[str, Callable[[Source], nn.Module]] = {
     "timm": from_timm.build,
@@ -108,7 +117,7 @@ def example_inputs(
         InputError: nothing tells what the model takes, or the size is no size.
     """
     if isinstance(model_or_source, Source):
-        return inputs_for(_skeleton(model_or_source), model_or_source, input_size, seed)
+        return inputs_for(skeleton(model_or_source), model_or_source, input_size, seed)
     return inputs_for(model_or_source, None, input_size, seed)
 
 
@@ -117,12 +126,23 @@ def infer_source(model: nn.Module) -> Source | None:
 
     A source counts only if what it builds has the same modules, and tensors of the same names and shapes.
     """
+    return next((source for source in guess_sources(model) if _same(model, source)), None)
+
+
+def guess_sources(model: nn.Module) -> Iterator[Source]:
+    """Sources that the attributes of a model point to; none is tried, and several may be given."""
     for library, infer in _INFERENCE.items():
         if library in sys.modules:
-            for source in infer(model):
-                if _same(model, source):
-                    return source
-    return None
+            yield from infer(model)
+
+
+def skeleton(source: Source) -> nn.Module:
+    """The architecture without memory for its tensors, where the library can build it so."""
+    try:
+        with torch.device("meta"):
+            return build(source)
+    except Exception:
+        return build(source)
 
 
 def resolve_source(model: nn.Module, source: str | Source | None) -> Source | None:
@@ -185,18 +205,9 @@ def _with_weights(
     return _build(source, seed), [note], "random"
 
 
-def _skeleton(source: Source) -> nn.Module:
-    """The architecture without memory for its tensors, where the library can build it so."""
-    try:
-        with torch.device("meta"):
-            return build(source)
-    except Exception:
-        return build(source)
-
-
 def _same(model: nn.Module, source: Source) -> bool:
     try:
-        other = _skeleton(source)
+        other = skeleton(source)
     except KsurgeonError:
         return False
     return str(model) == str(other) and _shapes(model) == _shapes(other)

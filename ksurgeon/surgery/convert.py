@@ -20,6 +20,7 @@ from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.activation import find_fusions
 from ksurgeon.surgery.build import site_weight
 from ksurgeon.surgery.conversion import Conversion, Result
+from ksurgeon.surgery.current import current_record
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import (
@@ -29,7 +30,6 @@ from ksurgeon.surgery.record import (
     Record,
     attach,
     describe_inputs,
-    record_of,
 )
 from ksurgeon.surgery.replacements import Progress, build_replacements
 from ksurgeon.surgery.verify import (
@@ -245,9 +245,9 @@ def _extended_record(
     model: nn.Module, source: str | Source | None, example_inputs: ExampleInputs | None
 ) -> Record:
     """The model's record so far, or a new one."""
-    present = record_of(model)
+    present = current_record(model)
     if present is not None:
-        return present.model_copy(deep=True)
+        return present
     record = Record.begin(model)
     record.inputs = describe_inputs(example_inputs)
     record.source = resolve_source(model, source)

@@ -14,8 +14,9 @@ from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense
 from ksurgeon.surgery.build import dense_weight, in_parts, set_dense
 from ksurgeon.surgery.computed import child_of
+from ksurgeon.surgery.current import current_record
 from ksurgeon.surgery.kinds import KINDS
-from ksurgeon.surgery.record import Operation, Record, attach, record_of
+from ksurgeon.surgery.record import Operation, Record, attach
 
 __all__ = ["load_dense"]
 
@@ -48,7 +49,7 @@ def load_dense(
         WeightsError: names or shapes are not those of the dense architecture, or a weight is not finite; the
             model is then as it was.
     """
-    record = record_of(model)
+    record = current_record(model)
     if record is None or not record.operations:
         raise SurgeryError("this model holds no K-matrices: call its own load_state_dict")
     layers = {

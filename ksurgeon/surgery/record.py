@@ -135,16 +135,20 @@ class Record(_Base):
     @classmethod
     def begin(cls, model: nn.Module) -> "Record":
         """An empty record of a model as it is now."""
-        try:
-            own = version("ksurgeon")
-        except PackageNotFoundError:
-            own = "unknown"
-        return cls(ksurgeon=own, torch=torch.__version__, architecture=signature(model))
+        return cls(ksurgeon=own_version(), torch=torch.__version__, architecture=signature(model))
 
     @property
     def stages(self) -> int:
         """Number of conversions that the model went through, one after the other."""
         return 1 + max((operation.stage for operation in self.operations), default=-1)
+
+
+def own_version() -> str:
+    """The version of ksurgeon that is installed."""
+    try:
+        return version("ksurgeon")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def signature(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,13 +1,14 @@
 """Reading a record: from ``ksurgeon.json``, or from what ``save_pretrained`` of transformers wrote."""
 
 import json
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ksurgeon.errors import RecordError
 from ksurgeon.models.source import Source
-from ksurgeon.surgery.record import Record
+from ksurgeon.surgery.record import Record, own_version
 
 __all__ = ["RECORD_FILE", "parse_record", "read_record"]
 
@@ -75,4 +76,15 @@ def parse_record(data: object, file: str | Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the top"
+        own = own_version()
+        if isinstance(data, dict) and _numbers(data.get("ksurgeon")) > _numbers(own) > []:
+            raise RecordError(
+                f"{file} was written by a newer ksurgeon ({data['ksurgeon']}) than this one ({own}), which "
+                f"does not know what is at {where}: install that version or later"
+            ) from error
         raise RecordError(f"{file} is damaged at {where}: {first['msg']}; convert the model again") from error
+
+
+def _numbers(release: object) -> list[int]:
+    """The numbers of a release, to compare; none of "unknown"."""
+    return [int(part) for part in re.findall(r"\d+", str(release))[:3]]

@@ -1,5 +1,6 @@
 """Do again to a fresh architecture what a record says was done to a model."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,18 +10,34 @@ from ksurgeon.errors import RecordError
 from ksurgeon.find import Finder, Site
 from ksurgeon.surgery.activation import replay_fusions
 from ksurgeon.surgery.kinds import KINDS
-from ksurgeon.surgery.operate import prepare, swap_all
+from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import Operation, Record, inputs_from
 
 __all__ = ["replay"]
 
 
-def replay(model: nn.Module, record: Record) -> None:
+def replay(model: nn.Module, record: Record) -> list[Swap]:
     """Put the K-modules of a record in place; their values are to be loaded afterwards.
 
+    Returns:
+        What was done, in order.
+
     Raises:
-        RecordError: the model does not have what the record operated on.
+        RecordError: the model does not have what the record operated on; it is then as it was.
     """
+    done: list[Swap] = []
+    try:
+        for swaps in _stages(model, record):
+            swap_all(swaps)
+            done += swaps
+    except BaseException:
+        undo_all(done)
+        raise
+    return done
+
+
+def _stages(model: nn.Module, record: Record) -> Iterator[Sequence[Swap]]:
+    """Swaps to be done before the next ones are asked for."""
     for stage in range(record.stages):
         operations = [operation for operation in record.operations if operation.stage == stage]
         inside = any(KINDS[operation.kind].is_original is not None for operation in operations)
@@ -43,8 +60,8 @@ def replay(model: nn.Module, record: Record) -> None:
                 )
             replacements.append((site, _rebuild(model, site, operation)))
         swaps, _ = prepare(model, finder, replacements)
-        swap_all(swaps)
-        swap_all(replay_fusions(model, operations))
+        yield swaps
+        yield replay_fusions(model, operations)
 
 
 def _parameter(model: nn.Module, operation: Operation) -> Site | None:

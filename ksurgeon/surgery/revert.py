@@ -9,9 +9,10 @@ from torch import nn
 from ksurgeon.errors import SurgeryError
 from ksurgeon.surgery.activation import activation_name, restorations
 from ksurgeon.surgery.computed import child_of, class_below, computed_names
+from ksurgeon.surgery.current import current_record
 from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.operate import ModuleSwap, ParameterSwap, RewriteSwap, Swap, swap_all
-from ksurgeon.surgery.record import attach, record_of
+from ksurgeon.surgery.record import attach
 from ksurgeon.surgery.rewrite import base_class, is_rewritten
 
 __all__ = ["revert"]
@@ -28,7 +29,7 @@ def revert(model: nn.Module) -> nn.Module:
         SurgeryError: a trained shuffle that no dense layer can stand for, or a part of a model which holds a
             layer but not the activation it took over, or the other way round; the model is as it was.
     """
-    record = record_of(model)
+    record = current_record(model)
     shapes = {operation.path: operation.ndim for operation in record.operations} if record else {}
     restored: set[str] = set()
     swaps: list[Swap] = []
@@ -62,7 +63,6 @@ def revert(model: nn.Module) -> nn.Module:
     _check_pairs(_places(model), activations)
     swap_all([*swaps, *activations])
     if record is not None:
-        record = record.model_copy(deep=True)
         record.operations = [
             operation.model_copy(update={"form": "dense"})
             for operation in record.operations

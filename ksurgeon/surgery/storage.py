@@ -17,7 +17,9 @@ from ksurgeon.errors import FolderError, RecordError, SurgeryError
 from ksurgeon.models.companions import copy_companions
 from ksurgeon.models.opening import build, resolve_source
 from ksurgeon.models.source import Source
-from ksurgeon.surgery.record import Record, attach, record_of, signature
+from ksurgeon.surgery.current import current_record
+from ksurgeon.surgery.operate import undo_all
+from ksurgeon.surgery.record import Record, attach, signature
 from ksurgeon.surgery.record_file import RECORD_FILE, read_record
 from ksurgeon.surgery.replay import replay
 from ksurgeon.surgery.tensors import TENSOR_FILE, load_tensors, read_tensors, set_dtype, tensors_of
@@ -54,13 +56,12 @@ def save(
         SurgeryError: the model was not converted.
         FolderError: the folder holds something else, or cannot be written (disk full, no permission).
     """
-    record = record_of(model)
+    record = current_record(model)
     if record is None:
         raise SurgeryError(
             "this model has no record of surgery: convert it first (ksurgeon.convert or replace_modules), or "
             "save its state_dict as usual"
         )
-    record = record.model_copy(deep=True)
     if source is not None:
         record.source = resolve_source(model, source)
     state = model.state_dict()
@@ -96,7 +97,8 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_remote_cod
         The model in eval mode.
 
     Raises:
-        RecordError: a damaged folder, a record of another architecture, or one that names no source.
+        RecordError: a damaged folder, a record of another architecture, or one that names no source; a given
+            model is then as it was.
     """
     record = read_record(folder)
     if model is None:
@@ -115,8 +117,12 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_remote_cod
         _check_architecture(model, record, folder)
     record.architecture = signature(model)
     tensors = read_tensors(Path(folder))
-    replay(model, record)
-    load_tensors(model, tensors, folder)
+    done = replay(model, record)
+    try:
+        load_tensors(model, tensors, folder)
+    except BaseException:
+        undo_all(done)
+        raise
     for name, dtype in record.buffers.items():
         set_dtype(model, name, getattr(torch, dtype))
     attach(model, record)

@@ -32,18 +32,25 @@ FURTHER = {
     "wav2vec2": {"conv_dim": [32] * 7},
     "yolos": {"image_size": [32, 32], "num_detection_tokens": 8},
     "segformer": {"hidden_sizes": [16, 32, 64, 64], "num_attention_heads": [1, 2, 4, 4]},
-}
+    "detr": {
+        "num_queries": 6,
+        "backbone_config": {
+            "model_type": "resnet", "layer_type": "basic", "embedding_size": 16,
+            "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1], "out_features": ["stage4"],
+        },
+    },
+}  # fmt: skip
 FURTHER |= {"swinv2": FURTHER["swin"], "hubert": FURTHER["wav2vec2"]}
 
 CAUSAL = (
     "gpt2", "llama", "qwen2", "qwen3", "gemma", "gemma2", "mistral", "mixtral", "qwen2_moe", "opt", "bloom",
     "gpt_neox", "phi", "phi3", "olmo", "granite", "cohere", "stablelm", "starcoder2", "mamba",
 )  # fmt: skip
-SEQ2SEQ = ["t5", "mt5", "bart", "pegasus", "mbart", "blenderbot", "m2m_100", "whisper"]
+SEQ2SEQ = ["t5", "mt5", "bart", "pegasus", "mbart", "blenderbot", "m2m_100", "marian", "whisper"]
 OTHERS = (
     "wav2vec2", "hubert", "bert", "distilbert", "deberta", "deberta-v2", "roberta", "albert", "electra",
     "mpnet", "modernbert", "fnet", "vit", "deit", "beit", "swin", "swinv2", "convnext", "dinov2", "clip",
-    "siglip", "segformer", "yolos", "squeezebert",
+    "siglip", "segformer", "detr", "yolos", "squeezebert",
 )  # fmt: skip
 NAMES = (*CAUSAL, *SEQ2SEQ, *OTHERS)
 NEW_TOKENS = 5

@@ -376,6 +376,22 @@ def test_a_transformers_that_is_too_old(folder, monkeypatch):
         BertForMaskedLM.from_pretrained(folder)
 
 
+def test_a_transformers_that_is_too_old_goes_on_working(tmp_path):
+    bert().save_pretrained(tmp_path)
+    script = (
+        "import sys, warnings, ksurgeon, transformers\n"
+        "transformers.__version__ = '4.57.0'\n"
+        "sys.modules['ksurgeon.integrations.hf_register'] = None  # cannot be imported there\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    transformers.AutoModel.from_pretrained(sys.argv[1])\n"
+        "print(*(w.message for w in caught))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"transformers>={hf_versions.OLDEST}" in done.stdout and "4.57.0 is installed" in done.stdout
+
+
 def test_a_rule_that_does_not_exist():
     with pytest.raises(RuleError, match="linaer"):
         KsurgeonConfig("linaer")

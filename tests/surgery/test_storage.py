@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import ksurgeon
-from ksurgeon import FolderError, RecordError
+from ksurgeon import FolderError, RecordError, Rule
 from ksurgeon.surgery import storage
 from tests import zoo
 
@@ -104,6 +104,18 @@ def newer(folder):
     (folder / "ksurgeon.json").write_text(json.dumps(record | {"schema": 7, "ksurgeon": "9.9"}))
 
 
+def newer_with_the_same_schema(folder):
+    record = json.loads((folder / "ksurgeon.json").read_text())
+    record["operations"][0]["mystery"] = 1
+    (folder / "ksurgeon.json").write_text(json.dumps(record | {"ksurgeon": "9.9.1"}))
+
+
+def strange_field(folder):
+    record = json.loads((folder / "ksurgeon.json").read_text())
+    record["operations"][0]["mystery"] = 1
+    (folder / "ksurgeon.json").write_text(json.dumps(record))
+
+
 def damage_tensors(folder):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -146,6 +158,8 @@ DAMAGE = [
     (damage_json, "not valid JSON"),
     (damage_field, "operations.0.structure"),
     (newer, "newer ksurgeon"),
+    (newer_with_the_same_schema, r"newer ksurgeon \(9\.9\.1\).*operations\.0\.mystery.*install"),
+    (strange_field, r"damaged at operations\.0\.mystery"),
     (damage_tensors, "damaged"),
     (damage_header, "damaged"),
     (lose_tensors, "missing"),
@@ -169,6 +183,36 @@ def test_a_model_given_to_load_is_checked_before_it_is_changed(folder):
     with pytest.raises(RecordError, match="another architecture"):
         ksurgeon.load(folder, model=other)
     assert str(other) == before
+
+
+TOLD_LATE = [
+    entry for entry in DAMAGE if entry[0] not in (damage_json, newer, lose_record, other_architecture)
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), TOLD_LATE, ids=lambda v: getattr(v, "__name__", ""))
+def test_damage_leaves_a_given_model_as_it_was(folder, damage, message):
+    damage(folder)
+    given = zoo.shufflenet_v1_g4()
+    before, state = str(given), {name: tensor.clone() for name, tensor in given.state_dict().items()}
+    with pytest.raises(RecordError, match=message):
+        ksurgeon.load(folder, model=given)
+    assert str(given) == before and given.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in given.state_dict().items())
+
+
+def test_a_record_that_fails_halfway_leaves_a_given_model_as_it_was(tmp_path):
+    model = zoo.mlp().eval()
+    for name in ("up", "down"):
+        part = {"find": "linear", "targets": [name], "with": {"structure": "kaleidoscope"}}
+        ksurgeon.convert(model, Rule(name=name, replace=[part]), zoo.example("mlp"))
+    file = ksurgeon.save(model, tmp_path / "model") / "ksurgeon.json"
+    file.write_text(file.read_text().replace('"path": "down"', '"path": "sideways"'))
+    given = zoo.mlp()
+    before = str(given)
+    with pytest.raises(RecordError, match="'sideways'"):
+        ksurgeon.load(tmp_path / "model", model=given)
+    assert str(given) == before
 
 
 def test_a_model_of_unknown_source_asks_for_the_architecture(tmp_path):
