@@ -3,6 +3,7 @@
 from torch import nn
 
 from ksurgeon.errors import KsurgeonError, SurgeryError
+from ksurgeon.models.opening import build, guess_sources, skeleton
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.activation import FusedActivation
 from ksurgeon.surgery.computed import child_of
@@ -122,8 +123,6 @@ def _architecture(
 
 def _sources(model: nn.Module, record: Record) -> list[Source]:
     """What may build the model as it is now: the source of the conversion, with other options."""
-    from ksurgeon.models.opening import guess_sources
-
     given = record.source
     if given is None or given.options.get("trust_remote_code"):
         return []
@@ -138,8 +137,6 @@ def _sources(model: nn.Module, record: Record) -> list[Source]:
 
 def _gives(source: Source, record: Record, model: nn.Module) -> bool:
     """Whether the record, done to what the source builds, gives the model but for its values."""
-    from ksurgeon.models.opening import build, skeleton
-
     try:
         if signature(skeleton(source)) != record.architecture:
             return False
