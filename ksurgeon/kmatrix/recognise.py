@@ -125,6 +125,8 @@ def _fourier(matrix: Tensor, tried: Sequence[tuple[int, ...]]) -> Recognised | N
         if len(places) != 1:
             continue
         rows = turns[:, columns.argsort()[1]]
+        if len(rows.unique()) < n:
+            continue
         dft = torch.polar(torch.ones(n, dtype=torch.float64), torch.arange(n).double() * (-2 * pi / n))
         if _close(matrix, scale * dft[rows[:, None] * columns % n]):
             return _shortest_fourier(rows, columns, scale, [r for r in tried if prod(r) == n])

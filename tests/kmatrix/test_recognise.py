@@ -127,6 +127,8 @@ def test_a_real_k_matrix_holds_a_hadamard_matrix_of_any_radix():
         torch.randn(2, 8, 8),
         fourier(16) + 1e-3 * torch.randn(16, 16),
         dct(16) * (1 + 1e-3 * torch.randn(16, 16)),
+        fourier(8)[[0, 1, 2, 2, 4, 5, 6, 7]],
+        fourier(8)[:, [0, 1, 2, 2, 4, 5, 6, 7]],
     ],
 )
 def test_what_is_no_structured_map(weight):
