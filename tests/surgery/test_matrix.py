@@ -32,6 +32,7 @@ COUNTS = {
     "shufflenet_v1_g8": 10,
 }
 MODELS = sorted(COUNTS)
+OF_EACH_KIND = [name for name in MODELS if name not in ("shufflenet_v1_g3", "shufflenet_v1_g8")]
 
 
 def k_modules(model: nn.Module) -> list[nn.Module]:
@@ -54,7 +55,7 @@ def test_forward_and_classes(name):
     torch.testing.assert_close(model(torch.cat([x, x, x]))[-len(x) :], y, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_training_moves_every_factor(name):
     model = converted(name).train()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -91,7 +92,7 @@ def test_revert_computes_the_same(name):
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
 )
@@ -107,7 +108,7 @@ def test_copies_are_independent(name, copied):
     assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(name, dtype):
     model = converted(name).to(dtype)
@@ -132,7 +133,7 @@ def test_export_with_a_dynamic_batch(name):
     torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OF_EACH_KIND)
 def test_autocast_gives_what_autocast_gives(name):
     original, model = getattr(zoo, name)().eval(), converted(name)
     with torch.autocast("cpu", torch.bfloat16):

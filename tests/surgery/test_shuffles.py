@@ -19,8 +19,9 @@ def relative(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(width, torch.float64) for width in WIDTHS] + [("x0_5", torch.float32)]
+)
 def test_shufflenet_v2(width, dtype):
     torch.manual_seed(0)
     model = torchvision.models.get_model(f"shufflenet_v2_{width}").to(dtype)
