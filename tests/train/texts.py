@@ -5,6 +5,7 @@ import copy
 import torch
 
 import ksurgeon
+from ksurgeon.rules.schema import Rule
 
 WORDS = [
     "the",
@@ -28,6 +29,12 @@ WORDS = [
     "house",
     "tree",
 ]
+
+
+UNFITTED = Rule(
+    name="unfitted",
+    replace=[{"find": "linear", "with": {"structure": "kaleidoscope"}, "start": "orthogonal"}],
+)
 
 
 def sentences(count=40, seed=0):
@@ -81,7 +88,7 @@ def pair(kind, folder):
     inputs = {"input_ids": ids}
     if kind == "seq2seq":
         inputs["decoder_input_ids"] = ids
-    ksurgeon.convert(student, "linear", inputs)
+    ksurgeon.convert(student, UNFITTED, inputs)
     return student, teacher
 
 
