@@ -20,7 +20,8 @@ def in_parts(function: Callable[[Tensor], Tensor], stack: Tensor, multiplication
             without gradients.
         multiplications: about how many it takes for the whole stack; small ones stay on this thread.
     """
-    threads = min(torch.get_num_threads(), len(stack))
+    wanted = torch.get_num_threads()
+    threads = min(wanted, len(stack))
     if threads < 2 or stack.device.type != "cpu" or multiplications < _LEAST:
         return function(stack)
 
@@ -28,7 +29,6 @@ def in_parts(function: Callable[[Tensor], Tensor], stack: Tensor, multiplication
         with torch.no_grad():
             return function(part)
 
-    wanted = torch.get_num_threads()
     try:
         # The number of threads is each thread's own, and what threads begun later start with.
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
