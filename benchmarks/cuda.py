@@ -19,7 +19,7 @@ from benchmarks.peers import monarch, structured
 from benchmarks.results import COPY, PEAK
 from benchmarks.timing import captured, eager, rotated
 from benchmarks.turns import compared
-from ksurgeon.kernels import chosen_backend, reference
+from ksurgeon.kernels import reference
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.merge import merge_chain
 
@@ -130,18 +130,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def setting() -> dict[str, Any]:
-    """What the figures depend on."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return {
-        "machine": properties.name,
-        "torch": torch.__version__,
-        "CUDA": torch.version.cuda,
-        "backend": chosen_backend(torch.device("cuda", torch.cuda.current_device())),
-        "float32 products": torch.backends.cuda.matmul.fp32_precision,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also add the figures to this file")
@@ -160,7 +148,7 @@ def main() -> None:
         done.extend(found)
         print("·", found[-1]["part"], found[-1]["case"], found[-1]["rows"], flush=True)
         if arguments.json:
-            results.add(arguments.json, TITLE, setting(), found)
+            results.add(arguments.json, TITLE, results.gpu_setting(), found)
 
     for name, pair, rows in product(arguments.dtypes, sizes, arguments.rows):
         note(forward(pair, rows, DTYPES[name], not arguments.no_compile, cache))

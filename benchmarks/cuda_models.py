@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import results
-from benchmarks.cuda import TITLE, setting
+from benchmarks.cuda import TITLE
 from benchmarks.timing import eager
 from benchmarks.turns import compared
 from ksurgeon.kmatrix.linear import KLinear
@@ -106,7 +106,7 @@ def main() -> None:
         done += found
         print("·", found[-1]["case"], flush=True)
         if arguments.json:
-            results.add(arguments.json, TITLE, setting(), found)
+            results.add(arguments.json, TITLE, results.gpu_setting(), found)
     results.show(TITLE, done)
 
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks.data import folder_of, lite0, minilm, pictures, sts
 from benchmarks.fit_tables import STRUCTURES, WAYS, render
-from benchmarks.results import cpu_setting
+from benchmarks.results import cpu_setting, gpu_setting
 from ksurgeon.calibrate import Calibration, SiteMoments, calibrate, harm_for
 from ksurgeon.calibrate.harm import embeddings
 from ksurgeon.errors import StructureError
@@ -63,10 +63,10 @@ class Task:
     about: str
 
 
-def language(sentences: int, pairs: int | None, seed: int) -> Task:
+def language(sentences: int, pairs: int | None, seed: int, device: str) -> Task:
     """MiniLM-L6 fitted to sentences of STS-B's training split, judged on its test split."""
     encoder, tokenizer = minilm()
-    model = Sentences(encoder).eval()
+    model = Sentences(encoder).eval().to(device)
 
     def encoded(texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Texts of one length each, so that nothing is padded."""
@@ -77,7 +77,7 @@ def language(sentences: int, pairs: int | None, seed: int) -> Task:
         for numbers in lengths.values():
             for at in range(0, len(numbers), 64):
                 some = numbers[at : at + 64]
-                tokens = torch.tensor([ids[number] for number in some])
+                tokens = torch.tensor([ids[number] for number in some], device=device)
                 yield some, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
     random = torch.Generator().manual_seed(seed)
@@ -97,7 +97,7 @@ def language(sentences: int, pairs: int | None, seed: int) -> Task:
 
         found = torch.empty(len(unique), 384)
         for numbers, batch in asked:
-            found[numbers] = model(**batch)
+            found[numbers] = model(**batch).cpu()
         first, second = (found[[place[getattr(p, side)] for p in judged]] for side in ("first", "second"))
         return float(spearmanr((first * second).sum(1), [pair.score for pair in judged]).statistic)
 
@@ -106,9 +106,9 @@ def language(sentences: int, pairs: int | None, seed: int) -> Task:
     return Task(model, sites, batches, figure, about)
 
 
-def vision(crops: int, seed: int) -> Task:
+def vision(crops: int, seed: int, device: str) -> Task:
     """EfficientNet-Lite0 fitted to crops of ten ImageNet pictures, judged on crops of ten others."""
-    model = lite0()
+    model = lite0().to(device)
     images, _ = pictures(448)
     random = torch.Generator().manual_seed(seed)
 
@@ -120,7 +120,7 @@ def vision(crops: int, seed: int) -> Task:
             crop = images[number % len(images)][None, :, top : top + side, left : left + side]
             size = (224, 224)
             found.append(F.interpolate(crop, size, mode="bilinear", align_corners=False, antialias=True))
-        return torch.cat(found)
+        return torch.cat(found).to(device)
 
     batches = list(some(images[::2], crops).split(10))
     judged = list(some(images[1::2], 2 * crops).split(20))
@@ -333,6 +333,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="pairs of STS-B's test split to judge by; all of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--file", type=Path, default=_FILE)
     parser.add_argument("--only-render", action="store_true")
     given = parser.parse_args()
@@ -341,11 +342,12 @@ def main() -> None:
     for name in () if given.only_render else given.model or ("minilm", "lite0"):
         folder_of(name)
         task = (
-            language(given.examples or 1500, given.pairs, given.seed)
+            language(given.examples or 1500, given.pairs, given.seed, given.device)
             if name == "minilm"
-            else vision(given.examples or 120, given.seed)
+            else vision(given.examples or 120, given.seed, given.device)
         )
-        entry = results.setdefault(name, {"setting": cpu_setting(given.threads), "rows": []})
+        setting = cpu_setting(given.threads) if given.device == "cpu" else gpu_setting()
+        entry = results.setdefault(name, {"setting": setting, "rows": []})
         entry["setting"] |= {"data": task.about, "seed": given.seed}
         with torch.no_grad():
             first = task.batches[0]

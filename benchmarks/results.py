@@ -25,6 +25,7 @@ __all__ = [
     "add",
     "cpu_setting",
     "described",
+    "gpu_setting",
     "met",
     "show",
     "spread",
@@ -47,6 +48,18 @@ def cpu_setting(threads: int) -> dict[str, Any]:
         "threads": threads,
         "backend": chosen_backend(),
         "instruction set": cpu.instruction_set() if cpu.is_available() else None,
+    }
+
+
+def gpu_setting() -> dict[str, Any]:
+    """What the figures of a GPU depend on."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "machine": properties.name,
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda,
+        "backend": chosen_backend(torch.device("cuda", torch.cuda.current_device())),
+        "float32 products": torch.backends.cuda.matmul.fp32_precision,
     }
 
 

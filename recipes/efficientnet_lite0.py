@@ -66,7 +66,7 @@ def _batches(files: list[Path]) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _classes(model: nn.Module, batch: Tensor) -> Tensor:
-    return model(batch).argmax(1)
+    return model(batch.to(next(model.parameters()).device)).argmax(1).cpu()
 
 
 def _convert(file: Path, weights: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ksurgeon.errors import InputError
+from ksurgeon.kmatrix.subspace import triangles
 
 __all__ = ["Gram", "HashedMoment", "Moment", "SketchedMoment", "root_of"]
 
@@ -57,14 +58,20 @@ class Moment(ABC):
 
 def root_of(matrix: Tensor) -> Tensor:
     """Upper triangles ``R`` with ``Rᵀ R = matrix`` for positive semidefinite ``(…, n, n)``, by Cholesky
-    with a ridge of 1e-9 of the mean of the diagonal, or as many times ten of it as it takes."""
-    mean = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
+    with a ridge of 1e-9 of the mean of the diagonal, or as many times ten of it as it takes.
+
+    Raises:
+        InputError: entries that are NaN or infinite.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise InputError("a second moment is NaN or infinite: the vectors are too large for their squares")
+    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-300)[..., None, None]
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     ridge = 1e-9
     while True:
-        lower, failed = torch.linalg.cholesky_ex(matrix + (ridge * mean + 1e-300)[..., None, None] * eye)
-        if not bool(failed.any()):
-            return lower.mT
+        lower = triangles(matrix / scale + ridge * eye)
+        if lower is not None:
+            return scale.sqrt() * lower.mT
         ridge *= 10
 
 

@@ -103,6 +103,7 @@ def run_recipe(
     minutes: Annotated[float | None, typer.Option(help="of training, in place of the recipe's")] = None,
     only: Annotated[list[str] | None, typer.Option(help="of the recipe's variants, only this one")] = None,
     resume: Resume = False,
+    device: Where = None,
     set: SetOptions = None,
     yes: Yes = False,
 ) -> None:
@@ -112,4 +113,4 @@ def run_recipe(
     """
     from ksurgeon.cli.run import run
 
-    run(recipe, output, minutes, only or [], resume, set or [], yes)
+    run(recipe, output, minutes, only or [], resume, device, set or [], yes)

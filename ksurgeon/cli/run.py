@@ -21,6 +21,7 @@ def run(
     minutes: float | None,
     only: list[str],
     resume: bool,
+    device: str | None,
     settings: list[str],
     yes: bool,
 ) -> None:
@@ -34,7 +35,9 @@ def run(
     listener = TerminalListener(err)
     options = parse_settings(settings, {"minutes": minutes})
     try:
-        results = run_recipe(loaded, folder, only=tuple(only), resume=resume, listener=listener, **options)
+        results = run_recipe(
+            loaded, folder, only=tuple(only), resume=resume, device=device, listener=listener, **options
+        )
     finally:
         listener.close()
     out.print(_table(results))

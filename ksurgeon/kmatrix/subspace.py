@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ksurgeon.kmatrix.parallel import in_parts
 
-__all__ = ["cholesky", "leading", "wide"]
+__all__ = ["cholesky", "leading", "triangles", "wide"]
 
 # How often a Gram matrix is squared for its first eigenvector: the 256th power of the singular values.
 _SQUARINGS = 7
@@ -20,13 +20,21 @@ def wide(tensor: Tensor) -> torch.dtype:
     return torch.complex128 if tensor.is_complex() else torch.float64
 
 
+def triangles(matrices: Tensor) -> Tensor | None:
+    """Lower triangles L with ``L Lᴴ`` equal to a stack of Hermitian matrices; None where one of them is not
+    positive definite. A GPU's solver may say so by NaN alone."""
+    lower, failed = torch.linalg.cholesky_ex(matrices)
+    return None if bool(failed.any()) or not bool(torch.isfinite(lower).all()) else lower
+
+
 def cholesky(moments: Tensor) -> Tensor | None:
     """Roots L with ``L Lᴴ`` equal to a stack of positive definite matrices, many times faster than from
     eigenvectors; None where one of them is singular, or nearly so."""
-    roots, failed = torch.linalg.cholesky_ex(moments)
+    roots = triangles(moments)
+    if roots is None:
+        return None
     pivots = roots.diagonal(dim1=-2, dim2=-1).real
-    sound = not bool(failed.any()) and bool((pivots.amin(-1) > _SINGULAR * pivots.amax(-1)).all())
-    return roots if sound else None
+    return roots if bool((pivots.amin(-1) > _SINGULAR * pivots.amax(-1)).all()) else None
 
 
 def leading(blocks: Tensor, rank: int) -> Tensor:

@@ -5,12 +5,13 @@ import os
 import platform
 import time
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ksurgeon.errors import FolderError, RecipeError
 from ksurgeon.kernels.cache import cache_folder, cpu_model
@@ -27,6 +28,7 @@ from ksurgeon.surgery.storage import save
 from ksurgeon.train.data import open_data
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.log import Listener
+from ksurgeon.train.processes import place_of
 from ksurgeon.train.settings import make_settings
 
 __all__ = ["RESULTS", "run_recipe"]
@@ -41,6 +43,7 @@ def run_recipe(
     *,
     only: tuple[str, ...] = (),
     resume: bool = False,
+    device: str | None = None,
     listener: Listener | None = None,
     **options: Any,
 ) -> Results:
@@ -49,6 +52,7 @@ def run_recipe(
     Args:
         only: names of the variants to do; all if left out.
         resume: leave out variants whose results are there, and go on with a training from its checkpoint.
+        device: "cpu" keeps off GPUs; left out, surgery and training run on a GPU if there is one.
         options: settings that go over those of every training.
 
     Raises:
@@ -62,7 +66,7 @@ def run_recipe(
         make_settings(**{**stage.settings, **options})
     told = listener or Listener()
     places = _prepare(recipe, told)
-    source = _open(recipe, places)
+    source = _open(recipe, places, place_of(device))
     for note in source.notes:
         told.note(note)
     file = folder / RESULTS
@@ -75,7 +79,7 @@ def run_recipe(
         if (only and variant.name not in only) or (resume and variant.name in results["variants"]):
             continue
         told.note(f"variant {variant.name}")
-        done = _one(recipe, variant, source, places, folder, resume, told, options)
+        done = _one(recipe, variant, source, places, folder, resume, told, device, options)
         results["variants"][variant.name] = done
         _write(file, results)
     return results
@@ -89,6 +93,7 @@ def _one(
     folder: Path,
     resume: bool,
     told: Listener,
+    device: str | None,
     options: dict[str, Any],
 ) -> Results:
     begin = time.perf_counter()
@@ -96,13 +101,14 @@ def _one(
     done: Results = {
         "parameters": count_nonzero(student),
         "surgery_seconds": time.perf_counter() - begin,
+        "options": options,
         "after_surgery": _evaluate(recipe, student, places, told, f"{variant.name} after surgery"),
         "training": [],
     }
     place = folder / variant.name
     for number, stage in enumerate(recipe.train):
         work = folder / f"{variant.name}.training" / str(number)
-        trained = _train(recipe, stage, student, source.model, places, work, resume, told, options)
+        trained = _train(recipe, stage, student, source.model, places, work, resume, told, device, options)
         done["training"].append(_plain(stage, trained))
     done["after_training"] = _evaluate(recipe, student, places, told, f"{variant.name} after training")
     if record_of(student) is not None:
@@ -159,6 +165,7 @@ def _train(
     work: Path,
     resume: bool,
     told: Listener,
+    device: str | None,
     options: dict[str, Any],
 ) -> Trained:
     settings = {"seed": recipe.seed, **stage.settings, **options}
@@ -166,6 +173,7 @@ def _train(
         "folder": work,
         "resume": resume and work.is_dir(),
         "listener": told,
+        "device": device,
         **settings,
     }
     if stage.transform is not None:
@@ -201,14 +209,16 @@ def _prepare(recipe: Recipe, told: Listener) -> dict[str, str]:
         raise RecipeError(f"{recipe.prepare} raised {type(error).__name__}: {error}") from error
 
 
-def _open(recipe: Recipe, places: dict[str, str]) -> LoadedModel:
+def _open(recipe: Recipe, places: dict[str, str], device: torch.device) -> LoadedModel:
     model = recipe.model
-    return open_model(
+    loaded = open_model(
         _filled(model.name, places),
         weights=_filled(model.weights, places),
         seed=recipe.seed,
         input_size=model.input_size,
     )
+    inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), loaded.example_inputs)
+    return replace(loaded, model=loaded.model.to(device), example_inputs=inputs)
 
 
 def _evaluate(

@@ -70,7 +70,7 @@ def target_source(
         if settings.cache_teacher:
             listener.note("the teacher's outputs are not kept: they are more than a vector for each example")
         return teacher
-    place = _place(teacher, data, sorted(small))
+    place = _place(teacher, data, sorted(small), accelerator.mixed_precision)
     if place is not None and (place / _FILE).is_file():
         return Kept(load_file(place / _FILE))
     outputs = _compute(teacher, data, {n: wanted[n] for n in sorted(small)}, accelerator, listener)
@@ -112,11 +112,12 @@ def _compute(
     return outputs
 
 
-def _place(teacher: Teacher, data: Data, names: list[str]) -> Path | None:
+def _place(teacher: Teacher, data: Data, names: list[str], precision: str) -> Path | None:
     """Where the outputs of these texts lie; None for other examples, which are not told apart so easily."""
     if data.source.modality != "text":
         return None
-    digest = hashlib.sha256(repr((names, data.settings.max_length, data.settings.task)).encode())
+    about = (names, data.settings.max_length, data.settings.task, precision)
+    digest = hashlib.sha256(repr(about).encode())
     digest.update(f"{teacher.reader.pooling} {type(teacher.model).__name__} {torch.__version__}".encode())
     for name, tensor in sorted(teacher.model.state_dict().items()):
         digest.update(name.encode())

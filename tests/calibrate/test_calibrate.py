@@ -8,7 +8,7 @@ from torch import nn
 
 from ksurgeon.calibrate import calibrate, harm_for, open_data
 from ksurgeon.calibrate.harm import embeddings
-from ksurgeon.calibrate.moments import Gram, HashedMoment, SketchedMoment
+from ksurgeon.calibrate.moments import Gram, HashedMoment, SketchedMoment, root_of
 from ksurgeon.calibrate.storage import load_calibration, save_calibration
 from ksurgeon.calibrate.text import _drawn
 from ksurgeon.errors import InputError
@@ -162,6 +162,24 @@ def test_a_sketch_keeps_leading_directions_and_the_trace():
     assert (sketch.matrix()[0] - wanted).norm() < 0.02 * wanted.norm()
     assert float(sketch.matrix()[0].trace()) == pytest.approx(float(wanted.trace()))
     assert float(hashed.matrix()[0].trace()) == pytest.approx(float(wanted.trace()), rel=0.3)
+
+
+def test_a_solver_that_gives_up_without_a_word(monkeypatch):
+    """As cuSOLVER does for a matrix that is positive semidefinite up to rounding."""
+    rows = torch.randn(50, 4, dtype=torch.float64)
+    real, asked = torch.linalg.cholesky_ex, []
+
+    def silent(matrix):
+        asked.append(matrix)
+        lower, failed = real(matrix)
+        return (lower * float("nan"), failed) if len(asked) == 1 else (lower, failed)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", silent)
+    root = root_of(rows.T @ rows)
+    assert len(asked) == 2 and torch.allclose(root.T @ root, rows.T @ rows)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        root_of(torch.full((3, 3), float("inf"), dtype=torch.float64))
+    assert root_of(torch.zeros(3, 3, dtype=torch.float64)).abs().max() < 1e-100
 
 
 def test_long_vectors_are_sketched():

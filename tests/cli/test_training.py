@@ -162,7 +162,7 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(texts.sentences()))
     (tmp_path / "tiny.toml").write_text(RECIPE)
     (tmp_path / "tiny.py").write_text(FUNCTIONS)
-    ran = run("run", "tiny.toml", "--only", "k", "--only", "pruned")
+    ran = run("run", "tiny.toml", "--only", "k", "--only", "pruned", "--device", "cpu")
     assert ran.status == 0, ran.err
     file = tmp_path / "runs" / "tiny" / "results.json"
     results = json.loads(file.read_text())
@@ -176,6 +176,7 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     assert ran.status == 0 and "low" in ran.out
     after = json.loads(file.read_text())["variants"]
     assert after["k"] == done and after["low"]["training"][0]["steps"] == 2
+    assert not done["options"] and after["low"]["options"] == {"steps": 2}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ _SECONDS_PER_BYTE = 1 / 2.5e12
 _SECONDS_PER_MULTIPLICATION = {2: 1 / 200e12, 4: 1 / 30e12, 8: 1 / 8e12}
 
 _SMALLEST, _LARGEST = 16, 64  # sides of a product on the tensor cores
-# Of a program of 8 warps that takes several blocks, by bytes of an entry: sums in float32 that it holds,
-# outputs and inputs of each block at a time, depth of the pipeline. As many as registers hold.
-_GROUPED = {2: (16384, 64, 32, 3), 4: (8192, 32, 16, 2), 8: (4096, 16, 16, 1)}
+# Of a program that takes several blocks, by bytes of an entry: rows, fewest and most outputs, most inputs of
+# each block at a time, warps, depth of the pipeline. For half precision what was fastest on an H200.
+_GROUPED = {2: (16, 32, 64, 32, 4, 2), 4: (32, 16, 32, 16, 8, 2), 8: (32, 16, 16, 16, 8, 1)}
 
 
 class Tiles(NamedTuple):
@@ -82,10 +82,12 @@ def step_tiles(pattern: Pattern, rows: int, side_by_side: bool, itemsize: int, w
         tiles = Tiles(most, 1, _SMALLEST, _side(c), 2, 2)
     elif side_by_side and d > 1:
         group = min(1 << (d - 1).bit_length(), 8)
-        sums, widest, inner, stages = _GROUPED[itemsize]
-        out = min(out, widest)
-        rows_each = min(most, max(sums // (group * out), _SMALLEST), _LARGEST)
-        tiles = Tiles(rows_each, group, out, _side(c, inner), 8, stages)
+        rows_each, narrowest, widest, inner, warps, stages = _GROUPED[itemsize]
+        out, inner = min(max(out, narrowest), widest), _side(c, inner)
+        at_once = c <= inner
+        tiles = Tiles(
+            min(most, rows_each), group, out, inner, 8 if at_once else warps, 1 if at_once else stages
+        )
     else:
         inner = _side(c, largest if itemsize < 8 else _SMALLEST)
         tiles = Tiles(most, 1, out, inner, 8 if most * out >= 8192 else 4, 2)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ksurgeon.errors import WeightsError
 from ksurgeon.kernels.reference import apply_factor
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.subspace import triangles
 
 __all__ = ["Metric", "OnSweep", "alternate", "as_columns", "outputs"]
 
@@ -234,8 +235,8 @@ def _root(gram: Tensor) -> Tensor:
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     ridge = _RIDGE if gram.dtype in (torch.float64, torch.complex128) else _RIDGE_NARROW
     while True:
-        root, info = torch.linalg.cholesky_ex(gram + ridge * trace * eye)
-        if not bool(info.any()):
+        root = triangles(gram + ridge * trace * eye)
+        if root is not None:
             return root
         ridge *= 100
         if ridge > 1e6:
