@@ -1,16 +1,16 @@
 """Factors of a chain from a dense matrix, by the leading singular vectors of its blocks."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ksurgeon.errors import StructureError, WeightsError
+from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull, transposed_chain
 from ksurgeon.kmatrix.subspace import cholesky, leading, wide
 
-__all__ = ["arranged", "balance_", "factorise"]
+__all__ = ["arranged", "factorise"]
 
 # Entries of the blocks decomposed at once.
 _ENTRIES = 2**20
@@ -61,7 +61,7 @@ def factorise(weight: Tensor, patterns: Sequence[Pattern], moment: Tensor | None
         factors = _peel(stack, chain, from_last, moment)
     except StructureError:
         factors = _peel(stack, chain, not from_last, None)
-    balance_(factors)
+    balance_(factors, sweeps=2)
     return factors
 
 
@@ -168,16 +168,3 @@ def _parts(moment: Tensor, pattern: Pattern) -> Tensor:
         return roots
     values, vectors = torch.linalg.eigh(parts)
     return vectors * values.clamp(min=0).sqrt()[..., None, :]
-
-
-@torch.no_grad()
-def balance_(factors: Sequence[Tensor], sweeps: int = 2) -> None:
-    """Scale every entry between two factors so that both have it with equal norms; the product stays."""
-    pairs = list(pairwise(factors))
-    for first, second in (pairs + pairs[::-1]) * sweeps:
-        (a1, d1, b1, _), (a2, d2, _, c2) = first.shape, second.shape
-        given = torch.linalg.vector_norm(first, dim=3).mT.reshape(-1)
-        taken = torch.linalg.vector_norm(second, dim=2).mT.reshape(-1)
-        scale = torch.where((given > 0) & (taken > 0), (taken / given).sqrt(), 1.0)
-        first.mul_(scale.view(a1, b1, d1).mT[..., None])
-        second.div_(scale.view(a2, c2, d2).mT[..., None, :])

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import TrainingError
+from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.subspace import wide
 from ksurgeon.rules.schema import matching
 from ksurgeon.surgery.kinds import kind_of
 from ksurgeon.train.settings import Settings
@@ -87,9 +89,10 @@ def _paths(name: str) -> tuple[str, ...]:
 
 @torch.no_grad()
 def balance_factors(model: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:
-    """Scale the factors of every K-matrix to the same gain; the products, and Adam's steps, stay the same.
+    """Give the factors of every K-matrix the same gain; the products, and Adam's steps, stay the same.
 
-    A factor's gain is the ratio by which it changes the norm of a random vector.
+    A factor's gain is the ratio by which it changes the norm of a random vector. Without an optimiser, whose
+    state could not follow, the factors are those of least norm, too (``balance_``).
     """
     for matrix in model.modules():
         if not isinstance(matrix, KMatrix):
@@ -97,6 +100,11 @@ def balance_factors(model: nn.Module, optimiser: torch.optim.Optimizer | None = 
         factors = list(matrix.factors)
         if len(factors) < 2 or not all(isinstance(factor, nn.Parameter) for factor in factors):
             continue
+        if optimiser is None:
+            evened = [factor.detach().to(wide(factor), copy=True) for factor in factors]
+            balance_(evened)
+            for factor, value in zip(factors, evened, strict=True):
+                factor.copy_(value)
         gains = torch.stack([_gain(factor) for factor in factors])
         if not bool(((gains > 0) & gains.isfinite()).all()):
             continue

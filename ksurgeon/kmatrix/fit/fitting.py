@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.exact import exact_factors
 from ksurgeon.kmatrix.fit.alternate import OnSweep, alternate, as_columns, outputs
 from ksurgeon.kmatrix.fit.problem import Problem
@@ -108,6 +109,8 @@ def fit_all_(
         parts = [_fit_plain(first.structure, patterns, problem, steps, on_step)]
     holders = [list(matrices), [matrix.side for matrix in matrices if matrix.side is not None]]
     for same, factors in zip(holders, parts, strict=False):
+        factors = [factor.to(wide(factor), copy=True) for factor in factors]
+        balance_(factors)
         for position, factor in enumerate(_evenly(factors, problem.scale)):
             for holder, piece in zip(same, factor.chunk(len(matrices)), strict=True):
                 holder.factors[position].copy_(piece)

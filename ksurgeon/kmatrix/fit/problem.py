@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ksurgeon.errors import StructureError, WeightsError
-from ksurgeon.kmatrix.factorise import balance_, factorise
+from ksurgeon.kmatrix.balance import balance_
+from ksurgeon.kmatrix.factorise import factorise
 from ksurgeon.kmatrix.fit.alternate import Metric, as_columns
 from ksurgeon.kmatrix.fit.two_sided import triangle
 from ksurgeon.kmatrix.matrix import KMatrix
@@ -101,7 +102,7 @@ class Problem:
             return factorise(blocks, patterns, self.moment)
         first, second = factorise(slopes @ blocks, patterns, self.moment)
         factors = [first, torch.linalg.solve_triangular(slopes[:, None], second, upper=True)]
-        balance_(factors)
+        balance_(factors, sweeps=2)
         return factors
 
     @cached_property
