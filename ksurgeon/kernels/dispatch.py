@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.kernels import cpu, cuda, reference
+from ksurgeon.kernels.compiling import constant
 
 __all__ = ["apply_chain", "at_once", "available_backends", "chosen_backend", "reference_only"]
 
@@ -29,6 +30,7 @@ _chosen: Backend | None = None
 _chosen_on_gpu: Backend | None = None
 
 
+@constant
 def chosen_backend(device: torch.device | None = None) -> str:
     """Name of the backend for tensors on ``device``: ``KSURGEON_BACKEND``, or the best.
 

@@ -292,6 +292,21 @@ def test_devices_that_cannot_say_so_once(monkeypatch: pytest.MonkeyPatch) -> Non
         cuda._runs_on.cache_clear()
 
 
+def test_what_a_compiler_cannot_trace_is_asked_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KSURGEON_BACKEND", "cuda")
+    monkeypatch.setattr(dispatch, "_chosen", None)
+    monkeypatch.setattr(dispatch, "_chosen_on_gpu", None)
+    monkeypatch.setattr(cuda, "is_available", lambda: torch.cuda.device_count() >= 0)
+    layer, x = KLinear(32, 32, device=DEVICE), torch.randn(3, 32, device=DEVICE)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    try:
+        assert torch.allclose(
+            compiled(x), reference.apply_chain(x, list(layer.matrix.factors), -1, layer.bias)
+        )
+    finally:
+        torch._dynamo.reset()
+
+
 def test_operators_are_traced_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_runs_on", lambda kind, index: True)
     with FakeTensorMode():

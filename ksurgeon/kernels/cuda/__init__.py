@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.activation import activate, check_activation
+from ksurgeon.kernels.compiling import constant
 from ksurgeon.kernels.cuda import ops
 
 __all__ = ["apply_chain", "index_of", "is_available", "why_not"]
@@ -29,6 +30,7 @@ def is_available() -> bool:
 
 
 @lru_cache
+@constant
 def why_not(index: int) -> str | None:
     """Why the kernels do not run on a GPU, or None if they do."""
     if torch.version.hip is not None:
@@ -47,6 +49,7 @@ def index_of(device: torch.device) -> int:
 
 
 @lru_cache
+@constant
 def _runs_on(kind: str, index: int | None) -> bool:
     """Whether the kernels run on a device; says once why they do not run on a GPU."""
     if kind != "cuda":
