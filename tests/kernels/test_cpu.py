@@ -115,6 +115,22 @@ def test_gradients_are_those_of_the_reference(
         assert_near(got, want, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape, dim", [((12,), -1), ((0, 12), 1), ((2, 3, 12), 2), ((2, 12, 3), 1)])
+def test_low_ranks_are_trained(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    leaves = [drawn(dtype, *shape), drawn(dtype, 9), drawn(dtype, 1, 1, 5, 12), drawn(dtype, 1, 1, 9, 5)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    exact = torch.complex128 if dtype.is_complex else torch.float64
+    doubles = [leaf.detach().to(exact).requires_grad_() for leaf in leaves]
+    y = cpu.apply_chain(leaves[0], leaves[2:], dim, leaves[1])
+    want = reference.apply_chain(doubles[0], doubles[2:], dim, doubles[1])
+    assert_near(y, want, dtype)
+    wanted = torch.autograd.grad(want, doubles, torch.ones_like(want))
+    for got, one in zip(torch.autograd.grad(y, leaves, torch.ones_like(y)), wanted, strict=True):
+        assert_near(got, one, dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_half_precision_is_rounded_as_torch_rounds(dtype: torch.dtype, dim: int) -> None:
