@@ -51,7 +51,7 @@ def evaluate(model: nn.Module, places: dict[str, str]) -> dict[str, float]:
 
     teacher = create_model("tf_efficientnet_lite0")
     load_checkpoint(teacher, places["weights"])
-    teacher.eval()
+    teacher.eval().to(next(model.parameters()).device)
     same, seen = 0, 0
     for batch in _batches(sorted(Path(places["test"]).glob("*.jpg"))):
         same += int((_classes(model, batch) == _classes(teacher, batch)).sum())

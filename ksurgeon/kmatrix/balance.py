@@ -11,7 +11,9 @@ from ksurgeon.kmatrix.patterns import Pattern
 __all__ = ["balance_"]
 
 _UNEVEN = 1e-4  # relative; what is nearer to balance is left as it is, bit for bit
-_LEAST = 1e-3  # singular value, relative to the largest, whose direction is kept alive on both sides
+_LEAST = 1e-3  # of the largest singular value: a direction of less is still given, so that it can be learned
+
+_NOTHING = 1e-9  # of the norms: a product that is zero up to rounding
 
 
 @torch.no_grad()
@@ -25,7 +27,8 @@ def balance_(factors: Sequence[Tensor], sweeps: int = 4) -> None:
     every entry, then changes the product by as much as its own norm.
 
     Args:
-        factors: in the order they are applied, ``(a, d, b, c)``; best in double precision.
+        factors: in the order they are applied, ``(a, d, b, c)``; best in double precision. Blocks with
+            entries that are not finite stay as they are.
         sweeps: from the first to the last and back.
     """
     pairs = list(pairwise(factors))
@@ -47,12 +50,12 @@ def _balance_pair(first: Tensor, second: Tensor) -> None:
     moments = given @ given.mH, taken.mH @ taken
     size = [torch.linalg.matrix_norm(moment) for moment in moments]
     uneven = torch.linalg.matrix_norm(moments[0] - moments[1]) > _UNEVEN * (size[0] + size[1])
-    uneven &= (size[0] > 0) & (size[1] > 0)
+    uneven &= (size[0] > 0) & (size[1] > 0) & size[0].isfinite() & size[1].isfinite()
     if not bool(uneven.any()):
         return
-    new_given, new_taken = _scaled(given, taken) if shared == 1 else _split(given, taken)
-    mask = uneven[..., None, None] & _finite(new_given) & _finite(new_taken)
-    given, taken = torch.where(mask, new_given, given), torch.where(mask, new_taken, taken)
+    made = (_scaled if shared == 1 else _split)(given[uneven], taken[uneven])
+    given, taken = given.clone(), taken.clone()
+    given[uneven], taken[uneven] = made
     first.copy_(given.transpose(1, 2).reshape(a1, b1, d1, c1).permute(0, 2, 1, 3))
     second.copy_(taken.permute(0, 3, 1, 2).reshape(a2, c2, d2, b2).permute(0, 2, 3, 1))
 
@@ -63,12 +66,11 @@ def _scaled(given: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _split(given: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    left, values, right = torch.linalg.svd(taken @ given, full_matrices=False)
-    shared = given.shape[-2]
-    left, values, right = left[..., :shared], values[..., :shared], right[..., :shared, :]
+    left, upper = torch.linalg.qr(taken)
+    right, lower = torch.linalg.qr(given.mH)
+    u, values, v = torch.linalg.svd(upper @ lower.mH)
+    size = torch.linalg.matrix_norm(given) * torch.linalg.matrix_norm(taken)
+    alive = (values[..., 0] > _NOTHING * size)[..., None, None]
     root = values.clamp(min=_LEAST * values[..., :1]).sqrt()
-    return root[..., None] * right, left * (values / root)[..., None, :]
-
-
-def _finite(blocks: Tensor) -> Tensor:
-    return blocks.isfinite().flatten(-2).all(-1)[..., None, None]
+    new_given, new_taken = root[..., None] * (v @ right.mH), left @ u * (values / root)[..., None, :]
+    return torch.where(alive, new_given, given), torch.where(alive, new_taken, taken)

@@ -28,7 +28,7 @@ from ksurgeon.surgery.storage import save
 from ksurgeon.train.data import open_data
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.log import Listener
-from ksurgeon.train.processes import place_of
+from ksurgeon.train.processes import device_of
 from ksurgeon.train.settings import make_settings
 
 __all__ = ["RESULTS", "run_recipe"]
@@ -66,7 +66,7 @@ def run_recipe(
         make_settings(**{**stage.settings, **options})
     told = listener or Listener()
     places = _prepare(recipe, told)
-    source = _open(recipe, places, place_of(device))
+    source = _open(recipe, places, device_of(device))
     for note in source.notes:
         told.note(note)
     file = folder / RESULTS
@@ -101,7 +101,7 @@ def _one(
     done: Results = {
         "parameters": count_nonzero(student),
         "surgery_seconds": time.perf_counter() - begin,
-        "options": options,
+        "device": str(device_of(device)),
         "after_surgery": _evaluate(recipe, student, places, told, f"{variant.name} after surgery"),
         "training": [],
     }
@@ -109,7 +109,7 @@ def _one(
     for number, stage in enumerate(recipe.train):
         work = folder / f"{variant.name}.training" / str(number)
         trained = _train(recipe, stage, student, source.model, places, work, resume, told, device, options)
-        done["training"].append(_plain(stage, trained))
+        done["training"].append(_plain(stage, options, trained))
     done["after_training"] = _evaluate(recipe, student, places, told, f"{variant.name} after training")
     if record_of(student) is not None:
         save(student, place)
@@ -184,9 +184,10 @@ def _train(
     return distill(student, teacher, data, **common)
 
 
-def _plain(stage: TrainStage, trained: Trained) -> Results:
+def _plain(stage: TrainStage, options: dict[str, Any], trained: Trained) -> Results:
     return {
         "kind": stage.kind,
+        "settings": {**stage.settings, **options},
         "steps": trained.steps,
         "seconds": trained.seconds,
         "examples_per_second": trained.rate,

@@ -92,7 +92,8 @@ def balance_factors(model: nn.Module, optimiser: torch.optim.Optimizer | None = 
     """Give the factors of every K-matrix the same gain; the products, and Adam's steps, stay the same.
 
     A factor's gain is the ratio by which it changes the norm of a random vector. Without an optimiser, whose
-    state could not follow, the factors are those of least norm, too (``balance_``).
+    state could not follow, the factors are those of least norm up to these gains (``balance_``), where all of
+    them are trained, in single precision at least.
     """
     for matrix in model.modules():
         if not isinstance(matrix, KMatrix):
@@ -100,7 +101,7 @@ def balance_factors(model: nn.Module, optimiser: torch.optim.Optimizer | None = 
         factors = list(matrix.factors)
         if len(factors) < 2 or not all(isinstance(factor, nn.Parameter) for factor in factors):
             continue
-        if optimiser is None:
+        if optimiser is None and all(f.requires_grad and f.element_size() >= 4 for f in factors):
             evened = [factor.detach().to(wide(factor), copy=True) for factor in factors]
             balance_(evened)
             for factor, value in zip(factors, evened, strict=True):

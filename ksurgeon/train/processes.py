@@ -26,11 +26,11 @@ def is_first_process() -> bool:
     return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
 
 
-def place_of(device: str | None) -> torch.device:
+def device_of(device: str | None) -> torch.device:
     """The device on which a training of this process runs; ``device`` is as ``make_accelerator`` takes it."""
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def make_accelerator(settings: Settings, device: str | None, tracking: str | None) -> "Accelerator":
@@ -49,7 +49,7 @@ def make_accelerator(settings: Settings, device: str | None, tracking: str | Non
         from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as error:
         raise TrainingError("training needs the library accelerate: pip install 'ksurgeon[train]'") from error
-    on_cpu = place_of(device).type == "cpu"
+    on_cpu = device_of(device).type == "cpu"
     shared: dict[str, Any] = PartialState._shared_state
     distributed = shared.get("_shared_state") or (shared and PartialState().num_processes > 1)
     AcceleratorState._reset_state(reset_partial_state=not distributed)

@@ -176,7 +176,8 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     assert ran.status == 0 and "low" in ran.out
     after = json.loads(file.read_text())["variants"]
     assert after["k"] == done and after["low"]["training"][0]["steps"] == 2
-    assert not done["options"] and after["low"]["options"] == {"steps": 2}
+    assert done["device"] == "cpu" and done["training"][0]["settings"]["steps"] == 3
+    assert after["low"]["training"][0]["settings"]["steps"] == 2
 
 
 @pytest.mark.parametrize(

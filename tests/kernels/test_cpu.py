@@ -131,6 +131,16 @@ def test_low_ranks_are_trained(shape: tuple[int, ...], dim: int, dtype: torch.dt
         assert_near(got, one, dtype)
 
 
+def test_a_bias_of_another_dtype_is_added_in_training_too() -> None:
+    factors = [torch.randn(1, 1, 5, 12), torch.randn(1, 1, 9, 5)]
+    x, bias = torch.randn(3, 12, requires_grad=True), torch.randn(9, dtype=torch.float64)
+    y = cpu.apply_chain(x, factors, -1, bias)
+    assert y.dtype == torch.float32 and y.requires_grad
+    assert torch.allclose(y, reference.apply_chain(x, factors, -1, bias), atol=1e-5)
+    with pytest.raises(ValueError, match="bias"):
+        cpu.apply_chain(x, factors, -1, torch.randn(1))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_half_precision_is_rounded_as_torch_rounds(dtype: torch.dtype, dim: int) -> None:

@@ -92,11 +92,28 @@ def test_directions_that_nothing_takes_can_still_learn():
     before = product([first, second])
     balance_([first, second])
     torch.testing.assert_close(product([first, second]), before)
-    assert first.norm(dim=3).min() > 0  # so the other one has a gradient
+    assert first.norm(dim=3).min() > 1e-2 * first.norm(dim=3).max()  # so the other one has a gradient
     zeros = [torch.randn(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)]
     kept = zeros[0].clone()
     balance_(zeros)
     assert torch.equal(zeros[0], kept)
+    across = [torch.eye(4).repeat(1, 1, 1, 1), torch.eye(4).repeat(1, 1, 1, 1)]  # a product of zeros
+    across[0][..., :2, :], across[1][..., 2:] = 0, 0
+    across[1] *= 3
+    kept = [factor.clone() for factor in across]
+    balance_(across)
+    assert all(map(torch.equal, across, kept))
+
+
+def test_blocks_that_are_not_finite_stay_and_the_others_are_balanced():
+    first, second = drawn([(2, 4, 4, 1)] * 2)
+    second *= 100
+    first[0, 0, 1, 2] = float("nan")
+    kept, before = first.clone(), second[1] @ first[1]
+    balance_([first, second])
+    assert torch.equal(first[0].nan_to_num(7), kept[0].nan_to_num(7))
+    assert not torch.equal(first[1], kept[1])
+    torch.testing.assert_close(second[1] @ first[1], before)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +124,7 @@ def test_a_fit_ends_in_balance(structure):
     inputs = torch.randn(200, 48, dtype=torch.float64) * torch.logspace(0, -3, 48, dtype=torch.float64)
     matrix = KMatrix(48, structure=structure, dtype=torch.float64)
     fit_(matrix, torch.randn(48, 48), moment=inputs.T @ inputs / 200)
-    before = energy(matrix.factors)
-    balance_(list(matrix.factors), sweeps=20)
-    assert energy(matrix.factors) > 0.9 * before
+    for part in (matrix, matrix.side) if matrix.side is not None else (matrix,):
+        before = energy(part.factors)
+        balance_(list(part.factors), sweeps=20)
+        assert energy(part.factors) > 0.5 * before  # what is left to gain is that of even gains

@@ -34,7 +34,8 @@ def apply_chain(
     """Apply a chain by the compiled kernels where they can, by the reference elsewhere.
 
     Eager inference on plain CPU tensors calls the library at once. Where gradients are wanted, or the call
-    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Activations
+    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``; eager training
+    of whole matrices, as a low rank has them, is PyTorch's own products. Activations
     of complex numbers, other devices, autocast, ``torch.func`` transforms, ``torch.jit.trace`` and
     forward-mode derivatives are left to the reference.
     """
@@ -65,8 +66,7 @@ def apply_chain(
         or any([factor.requires_grad for factor in factors])
         or (bias is not None and bias.requires_grad)
     ):
-        along_last = dim in (-1, x.dim() - 1)
-        if along_last and all([factor.shape[0] * factor.shape[1] == 1 for factor in factors]):
+        if dim in (-1, x.dim() - 1) and dtype is not torch.float16 and _are_matrices(x, factors, bias):
             return _by_matrices(x, factors, bias, activation)
         return _by_operator(x, factors, dim, bias, activation)
     return forward(x, factors, bias, dim, activation)
@@ -91,8 +91,15 @@ def at_once(
     return shortly(x, factors, bias, activation)
 
 
+def _are_matrices(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> bool:
+    """Whether the factors have one block each, and everything is of one dtype."""
+    return all([f.shape[0] * f.shape[1] == 1 and f.dtype is x.dtype for f in factors]) and (
+        bias is None or (bias.dtype is x.dtype and bias.shape == (factors[-1].shape[2],))
+    )
+
+
 def _by_matrices(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, activation: str | None) -> Tensor:
-    """A chain of whole matrices, as a low rank is: PyTorch trains them in half of the kernels' time."""
+    """A chain of whole matrices: PyTorch trains it in half of the kernels' time, but for float16."""
     for factor in factors[:-1]:
         x = F.linear(x, factor[0, 0])
     return activate(F.linear(x, factors[-1][0, 0], bias), activation)
