@@ -112,7 +112,8 @@ def _one(
         done["training"].append(_plain(stage, options, trained))
     done["after_training"] = _evaluate(recipe, student, places, told, f"{variant.name} after training")
     if record_of(student) is not None:
-        save(student, place)
+        named = source.source.name if source.source.kind == "transformers" else None
+        save(student, place, files_from=named)
     return done
 
 

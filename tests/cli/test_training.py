@@ -171,6 +171,7 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     assert done["parameters"] < results["dense"]["parameters"]
     assert done["training"][0]["steps"] == 3 and done["after_training"]["size"] == done["parameters"]
     assert ksurgeon.load(tmp_path / "runs" / "tiny" / "k") is not None
+    assert (tmp_path / "runs" / "tiny" / "k" / "tokenizer_config.json").is_file()
     assert run("run", "tiny.toml").status == 1
     ran = run("run", "tiny.toml", "--resume", "--set", "steps=2")
     assert ran.status == 0 and "low" in ran.out
