@@ -17,7 +17,7 @@ from ksurgeon.train.faults import describe_fault
 from ksurgeon.train.log import Evaluation, Listener, Step
 from ksurgeon.train.modes import training_mode
 from ksurgeon.train.objective import Objective
-from ksurgeon.train.parameters import Averaged, balance_factors, parameter_groups
+from ksurgeon.train.parameters import Averaged, balance_factors, make_optimiser
 from ksurgeon.train.passes import Passes
 from ksurgeon.train.permutations import relaxed, set_temperature
 from ksurgeon.train.preprocess import Batch
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Loop"]
-
-# A gradient that is nothing but rounding, as that of a key's bias, must not be blown up to a whole step.
-_EPSILON = 1e-6
 
 
 class Loop:
@@ -65,7 +62,7 @@ class Loop:
         self.accelerator, self.listener = accelerator, listener
         self.checkpoints, self.stop = checkpoints, Stop() if stop is None else stop
         self.passes = Passes(objective, targets, accelerator, data.batch)
-        optimiser = torch.optim.AdamW(parameter_groups(objective, settings), betas=(0.9, 0.99), eps=_EPSILON)
+        optimiser = make_optimiser(objective, settings)
         model, wrapped = accelerator.prepare(objective, optimiser)
         trained = [p for group in optimiser.param_groups for p in group["params"]]
         self.state = State(

@@ -16,7 +16,10 @@ from ksurgeon.rules.schema import matching
 from ksurgeon.surgery.kinds import kind_of
 from ksurgeon.train.settings import Settings
 
-__all__ = ["Averaged", "balance_factors", "factors_of", "freeze", "parameter_groups"]
+__all__ = ["Averaged", "balance_factors", "factors_of", "freeze", "make_optimiser", "parameter_groups"]
+
+# A gradient that is nothing but rounding, as that of a key's bias, must not be blown up to a whole step.
+_EPSILON = 1e-6
 
 
 def factors_of(model: nn.Module) -> set[int]:
@@ -52,6 +55,16 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any
         for kind, parameters in groups.items()
         if parameters
     ]
+
+
+def make_optimiser(
+    model: nn.Module, settings: Settings, betas: tuple[float, float] = (0.9, 0.99), eps: float = _EPSILON
+) -> torch.optim.Optimizer:
+    """AdamW with the groups of ``parameter_groups``, in one pass over each parameter where PyTorch can:
+    students have many small ones."""
+    groups = parameter_groups(model, settings)
+    fused = all(parameter.is_floating_point() for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
 
 
 @contextmanager

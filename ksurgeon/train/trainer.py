@@ -9,7 +9,7 @@ from transformers import Trainer
 from ksurgeon.train.blocks import pair_blocks
 from ksurgeon.train.objective import Objective, Teacher
 from ksurgeon.train.outputs import Reader
-from ksurgeon.train.parameters import balance_factors, parameter_groups
+from ksurgeon.train.parameters import balance_factors, make_optimiser
 from ksurgeon.train.settings import Settings, make_settings
 
 __all__ = ["DistillationTrainer"]
@@ -51,9 +51,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if optimiser is None:
             given = self.settings.model_dump(exclude_unset=True)
             given |= {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
-            groups = parameter_groups(self.model, make_settings(**given))
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            optimiser = torch.optim.AdamW(groups, betas=betas, eps=self.args.adam_epsilon)
+            optimiser = make_optimiser(self.model, make_settings(**given), betas, self.args.adam_epsilon)
         self.optimizer = optimiser
         return optimiser
 

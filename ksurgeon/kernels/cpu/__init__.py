@@ -68,7 +68,7 @@ def apply_chain(
     ):
         if dim in (-1, x.dim() - 1) and dtype is not torch.float16 and _are_matrices(x, factors, bias):
             return _by_matrices(x, factors, bias, activation)
-        return _by_operator(x, factors, dim, bias, activation)
+        return activate(ops.train_chain(x, factors, bias, dim), activation)
     return forward(x, factors, bias, dim, activation)
 
 

@@ -1,6 +1,7 @@
 """The kernels as operators of PyTorch: for autograd, ``torch.compile`` and ``torch.export``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from ksurgeon.kernels import reference
 from ksurgeon.kernels.cpu import run
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
 
-__all__ = ["chain", "chain_backward"]
+__all__ = ["chain", "chain_backward", "train_chain"]
 
 
 @torch.library.custom_op("ksurgeon::chain", mutates_args=(), device_types="cpu")
@@ -59,30 +60,62 @@ def _setup_context(
     ctx.dim, ctx.has_bias = dim, bias is not None  # type: ignore[attr-defined]
 
 
-def _backward(
-    ctx: torch.autograd.function.FunctionCtx, g: Tensor
-) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
-    x, *factors = ctx.saved_tensors  # type: ignore[attr-defined]
-    dim, needs = ctx.dim, ctx.needs_input_grad  # type: ignore[attr-defined]
-    axis = dim % x.dim()
-    need_x, need_factors, need_bias = needs[0], any(needs[1]), bool(needs[2])
+_Gradients = tuple[Tensor | None, Sequence[Tensor | None], Tensor | None]
+
+
+def _gradients(
+    ctx: Any, g: Tensor, needs: Sequence[bool], need_bias: bool, backward: Callable[..., list[Tensor]]
+) -> _Gradients:
+    """Of the input, the factors and the bias; ``needs`` says so of the input and of every factor."""
+    x, *factors = ctx.saved_tensors
+    dim, axis = ctx.dim, ctx.dim % x.dim()
+    need_factors = any(needs[1:])
     of_bias = g.movedim(axis, -1).reshape(-1, g.shape[axis]).sum(0) if need_bias else None
-    if not need_x and not need_factors:
-        return None, [None] * len(factors), of_bias, None
+    if not any(needs):
+        return None, [None] * len(factors), of_bias
     if torch.is_grad_enabled():  # a graph of the gradients is wanted: build it from plain operations
         with torch.enable_grad():
             y = reference.apply_chain(x, factors, dim)
         wanted = [t for t in (x, *factors) if t.requires_grad]
         made = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
         of_x, *rest = (next(made) if t.requires_grad else None for t in (x, *factors))
-        return of_x, rest, of_bias, None
-    of_x, *of_factors = chain_backward(g, x, factors, dim, need_x, need_factors)
-    return (
-        of_x if need_x else None,
-        list(of_factors) if need_factors else [None] * len(factors),
-        of_bias,
-        None,
-    )
+        return of_x, rest, of_bias
+    of_x, *of_factors = backward(g, x, factors, dim, needs[0], need_factors)
+    none: list[None] = [None] * len(factors)
+    return of_x if needs[0] else None, of_factors if need_factors else none, of_bias
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
+    needs = ctx.needs_input_grad
+    each = [any(needs[1])] * (len(ctx.saved_tensors) - 1)
+    of_x, of_factors, of_bias = _gradients(ctx, g, (needs[0], *each), bool(needs[2]), chain_backward)
+    return of_x, list(of_factors), of_bias, None
 
 
 chain.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Training(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, dim: int, *factors: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *factors)
+        ctx.dim = dim
+        return run.forward(x, factors, bias, dim, light=True)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        need_x, need_bias, _, *needs = ctx.needs_input_grad
+        of_x, of_factors, of_bias = _gradients(ctx, g, (need_x, *needs), need_bias, _at_once)
+        return of_x, of_bias, None, *of_factors
+
+
+def _at_once(g: Tensor, x: Tensor, factors: Sequence[Tensor], *rest: Any) -> list[Any]:
+    of_x, of_factors = run.backward(g, x, factors, *rest)
+    return [of_x, *(of_factors or ())]
+
+
+def train_chain(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
+    """``chain`` for eager training, where the operator's way through the dispatcher would take longer than
+    a small product."""
+    y: Tensor = _Training.apply(x, bias, dim, *factors)  # type: ignore[no-untyped-call]
+    return y

@@ -114,7 +114,7 @@ void run_backward(const KsChain& forward, const KsChain& transposed, const void*
   int64_t weights = 0;
   for (int64_t j = 0; j < steps; ++j) weights += ks_packed_size(forward.step[j], Vec<T>::N);
   if (count * forward.weights < SHARED_WEIGHTS) threads = 1;
-  const int64_t tile = tile_rows<T>(row, forward.steps + 4, count, threads);
+  const int64_t tile = tile_rows<T>(row, forward.steps + 4, count, threads, BACKWARD_ROWS);
   threads = (int)smaller(threads, (count + tile - 1) / tile);
   BackwardCall<T> call{forward, transposed, kind, x, g, gx, columns, gradients, count, row, plane_of<T>(forward),
                        tile, 0, weights, nullptr};

@@ -9,6 +9,7 @@
 #include "measure.h"
 
 static constexpr int64_t TILE_ROWS = 48;
+static constexpr int64_t BACKWARD_ROWS = 24;  // a factor's gradient reads them again and again: they fit L1
 static constexpr int64_t ROWS_STEP = 12;  // what blocks take at once divides it
 static constexpr int64_t TILE_BYTES = 1 << 20;    // of scratch for a tile of rows
 static constexpr int64_t SHARED_WEIGHTS = 1 << 16;  // weights for which few rows are shared out over threads
@@ -29,10 +30,11 @@ template <class T> int64_t row_of(const KsChain& chain) {
   return chain.step[0].planes == 1 ? plane : scratch_row<T>(2 * plane);
 }
 
-template <class T> int64_t tile_rows(int64_t row, int64_t buffers, int64_t count, int64_t threads) {
+template <class T>
+int64_t tile_rows(int64_t row, int64_t buffers, int64_t count, int64_t threads, int64_t most = TILE_ROWS) {
   const int64_t step = threads > 1 ? 4 : ROWS_STEP;  // evenly shared, or blocks of full size
   const int64_t fit = larger(8, TILE_BYTES / (int64_t)sizeof(T) / (buffers * row));
-  const int64_t tile = smaller(TILE_ROWS, fit), share = (count + threads - 1) / threads;
+  const int64_t tile = smaller(most, fit), share = (count + threads - 1) / threads;
   const int64_t tiles = larger(1, (share + tile - 1) / tile);
   const int64_t even = larger(1, (share + tiles - 1) / tiles);
   return even < step ? even : smaller(tile, (even + step - 1) / step * step);

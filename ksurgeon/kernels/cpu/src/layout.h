@@ -42,25 +42,31 @@ struct Layout {
   int64_t first(int64_t q) const { return vectors * q / blocks(); }
 };
 
-// Calls f(offset in the packed weights, lane) -> a, d, o, i of every weight there is.
-template <class F> inline void each_weight(const Layout& s, int64_t n, F f) {
+// Calls f(offset in the packed weights, offset in the plain ones, lanes) for every vector of weights there is:
+// all inputs of one vector of outputs before the next, as neighbouring inputs share the cache lines of plain ones.
+template <class F> inline void each_vector(const Layout& s, int64_t n, F f) {
+  const int64_t block = s.b * s.c;
   int64_t offset = 0;
   for (int64_t a = 0; a < s.a; a += s.fold)
     for (int64_t run = 0; run < s.runs; ++run)
-      for (int64_t q = 0; q < s.blocks(); ++q)
-        for (int64_t i = 0; i < s.c; ++i)
-          for (int64_t k = s.first(q); k < s.first(q + 1); ++k, offset += n) {
-            if (s.d >= n) {
-              int64_t d0 = run * n, lanes = s.d - d0 < n ? s.d - d0 : n;
-              for (int64_t l = 0; l < lanes; ++l) f(offset + l, a, d0 + l, k, i);
-            } else {
-              int64_t o0 = k * (n / s.d), lanes = k == s.vectors - 1 ? s.last : s.lanes;
-              for (int64_t l = 0; l < lanes; ++l) {
-                int64_t o = o0 + l / s.d;
-                f(offset + l, a + o / s.b, l % s.d, o % s.b, i);
-              }
-            }
-          }
+      for (int64_t q = 0; q < s.blocks(); ++q) {
+        const int64_t begin = s.first(q), count = s.first(q + 1) - begin;
+        for (int64_t k = 0; k < count; ++k) {
+          const int64_t left = s.d - run * n, o = begin + k;
+          const int64_t lanes = s.d >= n ? (left < n ? left : n) : o == s.vectors - 1 ? s.last : s.lanes;
+          const int64_t plain = (a * s.d + (s.d >= n ? run * n : 0)) * block + o * (s.d >= n ? 1 : n / s.d) * s.c;
+          for (int64_t i = 0; i < s.c; ++i) f(offset + (i * count + k) * n, plain + i, lanes);
+        }
+        offset += s.c * count * n;
+      }
+}
+
+// How far the plain weight of each lane of a vector lies from that of the first.
+inline void lane_offsets(const Layout& s, int64_t n, int64_t* at) {
+  for (int64_t l = 0; l < n; ++l) {
+    const int64_t o = l / s.d;
+    at[l] = s.d >= n ? l * s.b * s.c : ((o / s.b * s.d + l % s.d) * s.b + o % s.b) * s.c;
+  }
 }
 
 inline int64_t packed_size(const KsStep& step, int64_t n) {
@@ -69,16 +75,22 @@ inline int64_t packed_size(const KsStep& step, int64_t n) {
 }
 
 template <class T> void pack(const KsStep& step, const T* weight, T* packed) {
-  Layout s(step, Vec<T>::N);
-  memset(packed, 0, sizeof(T) * packed_size(step, Vec<T>::N));
-  each_weight(s, Vec<T>::N, [&](int64_t at, int64_t a, int64_t d, int64_t o, int64_t i) {
-    packed[at] = weight[((a * s.d + d) * s.b + o) * s.c + i];
+  constexpr int N = Vec<T>::N;
+  Layout s(step, N);
+  int64_t lane[N];
+  lane_offsets(s, N, lane);
+  memset(packed, 0, sizeof(T) * packed_size(step, N));
+  each_vector(s, N, [&](int64_t to, int64_t from, int64_t lanes) {
+    for (int64_t l = 0; l < lanes; ++l) packed[to + l] = weight[from + lane[l]];
   });
 }
 
 template <class T> void unpack(const KsStep& step, const T* packed, T* weight) {
-  Layout s(step, Vec<T>::N);
-  each_weight(s, Vec<T>::N, [&](int64_t at, int64_t a, int64_t d, int64_t o, int64_t i) {
-    weight[((a * s.d + d) * s.b + o) * s.c + i] = packed[at];
+  constexpr int N = Vec<T>::N;
+  Layout s(step, N);
+  int64_t lane[N];
+  lane_offsets(s, N, lane);
+  each_vector(s, N, [&](int64_t from, int64_t to, int64_t lanes) {
+    for (int64_t l = 0; l < lanes; ++l) weight[to + lane[l]] = packed[from + l];
   });
 }
