@@ -1,7 +1,8 @@
 """Data and evaluation of the recipe efficientnet_lite0."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -46,28 +47,21 @@ def evaluate(model: nn.Module, places: dict[str, str]) -> dict[str, float]:
     """``agreement``: per cent of held-out crops whose class is the original's; ``right``: of 20 pictures;
     ``cells``: per cent of solar cells that a linear classifier of the model's features tells sound or broken.
     """
-    from timm import create_model
-    from timm.models import load_checkpoint
-
-    teacher = create_model("tf_efficientnet_lite0")
-    load_checkpoint(teacher, places["weights"])
-    teacher.eval().to(next(model.parameters()).device)
-    same, seen = 0, 0
-    for batch in _batches(sorted(Path(places["test"]).glob("*.jpg"))):
-        same += int((_classes(model, batch) == _classes(teacher, batch)).sum())
-        seen += len(batch)
+    crops = sorted(Path(places["test"]).glob("*.jpg"))
+    same = _classes(model, crops) == _classes_of_original(places["weights"], tuple(crops))
     labelled = sorted(Path(places["pictures"]).glob("imagenet_*.jpg"))
-    wanted = [int(file.stem.rpartition("_")[2]) for file in labelled]
-    found = torch.cat([_classes(model, batch) for batch in _batches(labelled)]).tolist()
-    right = sum(one == other for one, other in zip(found, wanted, strict=True))
-    return {"agreement": 100 * same / seen, "right": float(right), "cells": _probe(model, places["cells"])}
+    wanted = torch.tensor([int(file.stem.rpartition("_")[2]) for file in labelled])
+    right = int((_classes(model, labelled) == wanted).sum())
+    agreement = 100 * float(same.float().mean())
+    return {"agreement": agreement, "right": float(right), "cells": _probe(model, places["cells"])}
 
 
 def transform(picture: Image.Image) -> Tensor:
     """The middle of a picture, 224 pixels wide, as the weights want it."""
     from torchvision.transforms import v2
 
-    crop = v2.Compose([v2.ToImage(), v2.Resize(256), v2.CenterCrop(224)])(picture)
+    resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC)
+    crop = v2.Compose([v2.ToImage(), resize, v2.CenterCrop(224)])(picture)
     return (crop.float() - _MEAN) / _STD
 
 
@@ -107,14 +101,23 @@ def _features(model: nn.Module, folder: str, cells: list[tuple[str, float]]) -> 
     return torch.cat(found), torch.tensor([broken for _, broken in cells])
 
 
-def _batches(files: list[Path]) -> Iterator[Tensor]:
-    for begin in range(0, len(files), 32):
-        yield torch.stack([transform(Image.open(f).convert("RGB")) for f in files[begin : begin + 32]])
-
-
 @torch.no_grad()
-def _classes(model: nn.Module, batch: Tensor) -> Tensor:
-    return model(batch.to(next(model.parameters()).device)).argmax(1).cpu()
+def _classes(model: nn.Module, files: Sequence[Path]) -> Tensor:
+    found, device = [], next(model.parameters()).device
+    for begin in range(0, len(files), 32):
+        batch = [transform(Image.open(file).convert("RGB")) for file in files[begin : begin + 32]]
+        found.append(model(torch.stack(batch).to(device)).argmax(1).cpu())
+    return torch.cat(found)
+
+
+@cache
+def _classes_of_original(weights: str, files: tuple[Path, ...]) -> Tensor:
+    from timm import create_model
+    from timm.models import load_checkpoint
+
+    model = create_model("tf_efficientnet_lite0")
+    load_checkpoint(model, weights)
+    return _classes(model.eval(), files)
 
 
 def _convert(file: Path, weights: Path) -> None:

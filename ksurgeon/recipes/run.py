@@ -229,6 +229,7 @@ def _evaluate(
     if recipe.evaluate is None:
         return {}
     function = find_function(recipe.evaluate, RecipeError, recipe.folder)
+    told.note(f"evaluating {what}")
     try:
         metrics = {name: float(value) for name, value in function(model.eval(), places).items()}
     except Exception as error:
