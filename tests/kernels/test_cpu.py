@@ -1,5 +1,7 @@
 """The compiled kernels against float64 dense products."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch.nn.utils import parametrize
 from ksurgeon.kernels import apply_chain, cpu, reference
 from ksurgeon.kernels.activation import ACTIVATIONS, activate
 from ksurgeon.kernels.cpu import ops
+from ksurgeon.kernels.cpu.pack import find_pack
 from ksurgeon.kernels.cpu.plan import Kind, candidates, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
@@ -87,6 +90,7 @@ def test_forward_equals_the_dense_product(
     dtype=st.sampled_from(list(DTYPES)),
     before=st.sampled_from([(), (0,), (1,), (3,), (40,), (2, 35)]),
     after=st.sampled_from([(), (3,), (9,), (3, 5), (61,)]),
+    chain=st.sampled_from([ops.chain, ops.train_chain]),
     seed=st.integers(0, 2**20),
 )
 def test_gradients_are_those_of_the_reference(
@@ -94,6 +98,7 @@ def test_gradients_are_those_of_the_reference(
     dtype: torch.dtype,
     before: tuple[int, ...],
     after: tuple[int, ...],
+    chain: Callable[..., Tensor],
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
@@ -107,7 +112,7 @@ def test_gradients_are_those_of_the_reference(
     leaves = [leaf.requires_grad_() for leaf in leaves]
     exact = torch.complex128 if dtype.is_complex else torch.float64
     doubles = [leaf.detach().to(exact).requires_grad_() for leaf in leaves]
-    y = ops.chain(leaves[0], leaves[2:], leaves[1], dim)
+    y = chain(leaves[0], leaves[2:], leaves[1], dim)
     g = drawn(dtype, *y.shape)
     want_y = reference.apply_chain(doubles[0], doubles[2:], dim, doubles[1])
     wanted = torch.autograd.grad(want_y, doubles, g.to(exact))
@@ -156,15 +161,16 @@ def test_half_precision_is_rounded_as_torch_rounds(dtype: torch.dtype, dim: int)
     assert torch.equal(got[~x.isnan()], want[~x.isnan()])
 
 
+@pytest.mark.parametrize("chain", [ops.chain, ops.train_chain])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-def test_gradcheck(dtype: torch.dtype) -> None:
+def test_gradcheck(dtype: torch.dtype, chain: Callable[..., Tensor]) -> None:
     torch.manual_seed(0)
     matrix = KMatrix(6, 4, dtype=dtype)
     x = torch.randn(2, 6, 2, dtype=dtype, requires_grad=True)
     bias = torch.randn(4, dtype=dtype, requires_grad=True)
 
     def apply(x: Tensor, bias: Tensor, *factors: Tensor) -> Tensor:
-        return ops.chain(x, list(factors), bias, 1)
+        return chain(x, list(factors), bias, 1)
 
     inputs = (x, bias, *matrix.factors)
     assert torch.autograd.gradcheck(apply, inputs)
@@ -180,6 +186,32 @@ def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     bias = torch.randn(36, dtype=dtype, requires_grad=True)
     torch.library.opcheck(ops.chain, (x, list(matrix.factors), bias, dim))
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["", "of the gradients"])
+@pytest.mark.parametrize("wanted", range(5))
+def test_one_gradient_alone(wanted: int, graph: bool) -> None:
+    torch.manual_seed(0)
+    factors = [torch.randn(3, 1, 2, 4), torch.randn(2, 1, 5, 3), torch.randn(1, 2, 4, 5)]
+    tensors = [tensor.double() for tensor in (torch.randn(7, 12), torch.randn(8), *factors)]
+    tensors[wanted].requires_grad_()
+    x, bias, *factors = tensors
+    for y in (cpu.apply_chain(x, factors, -1, bias), ops.chain(x, factors, bias, -1)):
+        want = reference.apply_chain(x, factors, -1, bias)
+        (got,) = torch.autograd.grad(y.square().sum(), tensors[wanted], create_graph=graph)
+        torch.testing.assert_close(got, torch.autograd.grad(want.square().sum(), tensors[wanted])[0])
+
+
+def test_training_packs_weights_once_a_step() -> None:
+    packed = []
+    layer = KLinear(16, 16)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        layer(torch.randn(3, 16)).sum().backward()
+        packed.append(find_pack(list(layer.matrix.factors), light=True))
+        assert find_pack(list(layer.matrix.factors), light=True) is packed[-1]
+        optimiser.step()
+    assert packed[0] is not packed[1]
 
 
 def test_frozen_parts_get_no_gradient() -> None:
