@@ -105,6 +105,10 @@ def run_recipe(
     resume: Resume = False,
     device: Where = None,
     set: SetOptions = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="draw metrics over parameters (.png, .svg, .pdf)"),
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Carry out a whole experiment: surgery, distillation and evaluation, written to a results file.
@@ -113,4 +117,4 @@ def run_recipe(
     """
     from ksurgeon.cli.run import run
 
-    run(recipe, output, minutes, only or [], resume, device, set or [], yes)
+    run(recipe, output, minutes, only or [], resume, device, set or [], plot, yes)

@@ -13,7 +13,7 @@ from ksurgeon.calibrate.harm import HarmName, is_harm
 from ksurgeon.calibrate.run import Run
 from ksurgeon.cli.console import err, out, stages
 from ksurgeon.cli.opening import open_on
-from ksurgeon.errors import FolderError, InputError, PlanError
+from ksurgeon.errors import FolderError, InputError
 from ksurgeon.find.inputs import ExampleInputs, as_call
 from ksurgeon.models.from_function import named_function
 from ksurgeon.planner import Budget, Planning
@@ -26,7 +26,6 @@ __all__ = ["run"]
 
 _SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 def run(
@@ -114,11 +113,9 @@ def _check_files(output: str, plot: str | None) -> None:
     if Path(output).is_dir():
         raise FolderError(f"{output} is a folder; name a file such as plan.toml with -o")
     if plot is not None:
-        from ksurgeon.report.plots import require_matplotlib
+        from ksurgeon.report.figures import check_picture
 
-        if Path(plot).suffix not in _PICTURES:
-            raise PlanError(f"--plot {plot}: a picture ends in {', '.join(_PICTURES)}")
-        require_matplotlib()
+        check_picture(Path(plot))
 
 
 def _generating(tokens: int) -> Run:

@@ -11,6 +11,8 @@ from ksurgeon.cli.training import TerminalListener
 from ksurgeon.errors import FolderError
 from ksurgeon.recipes.run import RESULTS, run_recipe
 from ksurgeon.recipes.schema import load_recipe
+from ksurgeon.report.figures import check_picture
+from ksurgeon.report.recipe import draw_results
 
 __all__ = ["run"]
 
@@ -23,9 +25,12 @@ def run(
     resume: bool,
     device: str | None,
     settings: list[str],
+    plot: str | None,
     yes: bool,
 ) -> None:
     loaded = load_recipe(recipe)
+    if plot is not None:
+        check_picture(Path(plot))
     folder = Path(output or Path("runs") / loaded.name)
     if (folder / RESULTS).exists() and not (yes or resume):
         raise FolderError(
@@ -41,7 +46,11 @@ def run(
     finally:
         listener.close()
     out.print(_table(results))
-    out.print(f"[bold]Written to {folder / RESULTS}[/]", highlight=False)
+    written = str(folder / RESULTS)
+    if plot is not None:
+        draw_results(results, Path(plot))
+        written += f" and {plot}"
+    out.print(f"[bold]Written to {written}[/]", highlight=False)
 
 
 def _table(results: dict[str, Any]) -> Table:

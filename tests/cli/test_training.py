@@ -173,8 +173,11 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     assert ksurgeon.load(tmp_path / "runs" / "tiny" / "k") is not None
     assert (tmp_path / "runs" / "tiny" / "k" / "tokenizer_config.json").is_file()
     assert run("run", "tiny.toml").status == 1
-    ran = run("run", "tiny.toml", "--resume", "--set", "steps=2")
-    assert ran.status == 0 and "low" in ran.out
+    ran = run("run", "tiny.toml", "--resume", "--set", "steps=2", "--plot", "curve.svg")
+    assert ran.status == 0 and "low" in ran.out and "curve.svg" in ran.out
+    assert (tmp_path / "curve.svg").read_text().count("<path") > 10
+    ran = run("run", "tiny.toml", "--resume", "--plot", "curve.doc")
+    assert ran.status == 1 and ".svg" in ran.err
     after = json.loads(file.read_text())["variants"]
     assert after["k"] == done and after["low"]["training"][0]["steps"] == 2
     assert done["device"] == "cpu" and done["training"][0]["settings"]["steps"] == 3

@@ -1,0 +1,48 @@
+"""Pictures by matplotlib, which is asked for only when one is drawn."""
+
+from pathlib import Path
+from typing import Any
+
+from ksurgeon.errors import FolderError, InputError
+
+__all__ = ["BLUE", "GREY", "RED", "check_picture", "new_figure", "write_figure"]
+
+BLUE, RED, GREY = "#2f6f9f", "#c0504d", "#8a8a8a"
+_KINDS = (".png", ".svg", ".pdf")
+
+
+def check_picture(file: Path) -> None:
+    """Return if a picture can be drawn to this file, before the work that it shows.
+
+    Raises:
+        InputError: its name has another ending, or matplotlib is not installed.
+    """
+    if file.suffix not in _KINDS:
+        raise InputError(f"--plot {file}: a picture ends in {', '.join(_KINDS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "pictures need matplotlib, which is not installed: pip install matplotlib"
+        ) from error
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of that size in inches, and its axes beside each other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def write_figure(figure: Any, file: Path) -> None:
+    """Write a figure in the format that the file's name ends in.
+
+    Raises:
+        FolderError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=150)
+    except OSError as error:
+        raise FolderError(f"{file} cannot be written: {error.strerror}") from error
