@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import time
-from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,11 @@ from ksurgeon.errors import FolderError, RecipeError
 from ksurgeon.kernels.cache import cache_folder, cpu_model
 from ksurgeon.models.functions import find_function
 from ksurgeon.models.opening import LoadedModel, open_model
-from ksurgeon.recipes.prune import count_nonzero, prune
-from ksurgeon.recipes.schema import Calibration, Recipe, TrainStage, Variant
-from ksurgeon.rules.files import read_plan
-from ksurgeon.rules.load import load_rule
-from ksurgeon.rules.schema import Rule
-from ksurgeon.surgery.convert import convert
+from ksurgeon.recipes.operate import filled, operate
+from ksurgeon.recipes.prune import count_nonzero
+from ksurgeon.recipes.schema import Recipe, TrainStage, Variant
 from ksurgeon.surgery.record import record_of
 from ksurgeon.surgery.storage import save
-from ksurgeon.train.data import open_data
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.log import Listener
 from ksurgeon.train.processes import device_of
@@ -97,7 +92,7 @@ def _one(
     options: dict[str, Any],
 ) -> Results:
     begin = time.perf_counter()
-    student = _operate(recipe, variant, source, places)
+    student = operate(recipe, variant, source, places, folder, told)
     done: Results = {
         "parameters": count_nonzero(student),
         "surgery_seconds": time.perf_counter() - begin,
@@ -115,46 +110,6 @@ def _one(
         named = source.source.name if source.source.kind == "transformers" else None
         save(student, place, files_from=named)
     return done
-
-
-def _operate(recipe: Recipe, variant: Variant, source: LoadedModel, places: dict[str, str]) -> nn.Module:
-    student = deepcopy(source.model)
-    if variant.prune is not None:
-        prune(student, variant.prune.targets, variant.prune.share)
-        return student
-    if variant.rule is None and variant.plan is None and not variant.replace:
-        return student
-    options: dict[str, Any] = {"source": source.source, "seed": recipe.seed}
-    if recipe.calibrate is not None:
-        options["data"] = _calibration(recipe, recipe.calibrate, student, places)
-    if variant.plan is not None:
-        plan = read_plan(recipe.folder / _filled(variant.plan, places))
-        convert(student, example_inputs=source.example_inputs, plan=plan, **options)
-    elif variant.replace:
-        rule = Rule(name=variant.name, replace=variant.replace)
-        convert(student, rule, source.example_inputs, **options)
-    else:
-        assert variant.rule is not None
-        beside = recipe.folder / _filled(variant.rule, places)
-        convert(
-            student,
-            load_rule(beside if beside.is_file() else variant.rule),
-            source.example_inputs,
-            **options,
-        )
-    return student
-
-
-def _calibration(
-    recipe: Recipe, calibration: Calibration, model: nn.Module, places: dict[str, str]
-) -> list[Any]:
-    """Batches of inputs, prepared as those of a training are."""
-    function = calibration.transform and find_function(calibration.transform, RecipeError, recipe.folder)
-    settings = make_settings(seed=recipe.seed, held_out=0, limit=20 * calibration.examples)
-    data = open_data(_filled(calibration.data, places), model, settings, preprocessor=function or None)
-    numbers = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(recipe.seed))
-    chosen = numbers[: calibration.examples].tolist()
-    return [batch["inputs"] for batch in data.batches(chosen, 16)]
 
 
 def _train(
@@ -179,7 +134,7 @@ def _train(
     }
     if stage.transform is not None:
         common["preprocessor"] = find_function(stage.transform, RecipeError, recipe.folder)
-    data = _filled(stage.data, places)
+    data = filled(stage.data, places)
     if stage.kind == "finetune":
         return finetune(student, data, **common)
     return distill(student, teacher, data, **common)
@@ -214,8 +169,8 @@ def _prepare(recipe: Recipe, told: Listener) -> dict[str, str]:
 def _open(recipe: Recipe, places: dict[str, str], device: torch.device) -> LoadedModel:
     model = recipe.model
     loaded = open_model(
-        _filled(model.name, places),
-        weights=_filled(model.weights, places),
+        filled(model.name, places),
+        weights=filled(model.weights, places),
         seed=recipe.seed,
         input_size=model.input_size,
     )
@@ -236,15 +191,6 @@ def _evaluate(
         raise RecipeError(f"{recipe.evaluate} raised {type(error).__name__}: {error}") from error
     told.note(f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     return metrics
-
-
-def _filled(text: str, places: dict[str, str]) -> str:
-    try:
-        return text.format_map(places)
-    except (KeyError, ValueError, IndexError) as error:
-        raise RecipeError(
-            f'"{text}" names {error}, and the recipe prepares {", ".join(places) or "nothing"}'
-        ) from error
 
 
 def _begin(recipe: Recipe, file: Path, resume: bool) -> Results:

@@ -4,13 +4,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ksurgeon.errors import RecipeError
+from ksurgeon.calibrate.harm import HarmName
+from ksurgeon.errors import PlanError, RecipeError
+from ksurgeon.planner import Budget
+from ksurgeon.planner.options import FAMILIES
 from ksurgeon.rules.load import data_folder
 from ksurgeon.rules.schema import Replacement, Target
 
-__all__ = ["Calibration", "Model", "Prune", "Recipe", "TrainStage", "Variant", "load_recipe"]
+__all__ = ["Calibration", "Model", "Prune", "Recipe", "Search", "TrainStage", "Variant", "load_recipe"]
 
 
 class _Base(BaseModel):
@@ -40,19 +43,46 @@ class Calibration(_Base):
     examples: Annotated[int, Field(ge=1)] = 512
 
 
+class Search(_Base):
+    """A plan that is searched for on this machine, on the data of the calibration; see ``ksurgeon.plan``."""
+
+    budget: str
+    targets: tuple[Target, ...] = ()
+    ignore: tuple[Target, ...] = ()
+    structures: tuple[str, ...] = FAMILIES
+    harm: HarmName = "auto"
+
+    @field_validator("budget")
+    @classmethod
+    def _is_one(cls, budget: str) -> str:
+        try:
+            return str(Budget.parse(budget))
+        except PlanError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("structures")
+    @classmethod
+    def _are_families(cls, structures: tuple[str, ...]) -> tuple[str, ...]:
+        if not structures or set(structures) - set(FAMILIES):
+            raise ValueError(f"structures are of {', '.join(FAMILIES)}")
+        return structures
+
+
 class Variant(_Base):
-    """One student: by a rule (a name, a file, or its parts), by a plan's file, by pruning, or untouched."""
+    """One student: by a rule (a name, a file, or its parts), by a plan (its file, or one that is searched
+    for), by pruning, or untouched."""
 
     name: Annotated[str, Field(pattern=r"[\w.+-]+")]
     rule: str | None = None
     plan: str | None = None
+    search: Search | None = None
     replace: tuple[Replacement, ...] = ()
     prune: Prune | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if sum(map(bool, (self.rule, self.plan, self.replace, self.prune))) > 1:
-            raise ValueError("give one of rule, plan, replace and prune")
+        if sum(map(bool, (self.rule, self.plan, self.search, self.replace, self.prune))) > 1:
+            raise ValueError("give one of rule, plan, search, replace and prune")
         return self
 
 
@@ -97,6 +127,13 @@ class Recipe(_Base):
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     train: tuple[TrainStage, ...] = ()
     folder: Path = Path()
+
+    @model_validator(mode="after")
+    def _searches_have_data(self) -> Self:
+        searched = [variant.name for variant in self.variants if variant.search is not None]
+        if searched and self.calibrate is None:
+            raise ValueError(f"variant {searched[0]} searches for a plan, which needs [calibrate] data")
+        return self
 
 
 def load_recipe(recipe: str | Path) -> Recipe:

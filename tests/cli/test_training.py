@@ -146,6 +146,10 @@ with = { structure = "low_rank", share = 0.5 }
 [[variants]]
 name = "pruned"
 prune = { targets = ["Linear"], share = 0.5 }
+
+[[variants]]
+name = "planned"
+search = { budget = "params=0.5", structures = ["low_rank"] }
 """
 FUNCTIONS = """
 def prepare(folder):
@@ -182,6 +186,8 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     assert after["k"] == done and after["low"]["training"][0]["steps"] == 2
     assert done["device"] == "cpu" and done["training"][0]["settings"]["steps"] == 3
     assert after["low"]["training"][0]["settings"]["steps"] == 2
+    assert after["planned"]["parameters"] < results["dense"]["parameters"]
+    assert "params=0.5" in (tmp_path / "runs" / "tiny" / "planned.plan.toml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -193,6 +199,9 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
         (("steps = 3", "stps = 3"), "stps is no setting"),
         (("schema = 1", "schema = 2"), "schema"),
         (("[model]", "[model"), "tiny.toml"),
+        (("params=0.5", "params=2"), "variants.4.search.budget"),
+        (('low_rank"]', 'lowrank"]'), "structures are of"),
+        (('[calibrate]\ndata = "{texts}"\nexamples = 16', ""), "needs [calibrate] data"),
     ],
 )
 def test_recipes_that_make_no_sense(change, message, run, tmp_path):

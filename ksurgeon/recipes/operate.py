@@ -1,0 +1,104 @@
+"""The surgery of a recipe's variant."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ksurgeon.errors import RecipeError
+from ksurgeon.models.functions import find_function
+from ksurgeon.models.opening import LoadedModel
+from ksurgeon.planner import plan
+from ksurgeon.recipes.prune import prune
+from ksurgeon.recipes.schema import Calibration, Recipe, Search, Variant
+from ksurgeon.rules.files import read_plan, write_plan
+from ksurgeon.rules.load import load_rule
+from ksurgeon.rules.plan import Plan
+from ksurgeon.rules.schema import Rule
+from ksurgeon.surgery.convert import convert
+from ksurgeon.train.data import open_data
+from ksurgeon.train.log import Listener
+from ksurgeon.train.settings import make_settings
+
+__all__ = ["filled", "operate"]
+
+
+def operate(
+    recipe: Recipe,
+    variant: Variant,
+    source: LoadedModel,
+    places: dict[str, str],
+    folder: Path,
+    told: Listener,
+) -> nn.Module:
+    """A copy of the model after the variant's surgery. A plan that is searched for is written to ``folder``,
+    as ``VARIANT.plan.toml``."""
+    student = deepcopy(source.model)
+    if variant.prune is not None:
+        prune(student, variant.prune.targets, variant.prune.share)
+        return student
+    if not (variant.rule or variant.plan or variant.search or variant.replace):
+        return student
+    options: dict[str, Any] = {"source": source.source, "seed": recipe.seed}
+    if recipe.calibrate is not None:
+        options["data"] = _calibration(recipe, recipe.calibrate, student, places)
+    if variant.search is not None:
+        found = _searched(variant.search, student, source, options["data"], recipe.seed, told)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_plan(found, folder / f"{variant.name}.plan.toml")
+        convert(student, example_inputs=source.example_inputs, plan=found, **options)
+    elif variant.plan is not None:
+        given = read_plan(recipe.folder / filled(variant.plan, places))
+        convert(student, example_inputs=source.example_inputs, plan=given, **options)
+    elif variant.replace:
+        rule = Rule(name=variant.name, replace=variant.replace)
+        convert(student, rule, source.example_inputs, **options)
+    else:
+        assert variant.rule is not None
+        beside = recipe.folder / filled(variant.rule, places)
+        convert(
+            student,
+            load_rule(beside if beside.is_file() else variant.rule),
+            source.example_inputs,
+            **options,
+        )
+    return student
+
+
+def _searched(
+    search: Search, model: nn.Module, source: LoadedModel, data: list[Any], seed: int, told: Listener
+) -> Plan:
+    last = ""
+
+    def stage(verb: str, done: int, total: int, what: str) -> None:
+        nonlocal last
+        if verb != last:
+            told.note(f"{verb} ({total})" if total else verb)
+            last = verb
+
+    how = search.model_dump(exclude_unset=True)
+    return plan(model, data=data, example_inputs=source.example_inputs, seed=seed, stage=stage, **how).plan
+
+
+def _calibration(
+    recipe: Recipe, calibration: Calibration, model: nn.Module, places: dict[str, str]
+) -> list[Any]:
+    """Batches of inputs, prepared as those of a training are."""
+    function = calibration.transform and find_function(calibration.transform, RecipeError, recipe.folder)
+    settings = make_settings(seed=recipe.seed, held_out=0, limit=20 * calibration.examples)
+    data = open_data(filled(calibration.data, places), model, settings, preprocessor=function or None)
+    numbers = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(recipe.seed))
+    chosen = numbers[: calibration.examples].tolist()
+    return [batch["inputs"] for batch in data.batches(chosen, 16)]
+
+
+def filled(text: str, places: dict[str, str]) -> str:
+    """A text of the recipe with the places that it names in braces."""
+    try:
+        return text.format_map(places)
+    except (KeyError, ValueError, IndexError) as error:
+        raise RecipeError(
+            f'"{text}" names {error}, and the recipe prepares {", ".join(places) or "nothing"}'
+        ) from error
