@@ -11,7 +11,14 @@ from ksurgeon.errors import KsurgeonError
 from ksurgeon.kernels import cpu, cuda, reference
 from ksurgeon.kernels.compiling import constant
 
-__all__ = ["apply_chain", "at_once", "available_backends", "chosen_backend", "reference_only"]
+__all__ = [
+    "apply_chain",
+    "at_once",
+    "available_backends",
+    "beside",
+    "chosen_backend",
+    "reference_only",
+]
 
 Backend = Callable[[Tensor, Sequence[Tensor], int, Tensor | None, str | None], Tensor]
 
@@ -107,3 +114,11 @@ def at_once(
     """``apply_chain(x, factors, -1, bias, activation)`` where a backend can have it without looking further,
     else None: a short cut for layers, whose own Python takes as long as a small product."""
     return cpu.at_once(x, factors, bias, activation) if _chosen is cpu.apply_chain else None
+
+
+def beside(
+    x: Tensor, factors: Sequence[Tensor], side: Sequence[Tensor], bias: Tensor | None
+) -> Tensor | None:
+    """``apply_chain(x, factors, -1, bias) + apply_chain(x, side)`` where a backend trains both as one, else
+    None."""
+    return cpu.beside(x, factors, side, bias) if _chosen is cpu.apply_chain else None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kernels import apply_chain, at_once
+from ksurgeon.kernels import apply_chain, at_once, beside
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kmatrix import initialise
 from ksurgeon.kmatrix.merge import merge_chain
@@ -163,17 +163,29 @@ class KMatrix(nn.Module):
     ) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix, add ``bias``, and activate
         them as ``kernels.apply_chain`` does."""
-        # The list's own iterator is slow; parametrised factors are had through it all the same.
-        held = self._modules["factors"]._parameters  # type: ignore[union-attr]
-        factors = tuple(held.values()) if len(held) == len(self.patterns) else tuple(self.factors)
+        factors = self._held()
         if self.side is not None:
-            main = multiply(x, factors, dim, *self._sizes, self._padded, bias)  # type: ignore[arg-type]
+            if dim == -1 and not (self._padded or self.side._padded or self.side._is_watched()):
+                y = beside(x, factors, self.side._held(), bias)
+                if y is not None:
+                    return activate(y, activation)
+            main = multiply(x, factors, dim, *self._sizes, self._padded, bias)
             return activate(main + self.side(x, dim), activation)
         if dim == -1 and not self._padded:
-            y = at_once(x, factors, bias, activation)  # type: ignore[arg-type]
+            y = at_once(x, factors, bias, activation)
             if y is not None:
                 return y
-        return multiply(x, factors, dim, *self._sizes, self._padded, bias, activation)  # type: ignore[arg-type]
+        return multiply(x, factors, dim, *self._sizes, self._padded, bias, activation)
+
+    def _held(self) -> tuple[Tensor, ...]:
+        # The list's own iterator is slow; parametrised factors are had through it all the same.
+        held = self._modules["factors"]._parameters  # type: ignore[union-attr]
+        return tuple(held.values()) if len(held) == len(self.patterns) else tuple(self.factors)  # type: ignore[arg-type]
+
+    def _is_watched(self) -> bool:
+        return bool(
+            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        )
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the transposed matrix."""

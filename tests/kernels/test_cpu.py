@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from ksurgeon.kernels import apply_chain, cpu, reference
 from ksurgeon.kernels.activation import ACTIVATIONS, activate
 from ksurgeon.kernels.cpu import ops
+from ksurgeon.kernels.cpu.beside import train_beside
 from ksurgeon.kernels.cpu.pack import find_pack
 from ksurgeon.kernels.cpu.plan import Kind, candidates, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
@@ -19,6 +20,7 @@ from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix, Start
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank
 from tests.chains import assert_near, chains, dense
 
 DTYPES = {
@@ -200,6 +202,77 @@ def test_one_gradient_alone(wanted: int, graph: bool) -> None:
         want = reference.apply_chain(x, factors, -1, bias)
         (got,) = torch.autograd.grad(y.square().sum(), tensors[wanted], create_graph=graph)
         torch.testing.assert_close(got, torch.autograd.grad(want.square().sum(), tensors[wanted])[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (5, 24), (2, 3, 24)], ids=str)
+def test_a_low_rank_beside_a_chain_is_trained_with_it(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    factors = [drawn(dtype, 1, 4, 5, 6) / 2, drawn(dtype, 4, 1, 4, 5) / 2]
+    leaves = [
+        drawn(dtype, *shape),
+        drawn(dtype, 16),
+        drawn(dtype, 1, 1, 3, 24) / 5,
+        drawn(dtype, 1, 1, 16, 3),
+        *factors,
+    ]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    x, bias, down, up, *factors = leaves
+    y = cpu.beside(x, factors, (down, up), bias)
+    assert y is not None
+    wide, wide_bias, *side_and_factors = doubles
+    want = reference.apply_chain(wide, side_and_factors[2:], -1, wide_bias)
+    want = want + reference.apply_chain(wide, side_and_factors[:2], -1)
+    assert_near(y, want, dtype)
+    g = drawn(dtype, *y.shape)
+    wanted = torch.autograd.grad(want, doubles, g.double())
+    for got, one in zip(torch.autograd.grad(y, leaves, g), wanted, strict=True):
+        assert_near(got, one, dtype)
+
+
+def test_gradcheck_of_a_low_rank_beside_a_chain() -> None:
+    torch.manual_seed(0)
+    shapes = (3, 6), (4,), (1, 1, 2, 6), (1, 1, 4, 2), (1, 2, 3, 3), (1, 2, 2, 3)
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def apply(x: Tensor, bias: Tensor, down: Tensor, up: Tensor, *factors: Tensor) -> Tensor:
+        y = cpu.beside(x, factors, (down, up), bias)
+        assert y is not None
+        return y
+
+    assert torch.autograd.gradcheck(apply, leaves)
+    assert torch.autograd.gradgradcheck(apply, leaves)
+    for wanted in range(len(leaves)):
+        alone = [leaf.detach().requires_grad_(k == wanted) for k, leaf in enumerate(leaves)]
+        y = apply(*alone)
+        for leaf, want in zip(alone, torch.autograd.grad(apply(*leaves).sum(), leaves), strict=True):
+            if leaf.requires_grad:
+                torch.testing.assert_close(torch.autograd.grad(y.sum(), leaf)[0], want)
+
+
+def test_a_layer_with_a_path_is_trained_as_one_unless_something_watches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    structure = KaleidoscopeLowRank(share=0.8)
+    layer, x = KLinear(96, 96, structure=structure), torch.randn(5, 96, requires_grad=True)
+    calls = []
+    monkeypatch.setattr(cpu, "train_beside", lambda *given: calls.append(given) or train_beside(*given))
+    with torch.no_grad():
+        want = layer(x)
+    torch.testing.assert_close(layer(x), want)
+    assert len(calls) == 1
+    seen = []
+    handle = layer.matrix.side.register_forward_hook(lambda *given: seen.append(given))
+    torch.testing.assert_close(layer(x), want)
+    handle.remove()
+    assert len(seen) == 1 and len(calls) == 1
+    for other in (x.double(), torch.randn(96, 5).T.requires_grad_(), x.detach()):
+        wide = layer.double() if other.dtype == torch.float64 else layer.float()
+        assert wide(other).shape == (5, 96)
+    with pytest.raises(ValueError, match="expected 96 entries"):
+        layer.float()(torch.randn(5, 23, requires_grad=True))
 
 
 def test_training_packs_weights_once_a_step() -> None:

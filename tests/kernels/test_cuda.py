@@ -11,85 +11,38 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ksurgeon.kernels import apply_chain, cuda, dispatch, reference
+from ksurgeon.kernels import cuda, dispatch, reference
 from ksurgeon.kernels.cuda.layout import vectors_along
 from ksurgeon.kernels.cuda.plan import merge_for, outer_tiles, step_tiles
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Kaleidoscope
+from tests.kernels.triton_cases import (
+    DEVICE,
+    GPU,
+    TOLERANCE,
+    error,
+    exact_of,
+    factors_of,
+    poisoned_memory,
+    triton_kernels,
+)
 
 pytest.importorskip("triton")
-
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-needs_gpu = pytest.mark.skipif(not GPU, reason="no GPU")
-# Triton's interpreter cuts off where a GPU rounds: one bit less.
-TOLERANCE = {
-    torch.float32: 1e-5,
-    torch.complex64: 1e-5,
-    torch.bfloat16: 1e-2 if GPU else 2e-2,
-    torch.float16: 1e-3 if GPU else 2e-3,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def run() -> Iterator[ModuleType]:
-    """``ksurgeon.kernels.cuda.run``, interpreted if there is no GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not GPU:
-            patch.setenv("TRITON_INTERPRET", "1")  # read once, when the kernels are imported
-        else:
-            patch.setenv("KSURGEON_BACKEND", "cuda")
-            patch.setattr(dispatch, "_chosen_on_gpu", None)
-        cuda._runs_on.cache_clear()
-        from ksurgeon.kernels.cuda import run
-
-        yield run
-    cuda._runs_on.cache_clear()
-
-
-def factors_of(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str = DEVICE) -> list[Tensor]:
-    """Shapes are those of patterns (a, b, c, d)."""
-    return [
-        (torch.randn(Pattern(*shape).shape, dtype=dtype) / shape[2] ** 0.5).to(device).requires_grad_()
-        for shape in shapes
-    ]
-
-
-def error(got: Tensor, exact: Tensor) -> float:
-    return float((got.detach().cpu().to(exact.dtype) - exact).norm() / exact.norm())
-
-
-def exact_of(
-    x: Tensor, factors: list[Tensor], dim: int, bias: Tensor | None, g: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Result and gradients in float64 or complex128 on the CPU."""
-    wide = torch.promote_types(x.dtype, torch.float64)
-    doubles = [t.detach().cpu().to(wide).requires_grad_() for t in (x, *factors)]
-    y = reference.apply_chain(doubles[0], doubles[1:], dim, None if bias is None else bias.cpu().to(wide))
-    return y.detach(), list(torch.autograd.grad(y, doubles, g.cpu().to(wide)))
+    with triton_kernels() as module:
+        yield module
 
 
 @pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory comes full of NaN."""
-    if GPU:
-        torch.use_deterministic_algorithms(True)
+def poison() -> Iterator[None]:
+    with poisoned_memory():
         yield
-        torch.use_deterministic_algorithms(False)
-        return
-    empty = torch.empty
-
-    def poisoned(*args: object, **options: object) -> Tensor:
-        made = empty(*args, **options)
-        return made.fill_(float("nan")) if made.is_floating_point() or made.is_complex() else made
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    yield
 
 
 CASES = [
@@ -356,70 +309,3 @@ def test_compiles_without_a_gpu_and_without_spills(capability: int) -> None:
         assert facts["stack"] == 0, f"registers are spilled: {line}"
         assert facts["matrix_instructions"] > 0, f"no tensor cores: {line}"
         assert facts["shared"] <= 99 * 1024, f"more than a GPU of capability 8.6 has: {line}"
-
-
-@needs_gpu
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("sizes", [(1024, 1024), (768, 3072), (3072, 768), (4096, 4096), (16384, 16384)])
-@pytest.mark.parametrize("rows", [1, 16, 77, 1500])
-def test_large_matrices(poison: None, sizes: tuple[int, int], rows: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    factors = factors_of(list(Kaleidoscope().patterns(*sizes)), dtype)
-    x = torch.randn(rows, sizes[0]).to(DEVICE, dtype).requires_grad_()
-    y = apply_chain(x, factors)
-    g = torch.randn_like(y)
-    exact, gradients = exact_of(x, factors, -1, None, g)
-    assert error(y, exact) < TOLERANCE[dtype]
-    for got, wanted in zip(torch.autograd.grad(y, [x, *factors], g), gradients, strict=True):
-        assert error(got, wanted) < TOLERANCE[dtype]
-
-
-@needs_gpu
-def test_cuda_graph_and_streams() -> None:
-    matrix = KMatrix(1024, device=DEVICE, dtype=torch.bfloat16)
-    x = torch.randn(4, 1024, device=DEVICE, dtype=torch.bfloat16)
-    with torch.no_grad():
-        wanted = matrix(x)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            assert torch.equal(matrix(x), wanted)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = matrix(x)
-        x.mul_(2)
-        graph.replay()
-        assert torch.equal(y, 2 * wanted)
-
-
-@needs_gpu
-def test_training_in_a_cuda_graph_sees_new_factors() -> None:
-    matrix = KMatrix(256, device=DEVICE)
-    x = torch.randn(32, 256, device=DEVICE)
-    for _ in range(2):
-        matrix(x).sum().backward()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = matrix(x)
-        y.sum().backward()
-    with torch.no_grad():
-        matrix.factors[0].mul_(3)
-    graph.replay()
-    assert torch.allclose(y, reference.apply_chain(x, list(matrix.factors), -1), rtol=1e-3, atol=1e-3)
-
-
-@needs_gpu
-def test_compiled_and_autocast() -> None:
-    layer = KLinear(256, 256, device=DEVICE)
-    x = torch.randn(32, 256, device=DEVICE)
-    compiled = torch.compile(layer, fullgraph=True)
-    assert torch.allclose(compiled(x), layer(x), atol=1e-4)
-    with torch.autocast("cuda", torch.bfloat16):
-        y = layer(x)
-    assert y.dtype == torch.bfloat16
-    assert error(y, layer(x).detach().cpu().double()) < 2e-2
-    y.sum().backward()
-    assert all(
-        factor.grad is not None and factor.grad.dtype == torch.float32 for factor in layer.parameters()
-    )

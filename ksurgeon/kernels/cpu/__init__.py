@@ -10,13 +10,15 @@ from torch.nn import functional as F
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import ops
+from ksurgeon.kernels.cpu.beside import train_beside
 from ksurgeon.kernels.cpu.native import instruction_set, is_available, why_missing
 from ksurgeon.kernels.cpu.pack import forget
 from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
 
-__all__ = ["apply_chain", "at_once", "forget", "instruction_set", "is_available", "why_missing"]
+__all__ = ["apply_chain", "at_once", "beside", "forget", "instruction_set", "is_available", "why_missing"]
 
 _PLAIN = (Tensor, nn.Parameter)
+_SUMMED = (torch.float32, torch.float64, torch.bfloat16)
 is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 any_autocast = torch._C._is_any_autocast_enabled
 transforms = torch._C._functorch.peek_interpreter_stack
@@ -89,6 +91,33 @@ def at_once(
     ):
         return None
     return shortly(x, factors, bias, activation)
+
+
+def beside(
+    x: Tensor, factors: Sequence[Tensor], side: Sequence[Tensor], bias: Tensor | None
+) -> Tensor | None:
+    """What ``apply_chain`` gives along the last dimension plus the same of a low rank ``side``, if both can
+    be trained as one: eager training on plain contiguous tensors of one real dtype. None elsewhere."""
+    if is_compiling() or not is_grad_enabled() or type(x) is not Tensor:
+        return None
+    dtype, parts = x.dtype, (*factors, *side)
+    if (
+        dtype not in _SUMMED
+        or not x.is_cpu
+        or len(side) != 2
+        or x.shape[-1:] != side[0].shape[-1:]
+        or not all([type(part) in _PLAIN and part.dtype is dtype for part in parts])
+        or not any([part is not None and part.requires_grad for part in (x, bias, *parts)])
+        or any_autocast()
+        or transforms() is not None
+        or forward_ad._current_level >= 0
+        or modes()
+        or jit_trace() is not None
+        or not x.is_contiguous()
+        or not _are_matrices(x, side, bias)
+    ):
+        return None
+    return train_beside(x, factors, side[0], side[1], bias)
 
 
 def _are_matrices(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> bool:

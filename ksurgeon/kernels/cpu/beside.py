@@ -1,0 +1,71 @@
+"""A chain with a low rank beside it, trained as one: the sum of both and that of the gradients of their input
+are made inside matrix products, where they cost nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels import reference
+from ksurgeon.kernels.cpu import run
+
+__all__ = ["train_beside"]
+
+
+def train_beside(
+    x: Tensor, factors: Sequence[Tensor], down: Tensor, up: Tensor, bias: Tensor | None
+) -> Tensor:
+    """``chain(x) + up · down · x + bias`` along the last dimension of a contiguous real ``x``.
+
+    ``down`` and ``up`` are factors of one block each, ``(1, 1, rank, in)`` and ``(1, 1, out, rank)``.
+    """
+    y: Tensor = _Beside.apply(x, bias, down, up, *factors)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Beside(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, *factors: Tensor
+    ) -> Tensor:
+        y = run.forward(x, factors, bias, -1, light=True)
+        inner = _flat(x) @ down[0, 0].mT
+        _flat(y).addmm_(inner, up[0, 0].mT)
+        ctx.save_for_backward(x, inner, down, up, *factors)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, inner, down, up, *factors = ctx.saved_tensors
+        need_x, need_bias, need_down, need_up, *needs = ctx.needs_input_grad
+        of_bias = g.reshape(-1, g.shape[-1]).sum(0) if need_bias else None
+        if torch.is_grad_enabled():  # a graph of the gradients is wanted: build it from plain operations
+            of_x, *rest = _with_graph(g, x, down, up, factors)
+            return of_x, of_bias, *rest
+        g = g.contiguous()
+        of_inner = _flat(g) @ up[0, 0] if need_x or need_down else None
+        of_down = (of_inner.mT @ _flat(x))[None, None] if of_inner is not None and need_down else None
+        of_up = (_flat(g).mT @ inner)[None, None] if need_up else None
+        of_x, of_factors = None, None
+        if need_x or any(needs):
+            of_x, of_factors = run.backward(g, x, factors, -1, need_x, any(needs))
+        if of_x is not None and of_inner is not None:
+            _flat(of_x).addmm_(of_inner, down[0, 0])
+        none: list[None] = [None] * len(factors)
+        return of_x, of_bias, of_down, of_up, *(of_factors or none)
+
+
+def _with_graph(
+    g: Tensor, x: Tensor, down: Tensor, up: Tensor, factors: Sequence[Tensor]
+) -> list[Tensor | None]:
+    with torch.enable_grad():
+        y = reference.apply_chain(x, factors, -1) + reference.apply_chain(x, (down, up), -1)
+    tensors = (x, down, up, *factors)
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    made = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
+    return [next(made) if tensor.requires_grad else None for tensor in tensors]
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1])
