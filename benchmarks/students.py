@@ -49,11 +49,11 @@ def students(names: list[str], example: Batch) -> dict[str, nn.Module]:
     """The dense model, and the recipe's variants of these names."""
     dense = minilm()[0]
     made = {"dense": dense}
-    for variant in load_recipe(_RECIPE).variants:
-        if variant.name in names:
-            replace = tuple(part.model_copy(update={"start": "random"}) for part in variant.replace)
-            made[variant.name] = deepcopy(dense)
-            convert(made[variant.name], Rule(name=variant.name, replace=replace), example)
+    variants = {variant.name: variant for variant in load_recipe(_RECIPE).variants if variant.replace}
+    for name in names:
+        replace = tuple(part.model_copy(update={"start": "random"}) for part in variants[name].replace)
+        made[name] = deepcopy(dense)
+        convert(made[name], Rule(name=name, replace=replace), example)
     return made
 
 

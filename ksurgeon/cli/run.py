@@ -8,7 +8,7 @@ from rich.table import Table
 from ksurgeon.cli.console import err, out
 from ksurgeon.cli.train import parse_settings
 from ksurgeon.cli.training import TerminalListener
-from ksurgeon.errors import FolderError
+from ksurgeon.errors import FolderError, RecipeError
 from ksurgeon.recipes.run import RESULTS, run_recipe
 from ksurgeon.recipes.schema import load_recipe
 from ksurgeon.report.figures import check_picture
@@ -31,6 +31,10 @@ def run(
     loaded = load_recipe(recipe)
     if plot is not None:
         check_picture(Path(plot))
+        if loaded.evaluate is None:
+            raise RecipeError(
+                f"--plot {plot}: the recipe {loaded.name} evaluates nothing that could be drawn"
+            )
     folder = Path(output or Path("runs") / loaded.name)
     if (folder / RESULTS).exists() and not (yes or resume):
         raise FolderError(
@@ -64,7 +68,8 @@ def _table(results: dict[str, Any]) -> Table:
         "the original", f"{dense['parameters']:,}", *[f"{dense['metrics'][n]:.4f}" for n in names], ""
     )
     for variant, done in results["variants"].items():
-        pairs = [f"{done['after_surgery'][n]:.4f} → {done['after_training'][n]:.4f}" for n in names]
+        stages = done["after_surgery"], done["after_training"]
+        pairs = [" → ".join(f"{stage[n]:.4f}" if n in stage else "?" for stage in stages) for n in names]
         rates = " ".join(f"{stage['examples_per_second']:.1f}" for stage in done["training"])
         table.add_row(variant, f"{done['parameters']:,}", *pairs, rates)
     return table

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ksurgeon.errors import RecipeError
+from ksurgeon.errors import PlanError, RecipeError
 from ksurgeon.models.functions import find_function
 from ksurgeon.models.opening import LoadedModel
 from ksurgeon.planner import plan
@@ -31,10 +31,17 @@ def operate(
     source: LoadedModel,
     places: dict[str, str],
     folder: Path,
+    resume: bool,
     told: Listener,
 ) -> nn.Module:
-    """A copy of the model after the variant's surgery. A plan that is searched for is written to ``folder``,
-    as ``VARIANT.plan.toml``."""
+    """A copy of the model after the variant's surgery.
+
+    A plan that is searched for is written to ``folder``, as ``VARIANT.plan.toml``; with ``resume``, one that
+    is there is taken instead of a new search, which would find another where times are measured.
+
+    Raises:
+        RecipeError: a search found no plan within its budget.
+    """
     student = deepcopy(source.model)
     if variant.prune is not None:
         prune(student, variant.prune.targets, variant.prune.share)
@@ -45,9 +52,16 @@ def operate(
     if recipe.calibrate is not None:
         options["data"] = _calibration(recipe, recipe.calibrate, student, places)
     if variant.search is not None:
-        found = _searched(variant.search, student, source, options["data"], recipe.seed, told)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_plan(found, folder / f"{variant.name}.plan.toml")
+        file = folder / f"{variant.name}.plan.toml"
+        if resume and file.is_file():
+            found = read_plan(file)
+        else:
+            try:
+                found = _searched(variant.search, student, options["data"], recipe.seed, told)
+            except PlanError as error:
+                raise RecipeError(f"variant {variant.name}: {error}") from error
+            folder.mkdir(parents=True, exist_ok=True)
+            write_plan(found, file)
         convert(student, example_inputs=source.example_inputs, plan=found, **options)
     elif variant.plan is not None:
         given = read_plan(recipe.folder / filled(variant.plan, places))
@@ -67,9 +81,7 @@ def operate(
     return student
 
 
-def _searched(
-    search: Search, model: nn.Module, source: LoadedModel, data: list[Any], seed: int, told: Listener
-) -> Plan:
+def _searched(search: Search, model: nn.Module, data: list[Any], seed: int, told: Listener) -> Plan:
     last = ""
 
     def stage(verb: str, done: int, total: int, what: str) -> None:
@@ -79,7 +91,7 @@ def _searched(
             last = verb
 
     how = search.model_dump(exclude_unset=True)
-    return plan(model, data=data, example_inputs=source.example_inputs, seed=seed, stage=stage, **how).plan
+    return plan(model, data=data, seed=seed, stage=stage, **how).plan
 
 
 def _calibration(

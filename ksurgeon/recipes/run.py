@@ -92,7 +92,7 @@ def _one(
     options: dict[str, Any],
 ) -> Results:
     begin = time.perf_counter()
-    student = operate(recipe, variant, source, places, folder, told)
+    student = operate(recipe, variant, source, places, folder, resume, told)
     done: Results = {
         "parameters": count_nonzero(student),
         "surgery_seconds": time.perf_counter() - begin,

@@ -56,9 +56,10 @@ class Search(_Base):
     @classmethod
     def _is_one(cls, budget: str) -> str:
         try:
-            return str(Budget.parse(budget))
+            Budget.parse(budget)
         except PlanError as error:
             raise ValueError(str(error)) from error
+        return budget
 
     @field_validator("structures")
     @classmethod
@@ -72,7 +73,7 @@ class Variant(_Base):
     """One student: by a rule (a name, a file, or its parts), by a plan (its file, or one that is searched
     for), by pruning, or untouched."""
 
-    name: Annotated[str, Field(pattern=r"[\w.+-]+")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
     rule: str | None = None
     plan: str | None = None
     search: Search | None = None
@@ -117,7 +118,7 @@ class Recipe(_Base):
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
-    name: Annotated[str, Field(pattern=r"[\w.+-]+")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
     summary: str = ""
     prepare: str | None = None
     evaluate: str | None = None

@@ -15,23 +15,30 @@ def check_picture(file: Path) -> None:
     """Return if a picture can be drawn to this file, before the work that it shows.
 
     Raises:
-        InputError: its name has another ending, or matplotlib is not installed.
+        InputError: its name has another ending, it is a folder, or matplotlib is not installed.
     """
-    if file.suffix not in _KINDS:
-        raise InputError(f"--plot {file}: a picture ends in {', '.join(_KINDS)}")
+    if file.suffix not in _KINDS or file.is_dir():
+        raise InputError(f"{file} is no name for a picture: a file that ends in {', '.join(_KINDS)} is")
+    _matplotlib()
+
+
+def _matplotlib() -> Any:
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib import figure
     except ImportError as error:
         raise InputError(
             "pictures need matplotlib, which is not installed: pip install matplotlib"
         ) from error
+    return figure
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure of that size in inches, and its axes beside each other."""
-    from matplotlib.figure import Figure
+    """A figure of that size in inches, and its axes beside each other.
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    figure = _matplotlib().Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns)
 
 

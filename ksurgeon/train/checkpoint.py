@@ -127,7 +127,10 @@ def restore(
             key, _, name = place.partition(".")
             state.setdefault(name, {})[key] = value
         whole: dict[str, Any] = {"state": state, "param_groups": plain["groups"]}
+        fused = [group["fused"] for group in optimiser.param_groups]
         set_optimizer_state_dict(model, optimiser, whole, options=_LENIENT)
+        for group, here in zip(optimiser.param_groups, fused, strict=True):
+            group["fused"] = here  # what suits this machine and these tensors, whatever was saved
     except (RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()
         raise TrainingError(

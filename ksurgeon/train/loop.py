@@ -120,6 +120,8 @@ class Loop:
             if self._due():
                 self._evaluate()
             self._keep()
+        if not state.step:
+            self.listener.note("no step was taken: the time was over before the first one; give more minutes")
         if not state.history or state.history[-1].step != state.step:
             self._evaluate()
 

@@ -60,11 +60,17 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any
 def make_optimiser(
     model: nn.Module, settings: Settings, betas: tuple[float, float] = (0.9, 0.99), eps: float = _EPSILON
 ) -> torch.optim.Optimizer:
-    """AdamW with the groups of ``parameter_groups``, in one pass over each parameter where PyTorch can:
+    """AdamW with the groups of ``parameter_groups``, in one pass over each parameter where that is safe:
     students have many small ones."""
     groups = parameter_groups(model, settings)
-    fused = all(parameter.is_floating_point() for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
+    fused = all(_can_be_fused(parameter) for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused or None)
+
+
+def _can_be_fused(parameter: nn.Parameter) -> bool:
+    """PyTorch's fused kernel takes the memory of a parameter, its gradient and its moments as it lies."""
+    plain = parameter.is_floating_point() and parameter.is_contiguous()
+    return plain and parameter.device.type in ("cpu", "cuda")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import ksurgeon
 from ksurgeon.cli.training import TerminalListener
 from ksurgeon.errors import FolderError
 from ksurgeon.recipes.schema import load_recipe
+from ksurgeon.report.recipe import curves_of
 from ksurgeon.surgery.record_file import read_record
 from tests.train import texts
 from tests.train.conftest import pair
@@ -179,7 +180,7 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     assert run("run", "tiny.toml").status == 1
     ran = run("run", "tiny.toml", "--resume", "--set", "steps=2", "--plot", "curve.svg")
     assert ran.status == 0 and "low" in ran.out and "curve.svg" in ran.out
-    assert (tmp_path / "curve.svg").read_text().count("<path") > 10
+    assert all(f"<!-- {name} -->" in (tmp_path / "curve.svg").read_text() for name in ("k", "low", "size"))
     ran = run("run", "tiny.toml", "--resume", "--plot", "curve.doc")
     assert ran.status == 1 and ".svg" in ran.err
     after = json.loads(file.read_text())["variants"]
@@ -188,6 +189,35 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     assert after["low"]["training"][0]["settings"]["steps"] == 2
     assert after["planned"]["parameters"] < results["dense"]["parameters"]
     assert "params=0.5" in (tmp_path / "runs" / "tiny" / "planned.plan.toml").read_text()
+
+
+def test_a_plan_that_was_found_is_taken_again_on_resume(run, tmp_path):
+    texts.save("encoder", tmp_path / "model")
+    (tmp_path / "a.txt").write_text("\n".join(texts.sentences()))
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace("params=0.5", "params=0.02"))
+    (tmp_path / "tiny.py").write_text(FUNCTIONS)
+    folder = tmp_path / "runs" / "tiny"
+    ran = run("run", "tiny.toml", "--only", "k", "--only", "planned", "--device", "cpu")
+    assert ran.status == 1 and "variant planned: the budget params=0.02 cannot be met" in ran.err
+    assert list(json.loads((folder / "results.json").read_text())["variants"]) == ["k"]
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    assert run("run", "tiny.toml", "--only", "planned", "--resume", "--device", "cpu").status == 0
+    found = (folder / "planned.plan.toml").read_text()
+    kept = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**kept, "variants": {}}))
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace("params=0.5", "params=0.9"))
+    ran = run("run", "tiny.toml", "--only", "planned", "--resume", "--device", "cpu")
+    assert ran.status == 0 and (folder / "planned.plan.toml").read_text() == found
+
+
+def test_students_that_differ_in_a_number_make_a_curve():
+    sizes = {"low-50": 5, "low-25": 4, "k-rank-9": 3, "k": 2, "7": 1}
+    results = {
+        "dense": {"parameters": 10, "metrics": {"a": 1.0}},
+        "variants": {name: {"parameters": size} for name, size in sizes.items()},
+    }
+    curves = {name: [share for share, _ in points] for name, points in curves_of(results).items()}
+    assert curves == {"low": [40, 50], "k-rank": [30], "k": [20], "7": [10]}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The compiled kernels against float64 dense products."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ksurgeon.kernels import apply_chain, cpu, reference
 from ksurgeon.kernels.activation import ACTIVATIONS, activate
 from ksurgeon.kernels.cpu import ops
 from ksurgeon.kernels.cpu.beside import train_beside
-from ksurgeon.kernels.cpu.pack import find_pack
+from ksurgeon.kernels.cpu.pack import Pack
 from ksurgeon.kernels.cpu.plan import Kind, candidates, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
@@ -86,7 +88,7 @@ def test_forward_equals_the_dense_product(
     assert torch.equal(x, kept)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     shapes=chains(),
     dtype=st.sampled_from(list(DTYPES)),
@@ -275,16 +277,69 @@ def test_a_layer_with_a_path_is_trained_as_one_unless_something_watches(
         layer.float()(torch.randn(5, 23, requires_grad=True))
 
 
-def test_training_packs_weights_once_a_step() -> None:
-    packed = []
+def test_training_packs_weights_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, init = [], Pack.__init__
+    monkeypatch.setattr(Pack, "__init__", lambda *given: made.append(given[0]) or init(*given))
     layer = KLinear(16, 16)
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
-    for _ in range(2):
-        layer(torch.randn(3, 16)).sum().backward()
-        packed.append(find_pack(list(layer.matrix.factors), light=True))
-        assert find_pack(list(layer.matrix.factors), light=True) is packed[-1]
+    for step in range(3):
+        for _ in range(2):
+            layer(torch.randn(3, 16)).sum().backward()
+        assert len(made) == step + 1
         optimiser.step()
-    assert packed[0] is not packed[1]
+
+
+TRAINED: dict[str, Callable[[Tensor, Sequence[Tensor]], Tensor]] = {
+    "function": lambda x, factors: ops.train_chain(x, factors[2:], None, -1),
+    "operator": lambda x, factors: ops.chain(x, factors[2:], None, -1),
+    "beside": lambda x, factors: train_beside(x, factors[2:], factors[0], factors[1], None),
+}
+
+
+def _parts() -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(0)
+    shapes = (1, 1, 2, 12), (1, 1, 8, 2), (3, 1, 2, 4), (2, 1, 4, 3)
+    x = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
+    return x, [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("way", TRAINED)
+def test_changes_between_forward_and_backward_are_refused(way: str) -> None:
+    for changed in range(3):
+        x, factors = _parts()
+        y = TRAINED[way](x, factors)
+        with torch.no_grad():
+            (x if changed == 2 else factors[-1 - changed]).mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("way", TRAINED)
+def test_recomputed_in_the_backward_pass(way: str, reentrant: bool) -> None:
+    x, factors = _parts()
+    want = torch.autograd.grad(TRAINED[way](x, factors).square().sum(), [x, factors[-1]])
+    unpacked = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: unpacked.append(t) or t):
+        TRAINED[way](x, factors).square().sum().backward()
+    assert len(unpacked) <= len(factors) + 3  # each of them once, and what square() keeps
+    for kept, leaf in zip(want, (x, factors[-1]), strict=True):
+        torch.testing.assert_close(leaf.grad, kept)
+        leaf.grad = None
+    checkpoint(lambda x: TRAINED[way](x, factors).square().sum(), x, use_reentrant=reentrant).backward()
+    for kept, leaf in zip(want, (x, factors[-1]), strict=True):
+        torch.testing.assert_close(leaf.grad, kept)
+
+
+def test_selective_recomputation() -> None:
+    x, _ = _parts()
+    layer = KLinear(12, 12, dtype=torch.float64)
+    kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
+    want = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    y = checkpoint(layer, x, use_reentrant=False, context_fn=kept)
+    got = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_frozen_parts_get_no_gradient() -> None:

@@ -130,6 +130,13 @@ def test_minutes_end_a_training(heard):
     assert trained.seconds >= 1.2 and len(heard.steps) == trained.steps
 
 
+def test_a_time_that_is_over_before_the_first_step_is_told(heard):
+    student, teacher = pair()
+    settings = {"batch": 16, "minutes": 1e-9, "device": "cpu", "layerwise": 0, "least_squares": False}
+    trained = ksurgeon.distill(student, teacher, vectors(), listener=heard, **settings)
+    assert trained.steps == 0 and any("no step was taken" in note for note in heard.notes)
+
+
 def test_progress_is_by_steps_or_by_time_whichever_is_ahead():
     both = Clock(make_settings(steps=100, minutes=1), batches=10, used=12.0)
     assert both.total == 100 and both.elapsed >= 12

@@ -15,11 +15,11 @@ from torch import nn
 
 import ksurgeon
 from ksurgeon.errors import FolderError, TrainingError, TrainingStopped
-from ksurgeon.train import checkpoint
+from ksurgeon.train import checkpoint, loop, parameters
 from ksurgeon.train.checkpoint import Checkpoints
 from ksurgeon.train.log import Listener
 from tests import zoo
-from tests.train.conftest import pair, vectors
+from tests.train.conftest import pair, pictures, vectors
 
 RUN = {"batch": 8, "steps": 24, "device": "cpu", "evaluate": 4, "layerwise": 5, "balance_factors": 7}
 
@@ -59,6 +59,40 @@ def test_a_resumed_training_ends_the_same(options, tmp_path, heard):
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 25))
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_memory_formats_stay_what_they_were(layout, tmp_path):
+    def made():
+        student, teacher = pair("convnet", "pointwise")
+        return student.to(memory_format=layout), teacher
+
+    through, teacher = made()
+    assert any(not p.is_contiguous() for p in through.parameters()) is (layout is torch.channels_last)
+    ksurgeon.distill(through, teacher, pictures(), **RUN)
+    stopped, teacher = made()
+    with pytest.raises(TrainingStopped):
+        ksurgeon.distill(stopped, teacher, pictures(), folder=tmp_path, listener=Interrupts(9), **RUN)
+    fresh, teacher = made()
+    ksurgeon.distill(fresh, teacher, pictures(), folder=tmp_path, resume=True, **RUN)
+    assert torch.equal(weights(fresh), weights(through))
+
+
+def test_checkpoints_of_another_kind_of_optimiser_go_on(tmp_path, monkeypatch):
+    """As those that were written before AdamW was fused."""
+    through, teacher = pair()
+    whole = ksurgeon.distill(through, teacher, vectors(), **RUN)
+    stopped, teacher = pair()
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
+        patch.setattr(parameters, "_can_be_fused", lambda parameter: False)
+        ksurgeon.distill(stopped, teacher, vectors(), folder=tmp_path, listener=Interrupts(9), **RUN)
+    fresh, teacher = pair()
+    made, make = [], parameters.make_optimiser
+    monkeypatch.setattr(loop, "make_optimiser", lambda *given: made.append(make(*given)) or made[-1])
+    resumed = ksurgeon.distill(fresh, teacher, vectors(), folder=tmp_path, resume=True, **RUN)
+    assert all(group["fused"] for group in made[0].param_groups)
+    torch.testing.assert_close(weights(fresh), weights(through), rtol=1e-4, atol=1e-5)
+    assert resumed.history[-1].step == whole.history[-1].step
 
 
 class _Spare(zoo.Mlp):

@@ -35,11 +35,11 @@ def apply_chain(
 ) -> Tensor:
     """Apply a chain by the compiled kernels where they can, by the reference elsewhere.
 
-    Eager inference on plain CPU tensors calls the library at once. Where gradients are wanted, or the call
-    is compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``; eager training
-    of whole matrices, as a low rank has them, is PyTorch's own products. Activations
-    of complex numbers, other devices, autocast, ``torch.func`` transforms, ``torch.jit.trace`` and
-    forward-mode derivatives are left to the reference.
+    Eager calls on plain CPU tensors go to the library at once, with a node of autograd's own where gradients
+    are wanted; eager training of whole matrices, as a low rank has them, is PyTorch's own products. A call
+    that is compiled, exported, traced with fake tensors or made in any other dispatch mode is the operator
+    ``ksurgeon::chain``. Activations of complex numbers, other devices, autocast, ``torch.func`` transforms,
+    ``torch.jit.trace`` and forward-mode derivatives are left to the reference.
     """
     if dim == -1:
         y = at_once(x, factors, bias, activation)

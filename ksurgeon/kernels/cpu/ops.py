@@ -55,9 +55,9 @@ def _setup_context(
     inputs: tuple[Tensor, Sequence[Tensor], Tensor | None, int],
     output: Tensor,
 ) -> None:
-    x, factors, bias, dim = inputs
+    x, factors, _, dim = inputs
     ctx.save_for_backward(x, *factors)
-    ctx.dim, ctx.has_bias = dim, bias is not None  # type: ignore[attr-defined]
+    ctx.dim = dim  # type: ignore[attr-defined]
 
 
 _Gradients = tuple[Tensor | None, Sequence[Tensor | None], Tensor | None]
@@ -86,9 +86,8 @@ def _gradients(
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, list[Tensor | None], Tensor | None, None]:
-    needs = ctx.needs_input_grad
-    each = [any(needs[1])] * (len(ctx.saved_tensors) - 1)
-    of_x, of_factors, of_bias = _gradients(ctx, g, (needs[0], *each), bool(needs[2]), chain_backward)
+    need_x, each, need_bias, _ = ctx.needs_input_grad
+    of_x, of_factors, of_bias = _gradients(ctx, g, (need_x, *each), bool(need_bias), chain_backward)
     return of_x, list(of_factors), of_bias, None
 
 
