@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from ksurgeon.errors import DataError
@@ -95,7 +96,7 @@ class Data:
             _Prepared(self.source, self.preprocess),
             batch_sampler=order,  # type: ignore[arg-type]
             num_workers=self.settings.workers,
-            collate_fn=_Collate(self.preprocess),
+            collate_fn=_Collate(self.preprocess, self.settings.channels_last),
             prefetch_factor=4 if self.settings.workers else None,
             generator=torch.Generator(),
         )
@@ -150,8 +151,8 @@ class _Prepared(Dataset[Any]):
 class _Collate:
     """Joins features to a batch; a class, so that worker processes can be given it."""
 
-    def __init__(self, preprocess: Preprocess) -> None:
-        self.preprocess = preprocess
+    def __init__(self, preprocess: Preprocess, channels_last: bool) -> None:
+        self.preprocess, self.channels_last = preprocess, channels_last
 
     def __call__(self, loaded: list[tuple[int, Features | None, list[str]]]) -> Batch:
         broken = [what for *_, names in loaded for what in names]
@@ -164,8 +165,14 @@ class _Collate:
             raise DataError(
                 f"examples {', '.join(str(n) for n, _ in sound[:4])}, … make no batch: {error}"
             ) from error
+        if self.channels_last:
+            batch["inputs"] = pytree.tree_map_only(Tensor, _channels_last, batch["inputs"])
         batch["index"] = torch.tensor([number for number, _ in sound])
         return {"labels": None, "broken": broken, **batch}
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def open_data(data: Any, model: nn.Module, settings: Settings, *, preprocessor: Any = None) -> Data:

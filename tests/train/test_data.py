@@ -255,3 +255,20 @@ def test_worker_processes_give_the_same_batches():
         found.append(torch.cat([next(batches)[0]["inputs"][0] for _ in range(4)]))
         del batches
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_pictures_come_channels_last_where_that_is_wanted(wanted):
+    def prepare(value):
+        return value
+
+    data = [torch.full((3, 4, 5), float(i)) for i in range(4)]
+    settings = make_settings(batch=2, held_out=0, channels_last=wanted)
+    opened = open_data(data, nn.Conv2d(3, 3, 1), settings, preprocessor=prepare)
+    (batch,) = next(opened.training_batches(0))
+    (pictures,) = batch["inputs"]
+    assert pictures.shape == (2, 3, 4, 5)
+    assert pictures.is_contiguous(memory_format=torch.channels_last) is wanted
+    assert sorted(pictures[:, 0, 0, 0].tolist()) == sorted(batch["index"].tolist())
+    (batch,) = next(_opened([torch.ones(4)] * 4, held_out=0, channels_last=wanted).training_batches(0))
+    assert batch["inputs"][0].is_contiguous()  # other shapes are left alone
