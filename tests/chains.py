@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-__all__ = ["assert_near", "chains", "dense"]
+__all__ = ["assert_near", "chains", "dense", "drawn"]
 
 TOLERANCE = {
     torch.float32: 1e-5,
@@ -58,3 +58,9 @@ def assert_near(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
     if want.numel():
         scale = want.abs().max().clamp(min=1e-3)
         assert ((got.to(want.dtype) - want).abs().max() / scale) < TOLERANCE[dtype]
+
+
+def drawn(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Random numbers, those of half precision drawn in single."""
+    single = dtype in (torch.bfloat16, torch.float16)
+    return torch.randn(shape, dtype=torch.float32 if single else dtype).to(dtype)

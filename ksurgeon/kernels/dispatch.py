@@ -82,7 +82,7 @@ def apply_chain(
     Raises:
         ValueError: there is no activation of that name.
     """
-    global _chosen, _chosen_on_gpu
+    global _chosen_on_gpu
     if x.is_cuda:
         if _chosen_on_gpu is None:
             asked = os.environ.get("KSURGEON_BACKEND", "auto")
@@ -90,10 +90,15 @@ def apply_chain(
             # The kernels' own entry says why, where they do not run on a device.
             _chosen_on_gpu = cuda.apply_chain if asked in ("auto", "cuda") else _BACKENDS[asked]
         return _chosen_on_gpu(x, factors, dim, bias, activation)
-    if _chosen is None:  # once: reading the environment takes as long as a small product
-        name = chosen_backend()
-        _chosen = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
-    return _chosen(x, factors, dim, bias, activation)
+    return (_chosen or _choose())(x, factors, dim, bias, activation)
+
+
+def _choose() -> Backend:
+    """The backend off a GPU; once, as reading the environment takes as long as a small product."""
+    global _chosen
+    name = chosen_backend()
+    _chosen = cuda.apply_chain if name == "cuda" else _BACKENDS[name]
+    return _chosen
 
 
 @contextmanager
@@ -121,4 +126,4 @@ def beside(
 ) -> Tensor | None:
     """``apply_chain(x, factors, -1, bias) + apply_chain(x, side)`` where a backend trains both as one, else
     None."""
-    return cpu.beside(x, factors, side, bias) if _chosen is cpu.apply_chain else None
+    return cpu.beside(x, factors, side, bias) if (_chosen or _choose()) is cpu.apply_chain else None

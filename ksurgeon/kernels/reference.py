@@ -1,6 +1,6 @@
 """The reference backend: plain PyTorch, runs everywhere, defines the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -10,7 +10,7 @@ from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.eager import is_eager
 from ksurgeon.kernels.permutation import permutation_of
 
-__all__ = ["apply_chain", "apply_factor"]
+__all__ = ["apply_chain", "apply_factor", "gradients_with_graph"]
 
 
 def apply_factor(columns: Tensor, factor: Tensor) -> Tensor:
@@ -59,6 +59,21 @@ def apply_chain(
     if bias is not None:
         columns = columns + bias.to(columns.dtype)[:, None]
     return activate(columns, activation).view(columns.shape[0], *moved.shape[1:]).movedim(0, dim)
+
+
+def gradients_with_graph(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], g: Tensor
+) -> list[Tensor | None]:
+    """Gradients of ``function(*tensors)`` for those that require one, themselves differentiable.
+
+    They are of the function alone: a tensor may have been computed from another one of them.
+    """
+    with torch.enable_grad():
+        own = [tensor.view_as(tensor) for tensor in tensors]
+        y = function(*own)
+    wanted = [tensor for tensor in own if tensor.requires_grad]
+    made = iter(torch.autograd.grad(y, wanted, g, create_graph=True)) if wanted else iter(())
+    return [next(made) if tensor.requires_grad else None for tensor in own]
 
 
 def _swapped(blocks: Tensor) -> Tensor:

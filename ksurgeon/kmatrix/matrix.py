@@ -6,6 +6,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kernels import apply_chain, at_once, beside
@@ -165,7 +166,7 @@ class KMatrix(nn.Module):
         them as ``kernels.apply_chain`` does."""
         factors = self._held()
         if self.side is not None:
-            if dim == -1 and not (self._padded or self.side._padded or self.side._is_watched()):
+            if self._trained_beside(self.side, dim):
                 y = beside(x, factors, self.side._held(), bias)
                 if y is not None:
                     return activate(y, activation)
@@ -182,9 +183,19 @@ class KMatrix(nn.Module):
         held = self._modules["factors"]._parameters  # type: ignore[union-attr]
         return tuple(held.values()) if len(held) == len(self.patterns) else tuple(self.factors)  # type: ignore[arg-type]
 
-    def _is_watched(self) -> bool:
-        return bool(
-            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+    def _trained_beside(self, side: nn.Module, dim: int) -> bool:
+        """Whether ``beside`` is to be asked: gradients are wanted, and nobody sees that the path beside the
+        chain is not called as a module."""
+        return (
+            torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and type(dim) is int
+            and dim == -1
+            and type(side) is KMatrix
+            and not (self._padded or side._padded or "forward" in side.__dict__)
+            and not (side._forward_hooks or side._forward_pre_hooks)
+            and not (side._backward_hooks or side._backward_pre_hooks)
+            and not _has_any_global_hook()
         )
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:

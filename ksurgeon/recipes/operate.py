@@ -1,5 +1,6 @@
 """The surgery of a recipe's variant."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def operate(
     """A copy of the model after the variant's surgery.
 
     A plan that is searched for is written to ``folder``, as ``VARIANT.plan.toml``; with ``resume``, one that
-    is there is taken instead of a new search, which would find another where times are measured.
+    the same search has found before is taken, as a new one would find another where times are measured.
 
     Raises:
         RecipeError: a search found no plan within its budget.
@@ -52,16 +53,7 @@ def operate(
     if recipe.calibrate is not None:
         options["data"] = _calibration(recipe, recipe.calibrate, student, places)
     if variant.search is not None:
-        file = folder / f"{variant.name}.plan.toml"
-        if resume and file.is_file():
-            found = read_plan(file)
-        else:
-            try:
-                found = _searched(variant.search, student, options["data"], recipe.seed, told)
-            except PlanError as error:
-                raise RecipeError(f"variant {variant.name}: {error}") from error
-            folder.mkdir(parents=True, exist_ok=True)
-            write_plan(found, file)
+        found = _plan_of(recipe, variant, variant.search, student, options["data"], folder, resume, told)
         convert(student, example_inputs=source.example_inputs, plan=found, **options)
     elif variant.plan is not None:
         given = read_plan(recipe.folder / filled(variant.plan, places))
@@ -79,6 +71,34 @@ def operate(
             **options,
         )
     return student
+
+
+def _plan_of(
+    recipe: Recipe,
+    variant: Variant,
+    search: Search,
+    model: nn.Module,
+    data: list[Any],
+    folder: Path,
+    resume: bool,
+    told: Listener,
+) -> Plan:
+    file, asked = folder / f"{variant.name}.plan.toml", folder / f"{variant.name}.search.json"
+    parts = {"search": search, "model": recipe.model, "calibrate": recipe.calibrate}
+    same = {name: part.model_dump(mode="json") for name, part in parts.items() if part is not None}
+    same["seed"] = {"seed": recipe.seed}
+    if resume and file.is_file() and asked.is_file() and json.loads(asked.read_text()) == same:
+        told.note(f"the plan that was found before: {file}")
+        return read_plan(file)
+    try:
+        found = _searched(search, model, data, recipe.seed, told)
+    except PlanError as error:
+        raise RecipeError(f"variant {variant.name}: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    asked.unlink(missing_ok=True)
+    write_plan(found, file)
+    asked.write_text(json.dumps(same, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def _searched(search: Search, model: nn.Module, data: list[Any], seed: int, told: Listener) -> Plan:

@@ -66,10 +66,11 @@ def run_recipe(
         told.note(note)
     file = folder / RESULTS
     results = _begin(recipe, file, resume)
-    results["dense"] = results.get("dense") or {
-        "parameters": _count(source.model),
-        "metrics": _evaluate(recipe, source.model, places, told, "the original"),
-    }
+    if not results.get("dense", {}).get("metrics"):
+        results["dense"] = {
+            "parameters": _count(source.model),
+            "metrics": _evaluate(recipe, source.model, places, told, "the original"),
+        }
     for variant in recipe.variants:
         if (only and variant.name not in only) or (resume and variant.name in results["variants"]):
             continue

@@ -126,11 +126,10 @@ def restore(
         for place, value in tensors.items():
             key, _, name = place.partition(".")
             state.setdefault(name, {})[key] = value
-        whole: dict[str, Any] = {"state": state, "param_groups": plain["groups"]}
-        fused = [group["fused"] for group in optimiser.param_groups]
+        fused = optimiser.param_groups[0]["fused"]  # what suits this machine, whatever was saved
+        groups = [{**group, "fused": fused} for group in plain["groups"]]
+        whole: dict[str, Any] = {"state": state, "param_groups": groups}
         set_optimizer_state_dict(model, optimiser, whole, options=_LENIENT)
-        for group, here in zip(optimiser.param_groups, fused, strict=True):
-            group["fused"] = here  # what suits this machine and these tensors, whatever was saved
     except (RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()
         raise TrainingError(

@@ -121,7 +121,7 @@ class Loop:
                 self._evaluate()
             self._keep()
         if not state.step:
-            self.listener.note("no step was taken: the time was over before the first one; give more minutes")
+            self.listener.note("no step of the whole was taken: the time was over before; give more minutes")
         if not state.history or state.history[-1].step != state.step:
             self._evaluate()
 

@@ -17,6 +17,7 @@ from ksurgeon.train.checkpoint import (
     set_random_state,
 )
 from ksurgeon.train.log import Evaluation
+from ksurgeon.train.settings import Settings
 from ksurgeon.train.state import State
 
 __all__ = ["pack", "require_same", "unpack"]
@@ -60,7 +61,9 @@ def unpack(state: State, saved: Saved) -> None:
         TrainingError: the saved one was of another model, other data or other settings.
     """
     tensors, plain = saved
-    require_same(plain["run"], _identity(state))
+    own = _identity(state)
+    settings = {**_plain(Settings()), **plain["run"]["settings"]}  # an older version has fewer
+    require_same({**plain["run"], "settings": settings}, own)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -97,9 +100,13 @@ def require_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 def _identity(state: State) -> dict[str, Any]:
     """What a checkpoint must have in common with the training that goes on from it."""
     return {
-        "settings": state.settings.model_dump(mode="json", exclude=_FREE),
+        "settings": _plain(state.settings),
         "data": [state.data.source.name, len(state.data.source)],
     }
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=_FREE)
 
 
 def _state_with(state: State, values: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -202,12 +202,20 @@ def test_a_plan_that_was_found_is_taken_again_on_resume(run, tmp_path):
     assert list(json.loads((folder / "results.json").read_text())["variants"]) == ["k"]
     (tmp_path / "tiny.toml").write_text(RECIPE)
     assert run("run", "tiny.toml", "--only", "planned", "--resume", "--device", "cpu").status == 0
-    found = (folder / "planned.plan.toml").read_text()
-    kept = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps({**kept, "variants": {}}))
-    (tmp_path / "tiny.toml").write_text(RECIPE.replace("params=0.5", "params=0.9"))
-    ran = run("run", "tiny.toml", "--only", "planned", "--resume", "--device", "cpu")
-    assert ran.status == 0 and (folder / "planned.plan.toml").read_text() == found
+    plan = folder / "planned.plan.toml"
+    plan.write_text(plan.read_text() + "# kept\n")
+
+    def again(recipe):
+        kept = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps({**kept, "variants": {}}))
+        (tmp_path / "tiny.toml").write_text(recipe)
+        ran = run("run", "tiny.toml", "--only", "planned", "--resume", "--device", "cpu")
+        assert ran.status == 0, ran.err
+        return ran.err
+
+    assert "the plan that was found before" in again(RECIPE) and "# kept" in plan.read_text()
+    assert "found before" not in again(RECIPE.replace("params=0.5", "params=0.9"))
+    assert "params=0.9" in plan.read_text()
 
 
 def test_students_that_differ_in_a_number_make_a_curve():

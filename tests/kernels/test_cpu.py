@@ -1,43 +1,23 @@
 """The compiled kernels against float64 dense products."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ksurgeon.kernels import apply_chain, cpu, reference
 from ksurgeon.kernels.activation import ACTIVATIONS, activate
 from ksurgeon.kernels.cpu import ops
-from ksurgeon.kernels.cpu.beside import train_beside
-from ksurgeon.kernels.cpu.pack import Pack
 from ksurgeon.kernels.cpu.plan import Kind, candidates, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix, Start
 from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank
-from tests.chains import assert_near, chains, dense
+from tests.chains import TOLERANCE, assert_near, chains, dense, drawn
 
-DTYPES = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-    torch.complex64: torch.complex64,
-    torch.complex128: torch.complex128,
-}
-"""What the kernels take, and what to draw it in."""
-
-
-def drawn(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=DTYPES[dtype]).to(dtype)
+pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 
 
 class Doubled(nn.Module):
@@ -45,13 +25,10 @@ class Doubled(nn.Module):
         return 2 * factor
 
 
-pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
-
-
 @settings(max_examples=100, deadline=None)
 @given(
     shapes=chains(),
-    dtype=st.sampled_from(list(DTYPES)),
+    dtype=st.sampled_from(list(TOLERANCE)),
     before=st.sampled_from([(), (1,), (3,), (0,), (2, 5), (37,), (70,)]),
     after=st.sampled_from([(), (1,), (7,), (0,), (3, 5), (50,), (70,)]),
     layout=st.sampled_from(["contiguous", "last", "sliced"]),
@@ -88,68 +65,6 @@ def test_forward_equals_the_dense_product(
     assert torch.equal(x, kept)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    shapes=chains(),
-    dtype=st.sampled_from(list(DTYPES)),
-    before=st.sampled_from([(), (0,), (1,), (3,), (40,), (2, 35)]),
-    after=st.sampled_from([(), (3,), (9,), (3, 5), (61,)]),
-    chain=st.sampled_from([ops.chain, ops.train_chain]),
-    seed=st.integers(0, 2**20),
-)
-def test_gradients_are_those_of_the_reference(
-    shapes: list[tuple[int, int, int, int]],
-    dtype: torch.dtype,
-    before: tuple[int, ...],
-    after: tuple[int, ...],
-    chain: Callable[..., Tensor],
-    seed: int,
-) -> None:
-    torch.manual_seed(seed)
-    inputs, outputs = Pattern.of(shapes[0]).in_features, Pattern.of(shapes[-1]).out_features
-    dim = len(before)
-    leaves = [
-        drawn(dtype, *before, inputs, *after),
-        drawn(dtype, outputs),
-        *(drawn(dtype, *shape) / shape[3] ** 0.5 for shape in shapes),
-    ]
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    exact = torch.complex128 if dtype.is_complex else torch.float64
-    doubles = [leaf.detach().to(exact).requires_grad_() for leaf in leaves]
-    y = chain(leaves[0], leaves[2:], leaves[1], dim)
-    g = drawn(dtype, *y.shape)
-    want_y = reference.apply_chain(doubles[0], doubles[2:], dim, doubles[1])
-    wanted = torch.autograd.grad(want_y, doubles, g.to(exact))
-    for got, want in zip(torch.autograd.grad(y, leaves, g), wanted, strict=True):
-        assert_near(got, want, dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape, dim", [((12,), -1), ((0, 12), 1), ((2, 3, 12), 2), ((2, 12, 3), 1)])
-def test_low_ranks_are_trained(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    leaves = [drawn(dtype, *shape), drawn(dtype, 9), drawn(dtype, 1, 1, 5, 12), drawn(dtype, 1, 1, 9, 5)]
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    exact = torch.complex128 if dtype.is_complex else torch.float64
-    doubles = [leaf.detach().to(exact).requires_grad_() for leaf in leaves]
-    y = cpu.apply_chain(leaves[0], leaves[2:], dim, leaves[1])
-    want = reference.apply_chain(doubles[0], doubles[2:], dim, doubles[1])
-    assert_near(y, want, dtype)
-    wanted = torch.autograd.grad(want, doubles, torch.ones_like(want))
-    for got, one in zip(torch.autograd.grad(y, leaves, torch.ones_like(y)), wanted, strict=True):
-        assert_near(got, one, dtype)
-
-
-def test_a_bias_of_another_dtype_is_added_in_training_too() -> None:
-    factors = [torch.randn(1, 1, 5, 12), torch.randn(1, 1, 9, 5)]
-    x, bias = torch.randn(3, 12, requires_grad=True), torch.randn(9, dtype=torch.float64)
-    y = cpu.apply_chain(x, factors, -1, bias)
-    assert y.dtype == torch.float32 and y.requires_grad
-    assert torch.allclose(y, reference.apply_chain(x, factors, -1, bias), atol=1e-5)
-    with pytest.raises(ValueError, match="bias"):
-        cpu.apply_chain(x, factors, -1, torch.randn(1))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_half_precision_is_rounded_as_torch_rounds(dtype: torch.dtype, dim: int) -> None:
@@ -165,22 +80,6 @@ def test_half_precision_is_rounded_as_torch_rounds(dtype: torch.dtype, dim: int)
     assert torch.equal(got[~x.isnan()], want[~x.isnan()])
 
 
-@pytest.mark.parametrize("chain", [ops.chain, ops.train_chain])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-def test_gradcheck(dtype: torch.dtype, chain: Callable[..., Tensor]) -> None:
-    torch.manual_seed(0)
-    matrix = KMatrix(6, 4, dtype=dtype)
-    x = torch.randn(2, 6, 2, dtype=dtype, requires_grad=True)
-    bias = torch.randn(4, dtype=dtype, requires_grad=True)
-
-    def apply(x: Tensor, bias: Tensor, *factors: Tensor) -> Tensor:
-        return chain(x, list(factors), bias, 1)
-
-    inputs = (x, bias, *matrix.factors)
-    assert torch.autograd.gradcheck(apply, inputs)
-    assert torch.autograd.gradgradcheck(apply, inputs)
-
-
 @pytest.mark.parametrize(
     ("shape", "dim"), [((5, 24), -1), ((2, 24, 3, 4), 1), ((24,), 0), ((0, 24), -1), ((2, 24, 3), 1)]
 )
@@ -192,166 +91,9 @@ def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.chain, (x, list(matrix.factors), bias, dim))
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["", "of the gradients"])
-@pytest.mark.parametrize("wanted", range(5))
-def test_one_gradient_alone(wanted: int, graph: bool) -> None:
-    torch.manual_seed(0)
-    factors = [torch.randn(3, 1, 2, 4), torch.randn(2, 1, 5, 3), torch.randn(1, 2, 4, 5)]
-    tensors = [tensor.double() for tensor in (torch.randn(7, 12), torch.randn(8), *factors)]
-    tensors[wanted].requires_grad_()
-    x, bias, *factors = tensors
-    for y in (cpu.apply_chain(x, factors, -1, bias), ops.chain(x, factors, bias, -1)):
-        want = reference.apply_chain(x, factors, -1, bias)
-        (got,) = torch.autograd.grad(y.square().sum(), tensors[wanted], create_graph=graph)
-        torch.testing.assert_close(got, torch.autograd.grad(want.square().sum(), tensors[wanted])[0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(24,), (0, 24), (5, 24), (2, 3, 24)], ids=str)
-def test_a_low_rank_beside_a_chain_is_trained_with_it(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    factors = [drawn(dtype, 1, 4, 5, 6) / 2, drawn(dtype, 4, 1, 4, 5) / 2]
-    leaves = [
-        drawn(dtype, *shape),
-        drawn(dtype, 16),
-        drawn(dtype, 1, 1, 3, 24) / 5,
-        drawn(dtype, 1, 1, 16, 3),
-        *factors,
-    ]
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    x, bias, down, up, *factors = leaves
-    y = cpu.beside(x, factors, (down, up), bias)
-    assert y is not None
-    wide, wide_bias, *side_and_factors = doubles
-    want = reference.apply_chain(wide, side_and_factors[2:], -1, wide_bias)
-    want = want + reference.apply_chain(wide, side_and_factors[:2], -1)
-    assert_near(y, want, dtype)
-    g = drawn(dtype, *y.shape)
-    wanted = torch.autograd.grad(want, doubles, g.double())
-    for got, one in zip(torch.autograd.grad(y, leaves, g), wanted, strict=True):
-        assert_near(got, one, dtype)
-
-
-def test_gradcheck_of_a_low_rank_beside_a_chain() -> None:
-    torch.manual_seed(0)
-    shapes = (3, 6), (4,), (1, 1, 2, 6), (1, 1, 4, 2), (1, 2, 3, 3), (1, 2, 2, 3)
-    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-
-    def apply(x: Tensor, bias: Tensor, down: Tensor, up: Tensor, *factors: Tensor) -> Tensor:
-        y = cpu.beside(x, factors, (down, up), bias)
-        assert y is not None
-        return y
-
-    assert torch.autograd.gradcheck(apply, leaves)
-    assert torch.autograd.gradgradcheck(apply, leaves)
-    for wanted in range(len(leaves)):
-        alone = [leaf.detach().requires_grad_(k == wanted) for k, leaf in enumerate(leaves)]
-        y = apply(*alone)
-        for leaf, want in zip(alone, torch.autograd.grad(apply(*leaves).sum(), leaves), strict=True):
-            if leaf.requires_grad:
-                torch.testing.assert_close(torch.autograd.grad(y.sum(), leaf)[0], want)
-
-
-def test_a_layer_with_a_path_is_trained_as_one_unless_something_watches(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    torch.manual_seed(0)
-    structure = KaleidoscopeLowRank(share=0.8)
-    layer, x = KLinear(96, 96, structure=structure), torch.randn(5, 96, requires_grad=True)
-    calls = []
-    monkeypatch.setattr(cpu, "train_beside", lambda *given: calls.append(given) or train_beside(*given))
-    with torch.no_grad():
-        want = layer(x)
-    torch.testing.assert_close(layer(x), want)
-    assert len(calls) == 1
-    seen = []
-    handle = layer.matrix.side.register_forward_hook(lambda *given: seen.append(given))
-    torch.testing.assert_close(layer(x), want)
-    handle.remove()
-    assert len(seen) == 1 and len(calls) == 1
-    for other in (x.double(), torch.randn(96, 5).T.requires_grad_(), x.detach()):
-        wide = layer.double() if other.dtype == torch.float64 else layer.float()
-        assert wide(other).shape == (5, 96)
-    with pytest.raises(ValueError, match="expected 96 entries"):
-        layer.float()(torch.randn(5, 23, requires_grad=True))
-
-
-def test_training_packs_weights_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, init = [], Pack.__init__
-    monkeypatch.setattr(Pack, "__init__", lambda *given: made.append(given[0]) or init(*given))
-    layer = KLinear(16, 16)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
-    for step in range(3):
-        for _ in range(2):
-            layer(torch.randn(3, 16)).sum().backward()
-        assert len(made) == step + 1
-        optimiser.step()
-
-
-TRAINED: dict[str, Callable[[Tensor, Sequence[Tensor]], Tensor]] = {
-    "function": lambda x, factors: ops.train_chain(x, factors[2:], None, -1),
-    "operator": lambda x, factors: ops.chain(x, factors[2:], None, -1),
-    "beside": lambda x, factors: train_beside(x, factors[2:], factors[0], factors[1], None),
-}
-
-
-def _parts() -> tuple[Tensor, list[Tensor]]:
-    torch.manual_seed(0)
-    shapes = (1, 1, 2, 12), (1, 1, 8, 2), (3, 1, 2, 4), (2, 1, 4, 3)
-    x = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
-    return x, [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-
-
-@pytest.mark.parametrize("way", TRAINED)
-def test_changes_between_forward_and_backward_are_refused(way: str) -> None:
-    for changed in range(3):
-        x, factors = _parts()
-        y = TRAINED[way](x, factors)
-        with torch.no_grad():
-            (x if changed == 2 else factors[-1 - changed]).mul_(2)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            y.sum().backward()
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("way", TRAINED)
-def test_recomputed_in_the_backward_pass(way: str, reentrant: bool) -> None:
-    x, factors = _parts()
-    want = torch.autograd.grad(TRAINED[way](x, factors).square().sum(), [x, factors[-1]])
-    unpacked = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: unpacked.append(t) or t):
-        TRAINED[way](x, factors).square().sum().backward()
-    assert len(unpacked) <= len(factors) + 3  # each of them once, and what square() keeps
-    for kept, leaf in zip(want, (x, factors[-1]), strict=True):
-        torch.testing.assert_close(leaf.grad, kept)
-        leaf.grad = None
-    checkpoint(lambda x: TRAINED[way](x, factors).square().sum(), x, use_reentrant=reentrant).backward()
-    for kept, leaf in zip(want, (x, factors[-1]), strict=True):
-        torch.testing.assert_close(leaf.grad, kept)
-
-
-def test_selective_recomputation() -> None:
-    x, _ = _parts()
-    layer = KLinear(12, 12, dtype=torch.float64)
-    kept = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
-    want = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
-    y = checkpoint(layer, x, use_reentrant=False, context_fn=kept)
-    got = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
-    for one, other in zip(got, want, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_frozen_parts_get_no_gradient() -> None:
-    layer = KLinear(16, 16)
-    layer.matrix.requires_grad_(False)
-    x = torch.randn(3, 16, requires_grad=True)
-    layer(x).sum().backward()
-    assert x.grad is not None and layer.bias.grad is not None
-    assert all(factor.grad is None for factor in layer.matrix.factors)
-    layer.matrix.requires_grad_(True)
-    layer(x.detach()).sum().backward()
-    assert all(factor.grad is not None for factor in layer.matrix.factors)
+def test_factors_elsewhere_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be on the CPU"):
+        cpu.apply_chain(torch.randn(3, 12), [torch.empty(3, 1, 2, 4, device="meta")], -1)
 
 
 @pytest.mark.parametrize("kind", ["few", "rows", "columns"])

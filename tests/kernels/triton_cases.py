@@ -65,8 +65,10 @@ def poisoned_memory() -> Iterator[None]:
     """Inside, memory comes full of NaN."""
     if GPU:
         torch.use_deterministic_algorithms(True)
-        yield
-        torch.use_deterministic_algorithms(False)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
         return
     empty = torch.empty
 

@@ -79,13 +79,17 @@ def test_memory_formats_stay_what_they_were(layout, tmp_path):
 
 
 def test_checkpoints_of_another_kind_of_optimiser_go_on(tmp_path, monkeypatch):
-    """As those that were written before AdamW was fused."""
+    """As those that were written before AdamW was fused, when there were fewer settings."""
     through, teacher = pair()
     whole = ksurgeon.distill(through, teacher, vectors(), **RUN)
     stopped, teacher = pair()
     with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
         patch.setattr(parameters, "_can_be_fused", lambda parameter: False)
         ksurgeon.distill(stopped, teacher, vectors(), folder=tmp_path, listener=Interrupts(9), **RUN)
+    file = next((tmp_path / "checkpoints").glob("step-*")) / checkpoint._PLAIN
+    plain = json.loads(file.read_text())
+    assert plain["run"]["settings"].pop("channels_last") is False
+    file.write_text(json.dumps(plain))
     fresh, teacher = pair()
     made, make = [], parameters.make_optimiser
     monkeypatch.setattr(loop, "make_optimiser", lambda *given: made.append(make(*given)) or made[-1])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import ops
-from ksurgeon.kernels.cpu.beside import train_beside
+from ksurgeon.kernels.cpu.low_rank import train_beside
 from ksurgeon.kernels.cpu.native import instruction_set, is_available, why_missing
 from ksurgeon.kernels.cpu.pack import forget
 from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
@@ -98,21 +98,25 @@ def beside(
 ) -> Tensor | None:
     """What ``apply_chain`` gives along the last dimension plus the same of a low rank ``side``, if both can
     be trained as one: eager training on plain contiguous tensors of one real dtype. None elsewhere."""
-    if is_compiling() or not is_grad_enabled() or type(x) is not Tensor:
+    if (
+        is_compiling()
+        or not is_grad_enabled()
+        or type(x) is not Tensor
+        or any_autocast()
+        or transforms() is not None
+        or forward_ad._current_level >= 0
+        or modes()
+        or jit_trace() is not None
+    ):
         return None
     dtype, parts = x.dtype, (*factors, *side)
     if (
         dtype not in _SUMMED
         or not x.is_cpu
         or len(side) != 2
-        or x.shape[-1:] != side[0].shape[-1:]
         or not all([type(part) in _PLAIN and part.dtype is dtype for part in parts])
         or not any([part is not None and part.requires_grad for part in (x, bias, *parts)])
-        or any_autocast()
-        or transforms() is not None
-        or forward_ad._current_level >= 0
-        or modes()
-        or jit_trace() is not None
+        or x.shape[-1:] != side[0].shape[-1:]
         or not x.is_contiguous()
         or not _are_matrices(x, side, bias)
     ):

@@ -74,11 +74,9 @@ def _gradients(
     if not any(needs):
         return None, [None] * len(factors), of_bias
     if torch.is_grad_enabled():  # a graph of the gradients is wanted: build it from plain operations
-        with torch.enable_grad():
-            y = reference.apply_chain(x, factors, dim)
-        wanted = [t for t in (x, *factors) if t.requires_grad]
-        made = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
-        of_x, *rest = (next(made) if t.requires_grad else None for t in (x, *factors))
+        of_x, *rest = reference.gradients_with_graph(
+            lambda x, *factors: reference.apply_chain(x, factors, dim), (x, *factors), g
+        )
         return of_x, rest, of_bias
     of_x, *of_factors = backward(g, x, factors, dim, needs[0], need_factors)
     none: list[None] = [None] * len(factors)

@@ -60,6 +60,8 @@ class Pack:
         check_chain([Pattern.of(factor.shape) for factor in factors])
         if len({(factor.dtype, factor.device) for factor in factors}) > 1:
             raise ValueError(f"factors of one dtype and device are needed, got {[f.dtype for f in factors]}")
+        if not factors[0].is_cpu:
+            raise ValueError(f"the factors must be on the CPU as the vectors are, got {factors[0].device}")
         self.light = light
         self._ids = list(map(id, factors))
         known = not any([factor.is_inference() for factor in factors])

@@ -41,7 +41,7 @@ class _Beside(torch.autograd.Function):
         need_x, need_bias, need_down, need_up, *needs = ctx.needs_input_grad
         of_bias = g.reshape(-1, g.shape[-1]).sum(0) if need_bias else None
         if torch.is_grad_enabled():  # a graph of the gradients is wanted: build it from plain operations
-            of_x, *rest = _with_graph(g, x, down, up, factors)
+            of_x, *rest = reference.gradients_with_graph(_plainly, (x, down, up, *factors), g)
             return of_x, of_bias, *rest
         g = g.contiguous()
         of_inner = _flat(g) @ up[0, 0] if need_x or need_down else None
@@ -56,15 +56,8 @@ class _Beside(torch.autograd.Function):
         return of_x, of_bias, of_down, of_up, *(of_factors or none)
 
 
-def _with_graph(
-    g: Tensor, x: Tensor, down: Tensor, up: Tensor, factors: Sequence[Tensor]
-) -> list[Tensor | None]:
-    with torch.enable_grad():
-        y = reference.apply_chain(x, factors, -1) + reference.apply_chain(x, (down, up), -1)
-    tensors = (x, down, up, *factors)
-    wanted = [tensor for tensor in tensors if tensor.requires_grad]
-    made = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
-    return [next(made) if tensor.requires_grad else None for tensor in tensors]
+def _plainly(x: Tensor, down: Tensor, up: Tensor, *factors: Tensor) -> Tensor:
+    return reference.apply_chain(x, factors, -1) + reference.apply_chain(x, (down, up), -1)
 
 
 def _flat(x: Tensor) -> Tensor:
