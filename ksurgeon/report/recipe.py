@@ -28,7 +28,8 @@ def curves_of(results: dict[str, Any]) -> dict[str, list[tuple[float, dict[str, 
 
 
 def draw_results(results: dict[str, Any], file: Path) -> None:
-    """Draw one pair of axes for each metric and in it the curves, dashed after surgery, solid after training.
+    """Draw one pair of axes for each metric: dashed curves with hollow points after surgery, solid ones after
+    training.
 
     Args:
         results: what ``run_recipe`` returns, or the content of its ``results.json``.
@@ -48,12 +49,13 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
         for number, (family, points) in enumerate(curves.items()):
             colour = _COLOURS[number % len(_COLOURS)]
             xs = [share for share, _ in points]
-            for stage, style, label in (("after_surgery", "--", None), ("after_training", "-", family)):
+            for stage, style, fill in (("after_surgery", "o--", "white"), ("after_training", "o-", colour)):
                 ys = [done[stage].get(metric, float("nan")) for _, done in points]
-                here.plot(xs, ys, style, color=colour, marker="o", markersize=4, label=label)
+                label = family if fill == colour else None
+                here.plot(xs, ys, style, color=colour, markerfacecolor=fill, markersize=4, label=label)
         here.set_xlabel("parameters of the whole model, % of the original's")
         here.set_ylabel(metric)
-        here.set_title("dashed: after surgery, solid: after training", fontsize=8)
+        here.set_title("hollow: after surgery, filled: after training", fontsize=8)
         here.grid(alpha=0.25)
         here.legend(frameon=False, fontsize=8)
     write_figure(figure, file)
