@@ -61,9 +61,10 @@ def unpack(state: State, saved: Saved) -> None:
         TrainingError: the saved one was of another model, other data or other settings.
     """
     tensors, plain = saved
-    own = _identity(state)
-    settings = {**_plain(Settings()), **plain["run"]["settings"]}  # an older version has fewer
-    require_same({**plain["run"], "settings": settings}, own)
+    run = plain["run"]
+    if "settings" in run:  # which a checkpoint between two groups of layers has not
+        run = {**run, "settings": {**_plain(Settings()), **run["settings"]}}  # an older version has fewer
+    require_same(run, _identity(state))
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
