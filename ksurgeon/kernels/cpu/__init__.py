@@ -79,16 +79,7 @@ def at_once(
 ) -> Tensor | None:
     """What ``apply_chain`` gives along the last dimension if the library can be called without further ado:
     eager inference on plain tensors, with factors packed before. None elsewhere."""
-    if (
-        is_compiling()
-        or is_grad_enabled()
-        or type(x) is not Tensor
-        or any_autocast()
-        or transforms() is not None
-        or forward_ad._current_level >= 0
-        or modes()
-        or jit_trace() is not None
-    ):
+    if is_compiling() or is_grad_enabled() or type(x) is not Tensor or _is_special():
         return None
     return shortly(x, factors, bias, activation)
 
@@ -98,16 +89,7 @@ def beside(
 ) -> Tensor | None:
     """What ``apply_chain`` gives along the last dimension plus the same of a low rank ``side``, if both can
     be trained as one: eager training on plain contiguous tensors of one real dtype. None elsewhere."""
-    if (
-        is_compiling()
-        or not is_grad_enabled()
-        or type(x) is not Tensor
-        or any_autocast()
-        or transforms() is not None
-        or forward_ad._current_level >= 0
-        or modes()
-        or jit_trace() is not None
-    ):
+    if is_compiling() or not is_grad_enabled() or type(x) is not Tensor or _is_special():
         return None
     dtype, parts = x.dtype, (*factors, *side)
     if (
@@ -122,6 +104,17 @@ def beside(
     ):
         return None
     return train_beside(x, factors, side[0], side[1], bias)
+
+
+def _is_special() -> bool:
+    """Whether a call is more than a plain eager one: autocast, a transform, a dispatch mode, or a trace."""
+    return bool(
+        any_autocast()
+        or transforms() is not None
+        or forward_ad._current_level >= 0
+        or modes()
+        or jit_trace() is not None
+    )
 
 
 def _are_matrices(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> bool:
