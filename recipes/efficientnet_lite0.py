@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
 from torchvision.transforms.functional import pil_to_tensor
 
 from ksurgeon.recipes.fetch import unpack_deb, unpack_wheel
 
 _PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
 _SIDE, _TRAIN, _HELD_OUT = 256, 200, 40  # pixels of a crop, and crops of a photograph
+_SMALL = 160  # pixels of what is trained on
 _CELLS, _LEARNED, _CELL = 2200, 1000, 160  # solar cells, those of them that are learned from, their side
 _MEAN, _STD = (
     127.0,
@@ -33,31 +34,38 @@ def prepare(folder: Path) -> dict[str, Path]:
     crops = folder / "crops"
     if not (crops / "done").is_file():
         _cut(folder, crops)
-    classes = folder / f"classes-{sha256(Path(__file__).read_bytes()).hexdigest()[:8]}.pt"
-    if not classes.is_file():
-        _classify(weights, crops / "test", classes)
+    answers = folder / f"answers-{sha256(Path(__file__).read_bytes()).hexdigest()[:8]}.pt"
+    if not answers.is_file():
+        _answer(weights, crops / "test", answers)
     cells = unpack_wheel("elpv-dataset==1.0.0.post1", folder) / "elpv_dataset" / "data"
     return {
         "weights": weights,
         "pictures": pictures,
         "train": crops / "train",
         "test": crops / "test",
-        "classes": classes,
+        "answers": answers,
         "cells": cells,
     }
 
 
 def evaluate(model: nn.Module, places: dict[str, str]) -> dict[str, float]:
-    """``agreement``: per cent of held-out crops whose class is the original's; ``right``: of 20 pictures;
-    ``cells``: per cent of solar cells that a linear classifier of the model's features tells sound or broken.
+    """``agreement``: per cent of held-out crops whose class is the original's; ``divergence``: mean KL
+    divergence there from the original's classes, in nats; ``right``: of 20 labelled pictures; ``cells``: per
+    cent of solar cells that a linear classifier of the model's features tells sound or broken.
     """
-    crops = sorted(Path(places["test"]).glob("*.jpg"))
-    same = _classes(model, crops) == torch.load(places["classes"], weights_only=True)
+    given = torch.load(places["answers"], weights_only=True)
+    found = _logits(model, sorted(Path(places["test"]).glob("*.jpg")))
+    same = found.argmax(1) == given.argmax(1)
+    away = kl_div(found.log_softmax(1), given.log_softmax(1), log_target=True, reduction="batchmean")
     labelled = sorted(Path(places["pictures"]).glob("imagenet_*.jpg"))
     wanted = torch.tensor([int(file.stem.rpartition("_")[2]) for file in labelled])
-    right = int((_classes(model, labelled) == wanted).sum())
-    agreement = 100 * float(same.float().mean())
-    return {"agreement": agreement, "right": float(right), "cells": _probe(model, places["cells"])}
+    right = _logits(model, labelled).argmax(1) == wanted
+    return {
+        "agreement": 100 * float(same.float().mean()),
+        "divergence": float(away),
+        "right": float(right.sum()),
+        "cells": _probe(model, places["cells"]),
+    }
 
 
 def transform(picture: Image.Image) -> Tensor:
@@ -67,6 +75,15 @@ def transform(picture: Image.Image) -> Tensor:
     resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC)
     crop = v2.Compose([v2.ToImage(), resize, v2.CenterCrop(224)])(picture)
     return (crop.float() - _MEAN) / _STD
+
+
+def augment(picture: Image.Image) -> Tensor:
+    """A random part of a picture, mirrored or not, small enough for many of them in little time."""
+    from torchvision.transforms import v2
+
+    crop = v2.RandomResizedCrop(_SMALL, scale=(0.3, 1.0))
+    small = v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip()])(picture)
+    return (small.float() - _MEAN) / _STD
 
 
 def _probe(model: nn.Module, folder: str) -> float:
@@ -106,11 +123,11 @@ def _features(model: nn.Module, folder: str, cells: list[tuple[str, float]]) -> 
 
 
 @torch.no_grad()
-def _classes(model: nn.Module, files: Sequence[Path]) -> Tensor:
+def _logits(model: nn.Module, files: Sequence[Path]) -> Tensor:
     found, device = [], next(model.parameters()).device
     for begin in range(0, len(files), 32):
         batch = [transform(Image.open(file).convert("RGB")) for file in files[begin : begin + 32]]
-        found.append(model(torch.stack(batch).to(device)).argmax(1).cpu())
+        found.append(model(torch.stack(batch).to(device)).cpu())
     return torch.cat(found)
 
 
@@ -126,16 +143,16 @@ def _convert(file: Path, weights: Path) -> None:
     part.rename(weights)
 
 
-def _classify(weights: Path, crops: Path, classes: Path) -> None:
+def _answer(weights: Path, crops: Path, answers: Path) -> None:
     """What the original says of the held-out crops, so that no student's evaluation has to ask again."""
     from timm import create_model
     from timm.models import load_checkpoint
 
     model = create_model("tf_efficientnet_lite0")
     load_checkpoint(model, str(weights))
-    part = classes.with_suffix(".part")
-    torch.save(_classes(model.eval(), sorted(crops.glob("*.jpg"))), part)
-    part.rename(classes)
+    part = answers.with_suffix(".part")
+    torch.save(_logits(model.eval(), sorted(crops.glob("*.jpg"))), part)
+    part.rename(answers)
 
 
 def _cut(folder: Path, crops: Path) -> None:

@@ -52,6 +52,7 @@ def operate(
     options: dict[str, Any] = {"source": source.source, "seed": recipe.seed}
     if recipe.calibrate is not None:
         options["data"] = _calibration(recipe, recipe.calibrate, student, places)
+        options["compensate"] = recipe.calibrate.compensate
     if variant.search is not None:
         found = _plan_of(recipe, variant, variant.search, student, options["data"], folder, resume, told)
         convert(student, example_inputs=source.example_inputs, plan=found, **options)

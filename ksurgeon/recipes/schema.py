@@ -36,11 +36,13 @@ class Prune(_Base):
 
 
 class Calibration(_Base):
-    """Data that the surgery fits on; ``data`` and ``transform`` are those of a training."""
+    """Data that the surgery fits on; ``data`` and ``transform`` are those of a training, ``compensate`` is
+    that of ``ksurgeon.convert``."""
 
     data: str
     transform: str | None = None
     examples: Annotated[int, Field(ge=1)] = 512
+    compensate: bool = True
 
 
 class Search(_Base):

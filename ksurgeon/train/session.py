@@ -17,7 +17,7 @@ from ksurgeon.train.layerwise import SiteResult, train_layers
 from ksurgeon.train.log import Listener
 from ksurgeon.train.loop import Loop
 from ksurgeon.train.matching import match_teacher
-from ksurgeon.train.norms import batch_norms, estimate_batch_norms
+from ksurgeon.train.norms import batch_norms, carry_batch_norms, estimate_batch_norms
 from ksurgeon.train.objective import Objective
 from ksurgeon.train.outputs import Reader
 from ksurgeon.train.parameters import balance_factors, freeze
@@ -38,6 +38,7 @@ Keep = Callable[[Trained], object]
 """Is given the result while the checkpoints are still there."""
 
 _BATCHES = 32  # that statistics of inputs are estimated on
+_PAIRED = 8  # on which they are compared with those of the teacher, which takes fewer
 
 
 def place_of(folder: str | Path | None, resume: bool) -> Path | None:
@@ -102,7 +103,10 @@ def train(
                     layers = train_layers(model, teacher.model, batches, settings, told, sites)
                 targets = target_source(asked, objective, opened, settings, accelerator, told)
             balance_factors(model)
-            if batch_norms(model):
+            frozen = settings.keeps_batch_norms(teacher is not None)
+            if batch_norms(model) and teacher is not None and frozen:
+                carry_batch_norms(model, teacher.model, _some(opened, where, _PAIRED))
+            elif batch_norms(model):
                 estimate_batch_norms(model, _some(opened, where))
             if settings.trackers:
                 accelerator.init_trackers("ksurgeon", config=_flat(settings))
@@ -120,7 +124,7 @@ def train(
             )
             told.stage("end to end", loop.state.clock.total or 0)
             loop.run(started=before.clear)
-        if batch_norms(model) and settings.batch_norm == "train":
+        if batch_norms(model) and not frozen:
             estimate_batch_norms(model, _some(opened, where))
         balance_factors(model)
         hardened = _harden_all(model)

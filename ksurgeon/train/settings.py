@@ -45,8 +45,10 @@ class Settings(BaseModel):
             ``task``, ``entropy``); 0 leaves a term out, and a term that is off by default needs a weight.
         balance: whether each distillation term is divided by its value before the first step.
         dropout: whether dropout and stochastic depth are at work in the student; None: without a teacher.
-        batch_norm: whether batch normalisation goes on estimating its statistics, or keeps those that were
-            estimated on training inputs before the first step.
+        batch_norm: "train" estimates the statistics of batch normalisation on training inputs, all along;
+            "frozen" changes those of the teacher as surgery changed the layers' inputs, and keeps them so
+            (without a teacher: estimates them before the first step); "auto" is "frozen" with a teacher,
+            and "train" without one.
         freeze: parameters that stay as they are: paths, or ``re:`` and a regular expression.
         channels_last: lay pictures out with their channels last in memory, which is faster for most
             convolutions on CPUs and for those in half precision on GPUs.
@@ -93,7 +95,7 @@ class Settings(BaseModel):
     weights: dict[str, _NotNegative] = {}
     balance: bool = True
     dropout: bool | None = None
-    batch_norm: Literal["train", "frozen"] = "train"
+    batch_norm: Literal["auto", "train", "frozen"] = "auto"
     freeze: tuple[Target, ...] = ()
     channels_last: bool = False
     checkpointing: bool = False
@@ -116,6 +118,10 @@ class Settings(BaseModel):
     max_length: PositiveInt = 128
     checkpoint: PositiveFloat = 5.0
     trackers: tuple[str, ...] = ()
+
+    def keeps_batch_norms(self, has_teacher: bool) -> bool:
+        """Whether statistics of batch normalisation stand still between the first step and the last."""
+        return self.batch_norm == "frozen" or (self.batch_norm == "auto" and has_teacher)
 
     @model_validator(mode="after")
     def _whole_passes(self) -> "Settings":
