@@ -172,28 +172,6 @@ def test_accumulated_and_recomputed_gradients_are_the_same(tmp_path):
     torch.testing.assert_close(results[2], results[0], atol=1e-5, rtol=1e-4)
 
 
-class _Normed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 64, 1), nn.BatchNorm2d(64)
-        self.next, self.fc = nn.Conv2d(64, 64, 1), nn.Linear(64, 4)
-
-    def forward(self, x):
-        return self.fc(self.next(self.norm(self.conv(x)).relu()).mean((2, 3)))
-
-
-@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
-def test_statistics_of_batch_norms_are_estimated_again(batch_norm):
-    torch.manual_seed(0)
-    teacher = _Normed().eval()
-    student = copy.deepcopy(teacher)
-    ksurgeon.convert(student, "pointwise", torch.randn(2, 3, 8, 8))
-    data = [3 + value for value in pictures(32)]
-    ksurgeon.distill(student, teacher, data, batch_norm=batch_norm, **FAST)
-    assert student.norm.running_mean.abs().mean() > 0.5 and student.norm.momentum == 0.1
-    assert not student.training and not student.norm.training
-
-
 def test_dropout_is_off_while_a_teacher_teaches():
     """The same training twice gives the same weights, whatever the random numbers do."""
     results = []
