@@ -189,11 +189,7 @@ def _paste(crops: Path, package: Path, scenes: Path) -> None:
     draw = random.Random(1)
     scenes.mkdir(parents=True, exist_ok=True)
     backgrounds = sorted(crops.glob("*.jpg"))
-    things = [
-        file
-        for file in sorted(package.rglob("*.png"))
-        if (picture := Image.open(file)).mode == "RGBA" and min(picture.size) >= _SMALLEST
-    ]
+    things = [file for file in sorted(package.rglob("*.png")) if _is_cut_out(file)]
     for number in range(_SCENES):
         scene = Image.open(backgrounds[number % len(backgrounds)]).convert("RGB")
         for _ in range(draw.choice((0, 1, 1, 2))):
@@ -201,6 +197,11 @@ def _paste(crops: Path, package: Path, scenes: Path) -> None:
                 _put(scene, thing.copy(), draw)
         scene.save(scenes / f"{number:05}.jpg", quality=92)
     (scenes / "done").touch()
+
+
+def _is_cut_out(file: Path) -> bool:
+    with Image.open(file) as picture:
+        return picture.mode == "RGBA" and min(picture.size) >= _SMALLEST
 
 
 def _put(scene: Image.Image, thing: Image.Image, draw: random.Random) -> None:

@@ -25,7 +25,7 @@ def training_mode(student: nn.Module, settings: Settings, has_teacher: bool) -> 
     dropout = settings.dropout if settings.dropout is not None else not has_teacher
     student.train(dropout)
     for norm in batch_norms(student).values():
-        norm.train(not settings.keeps_batch_norms(has_teacher))
+        norm.train(settings.batch_norm == "train")
     changed = _recomputing(student) if settings.checkpointing else []
     try:
         yield

@@ -2,19 +2,24 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import set_stance
 
 from ksurgeon.find.inputs import as_call, evaluating
 from ksurgeon.train.preprocess import Batch
 
-__all__ = ["batch_norms", "carry_batch_norms", "estimate_batch_norms"]
+__all__ = ["batch_norms", "carry_batch_norms", "estimate_batch_norms", "norms_match"]
 
 Norm = nn.modules.batchnorm._BatchNorm
 
 _NO_VARIANCE = 1e-2  # of the layer's eps, added to variances that are divided
+_MOST = 10.0  # times that a variance may change: a channel that is dead on the batches tells nothing
+_COMPILED = "_orig_mod."
 
 
 def batch_norms(model: nn.Module) -> dict[str, Norm]:
@@ -26,69 +31,99 @@ def batch_norms(model: nn.Module) -> dict[str, Norm]:
     }
 
 
+def norms_match(student: nn.Module, teacher: nn.Module) -> bool:
+    """Whether the teacher has every layer of batch normalisation of the student, at the same path."""
+    own = batch_norms(student)
+    return bool(own) and len(_pairs(own, teacher)) == len(own)
+
+
 @torch.no_grad()
 def carry_batch_norms(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> None:
     """Change the student's running statistics as its surgery changed what the layers see.
 
     The teacher's statistics are of the data that it was trained on, which need not be those of the batches.
     What counts is the difference: a channel that has mean ``m`` and variance ``v`` in the teacher, and ``m'``
-    and ``v'`` in the student on the same batch, is taken for ``x' = m' + a (x - m)`` with ``a² = v' / v``, on
-    any data, and so the normalised channel stays what it was. Layers that the teacher has not at the same
-    path are estimated on the batches.
+    and ``v'`` in the student on the same batches, is taken for ``x' = m' + a (x - m)`` with ``a² = v' / v``,
+    on any data, and so the normalised channel stays what it was. Layers that the teacher has not at the same
+    path get the averages over the batches; those that do not run stay as they are.
     """
-    own, theirs = batch_norms(student), batch_norms(teacher)
-    pairs = {
-        path: (norm, theirs[path])
-        for path, norm in own.items()
-        if path in theirs and theirs[path].num_features == norm.num_features
+    own = batch_norms(student)
+    pairs = _pairs(own, teacher)
+    calls: dict[str, list[Tensor]] = defaultdict(list)
+    now: dict[str, _Sums] = defaultdict(_Sums)
+    before: dict[str, _Sums] = defaultdict(_Sums)
+
+    def look(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[path].append(_input_of(args, kwargs))
+
+    def change(path: str, norm: Norm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        original = pairs.get(path)
+        if original is None:
+            now[path].add(_input_of(args, kwargs))
+            _put(norm, now[path].mean, now[path].variance)
+        elif calls[path]:
+            before[path].add(calls[path].pop(0))
+            now[path].add(_input_of(args, kwargs))
+            _put(norm, *_carried(norm, original, now[path], before[path]))
+
+    with ExitStack() as stack:
+        for path, norm in own.items():
+            hook = norm.register_forward_pre_hook(partial(change, path), with_kwargs=True)
+            stack.callback(hook.remove)
+        for path, original in pairs.items():
+            hook = original.register_forward_pre_hook(partial(look, path), with_kwargs=True)
+            stack.callback(hook.remove)
+        stack.enter_context(evaluating(teacher))
+        stack.enter_context(evaluating(student))
+        stack.enter_context(set_stance("force_eager"))  # compiled models do not see new hooks
+        for batch in batches:
+            args, kwargs = as_call(batch["inputs"])
+            calls.clear()
+            teacher(*args, **kwargs)
+            student(*args, **kwargs)
+
+
+class _Sums:
+    """Mean and variance of every channel over all that was added, in double precision."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        rows = x.movedim(1, 0).flatten(1).double()
+        self.count += rows.shape[1]
+        self.sum = self.sum.to(x.device) + rows.sum(1)
+        self.squares = self.squares.to(x.device) + rows.square().sum(1)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.squares / self.count - self.mean.square()).clamp(min=0)
+
+
+def _pairs(own: dict[str, Norm], teacher: nn.Module) -> dict[str, Norm]:
+    theirs = {path.replace(_COMPILED, ""): norm for path, norm in batch_norms(teacher).items()}
+    partners = {path: theirs.get(path.replace(_COMPILED, "")) for path in own}
+    return {
+        path: partner
+        for path, partner in partners.items()
+        if partner is not None and partner.num_features == own[path].num_features
     }
-    batches = list(batches)
-    if len(pairs) < len(own):
-        estimate_batch_norms(student, batches)
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-
-    def look(path: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[path].append(_statistics(args[0]))
-
-    def change(path: str, norm: Norm, args: tuple[Tensor, ...]) -> None:
-        if seen[path]:
-            found[path].append(_carried(norm, pairs[path][1], _statistics(args[0]), seen[path].pop(0)))
-            _put(norm, *found[path][-1])
-
-    handles = []
-    for path, (norm, original) in pairs.items():
-        handles.append(original.register_forward_pre_hook(partial(look, path)))
-        handles.append(norm.register_forward_pre_hook(partial(change, path)))
-    try:
-        with evaluating(teacher), evaluating(student):
-            for batch in batches:
-                args, kwargs = as_call(batch["inputs"])
-                seen.clear()
-                teacher(*args, **kwargs)
-                student(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for path, statistics in found.items():
-        means, variances = zip(*statistics, strict=True)
-        _put(pairs[path][0], torch.stack(means).mean(0), torch.stack(variances).mean(0))
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every channel, in single precision or more."""
-    x = x.movedim(1, 0).flatten(1)
-    x = x if x.dtype == torch.float64 else x.float()
-    return x.mean(1), x.var(1, correction=0)
+def _input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["input"]
 
 
-def _carried(
-    norm: Norm, original: Norm, now: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _carried(norm: Norm, original: Norm, now: _Sums, before: _Sums) -> tuple[Tensor, Tensor]:
     assert original.running_mean is not None and original.running_var is not None
     tiny = _NO_VARIANCE * norm.eps
-    scale = (now[1] + tiny) / (before[1] + tiny)
-    mean = now[0] + scale.sqrt() * (original.running_mean - before[0])
+    scale = ((now.variance + tiny) / (before.variance + tiny)).clamp(1 / _MOST, _MOST)
+    mean = now.mean + scale.sqrt() * (original.running_mean - before.mean)
     return mean, (scale * (original.running_var + original.eps) - norm.eps).clamp(min=0)
 
 

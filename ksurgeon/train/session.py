@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ksurgeon.errors import TrainingError
+from ksurgeon.surgery.record import record_of
 from ksurgeon.train.checkpoint import Checkpoints
 from ksurgeon.train.data import Data, open_data
 from ksurgeon.train.layerwise import SiteResult, train_layers
 from ksurgeon.train.log import Listener
 from ksurgeon.train.loop import Loop
 from ksurgeon.train.matching import match_teacher
-from ksurgeon.train.norms import batch_norms, carry_batch_norms, estimate_batch_norms
+from ksurgeon.train.norms import batch_norms, carry_batch_norms, estimate_batch_norms, norms_match
 from ksurgeon.train.objective import Objective
 from ksurgeon.train.outputs import Reader
 from ksurgeon.train.parameters import balance_factors, freeze
@@ -77,6 +78,9 @@ def train(
     """
     begin = time.perf_counter()
     opened = open_data(data, model, settings, preprocessor=preprocessor)
+    if settings.batch_norm == "auto":
+        same = teacher is not None and norms_match(model, teacher.model)
+        settings = settings.model_copy(update={"batch_norm": "frozen" if same else "train"})
     if not opened.train:
         raise TrainingError("no example is left to train on: all are held out; set held_out = 0")
     accelerator = make_accelerator(settings, device, str(folder) if folder else None)
@@ -103,11 +107,8 @@ def train(
                     layers = train_layers(model, teacher.model, batches, settings, told, sites)
                 targets = target_source(asked, objective, opened, settings, accelerator, told)
             balance_factors(model)
-            frozen = settings.keeps_batch_norms(teacher is not None)
-            if batch_norms(model) and teacher is not None and frozen:
-                carry_batch_norms(model, teacher.model, _some(opened, where, _PAIRED))
-            elif batch_norms(model):
-                estimate_batch_norms(model, _some(opened, where))
+            if batch_norms(model):
+                _set_batch_norms(model, teacher, opened, where, settings, sites is not None)
             if settings.trackers:
                 accelerator.init_trackers("ksurgeon", config=_flat(settings))
             loop = Loop(
@@ -124,7 +125,7 @@ def train(
             )
             told.stage("end to end", loop.state.clock.total or 0)
             loop.run(started=before.clear)
-        if batch_norms(model) and not frozen:
+        if batch_norms(model) and settings.batch_norm == "train":
             estimate_batch_norms(model, _some(opened, where))
         balance_factors(model)
         hardened = _harden_all(model)
@@ -163,6 +164,23 @@ def _some(data: Data, device: torch.device, count: int = _BATCHES) -> list[Batch
     ]
     chosen = numbers[: count * data.batch].tolist()
     return [send_to_device(batch, device) for batch in islice(data.batches(chosen), count)]
+
+
+def _set_batch_norms(
+    model: nn.Module,
+    teacher: FoundTeacher | None,
+    data: Data,
+    device: torch.device,
+    settings: Settings,
+    operated: bool,
+) -> None:
+    """Statistics to begin with; those that a training has kept still go on, unless sites changed since."""
+    if settings.batch_norm == "train" or teacher is None:
+        estimate_batch_norms(model, _some(data, device))
+        return
+    record = record_of(model)
+    if operated or record is None or not record.trainings:
+        carry_batch_norms(model, teacher.model, _some(data, device, _PAIRED))
 
 
 def _relax_all(model: nn.Module, settings: Settings) -> None:

@@ -47,8 +47,8 @@ class Settings(BaseModel):
         dropout: whether dropout and stochastic depth are at work in the student; None: without a teacher.
         batch_norm: "train" estimates the statistics of batch normalisation on training inputs, all along;
             "frozen" changes those of the teacher as surgery changed the layers' inputs, and keeps them so
-            (without a teacher: estimates them before the first step); "auto" is "frozen" with a teacher,
-            and "train" without one.
+            (what the teacher has not is estimated before the first step); "auto" is "frozen" with a teacher
+            that has the same layers, and "train" otherwise.
         freeze: parameters that stay as they are: paths, or ``re:`` and a regular expression.
         channels_last: lay pictures out with their channels last in memory, which is faster for most
             convolutions on CPUs and for those in half precision on GPUs.
@@ -118,10 +118,6 @@ class Settings(BaseModel):
     max_length: PositiveInt = 128
     checkpoint: PositiveFloat = 5.0
     trackers: tuple[str, ...] = ()
-
-    def keeps_batch_norms(self, has_teacher: bool) -> bool:
-        """Whether statistics of batch normalisation stand still between the first step and the last."""
-        return self.batch_norm == "frozen" or (self.batch_norm == "auto" and has_teacher)
 
     @model_validator(mode="after")
     def _whole_passes(self) -> "Settings":
