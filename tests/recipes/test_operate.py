@@ -62,3 +62,28 @@ def test_a_variant_is_what_convert_makes(compensate, tmp_path, monkeypatch):
         expected[way] = other.state_dict()
     torch.testing.assert_close(student.state_dict(), expected[compensate])
     assert any((expected[True][name] - expected[False][name]).abs().max() > 1e-4 for name in expected[True])
+
+
+def test_all_examples_that_the_recipe_asks_for_are_used(tmp_path, monkeypatch):
+    """More than convert and plan take when they are not told."""
+    monkeypatch.chdir(tmp_path)
+    texts.save("encoder", tmp_path / "model")
+    (tmp_path / "a.txt").write_text("\n".join(texts.sentences(600)))
+    text = RECIPE.format(compensate="compensate = false").replace("examples = 16", "examples = 600")
+    (tmp_path / "tiny.toml").write_text(
+        text + '\n[[variants]]\nname = "found"\nsearch = {budget = "params=0.5"}\n'
+    )
+    recipe = load_recipe(str(tmp_path / "tiny.toml"))
+    taken = []
+
+    def watched(*arguments, **options):
+        found = read(*arguments, **options)
+        taken.append(sum(batch["input_ids"].shape[0] for batch in (*found.fit, *found.check)))
+        return found
+
+    read = ksurgeon.calibrate.data.open_data
+    for module in ("ksurgeon.surgery.convert", "ksurgeon.planner.search"):
+        monkeypatch.setattr(f"{module}.open_data", watched)
+    for variant in recipe.variants:
+        operate(recipe, variant, open_model("model"), {}, tmp_path, False, Listener())
+    assert taken == [600, 600, 600]
