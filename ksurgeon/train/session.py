@@ -1,5 +1,6 @@
 """One training from data to result: its stages, and what is left of it when it fails."""
 
+import copy
 import time
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ksurgeon.errors import TrainingError
+from ksurgeon.find.inputs import evaluating
 from ksurgeon.surgery.record import record_of
 from ksurgeon.train.checkpoint import Checkpoints
 from ksurgeon.train.data import Data, open_data
@@ -22,6 +24,7 @@ from ksurgeon.train.norms import batch_norms, carry_batch_norms, estimate_batch_
 from ksurgeon.train.objective import Objective
 from ksurgeon.train.outputs import Reader
 from ksurgeon.train.parameters import balance_factors, freeze
+from ksurgeon.train.passes import Passes
 from ksurgeon.train.permutations import Hardened, harden, relax, relaxed
 from ksurgeon.train.preprocess import Batch
 from ksurgeon.train.processes import Stop, make_accelerator, signals
@@ -108,7 +111,12 @@ def train(
                 targets = target_source(asked, objective, opened, settings, accelerator, told)
             balance_factors(model)
             if batch_norms(model):
-                _set_batch_norms(model, teacher, opened, where, settings, sites is not None)
+                anew = sites is not None or not _is_trained(model)  # a training's own go on otherwise
+                if settings.batch_norm == "train" or teacher is None:
+                    estimate_batch_norms(model, _some(opened, where))
+                elif anew:
+                    passes = Passes(objective, targets, accelerator, opened.batch)
+                    _carry(model, teacher, passes, _some(opened, where, 2 * _PAIRED), told)
             if settings.trackers:
                 accelerator.init_trackers("ksurgeon", config=_flat(settings))
             loop = Loop(
@@ -166,21 +174,25 @@ def _some(data: Data, device: torch.device, count: int = _BATCHES) -> list[Batch
     return [send_to_device(batch, device) for batch in islice(data.batches(chosen), count)]
 
 
-def _set_batch_norms(
-    model: nn.Module,
-    teacher: FoundTeacher | None,
-    data: Data,
-    device: torch.device,
-    settings: Settings,
-    operated: bool,
-) -> None:
-    """Statistics to begin with; those that a training has kept still go on, unless sites changed since."""
-    if settings.batch_norm == "train" or teacher is None:
-        estimate_batch_norms(model, _some(data, device))
-        return
+def _is_trained(model: nn.Module) -> bool:
     record = record_of(model)
-    if operated or record is None or not record.trainings:
-        carry_batch_norms(model, teacher.model, _some(data, device, _PAIRED))
+    return record is not None and bool(record.trainings)
+
+
+def _carry(
+    model: nn.Module, teacher: FoundTeacher, passes: Passes, batches: list[Batch], told: Listener
+) -> None:
+    """Carry the teacher's statistics over, unless the student is nearer to it without, on other batches."""
+    judged, norms = batches[_PAIRED:] or batches, batch_norms(model)
+    with evaluating(passes.objective):
+        before = passes.scales(judged, balance=True)
+        old = {path: copy.deepcopy(norm.state_dict()) for path, norm in norms.items()}
+        carry_batch_norms(model, teacher.model, batches[:_PAIRED])
+        after = passes.scales(judged, balance=True)
+    if not passes.weigh(after, before) <= passes.weigh(before, before):
+        for path, state in old.items():
+            norms[path].load_state_dict(state)
+        told.note("statistics of batch normalisation stay: changed as the layers were, they do worse")
 
 
 def _relax_all(model: nn.Module, settings: Settings) -> None:

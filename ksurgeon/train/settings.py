@@ -46,9 +46,9 @@ class Settings(BaseModel):
         balance: whether each distillation term is divided by its value before the first step.
         dropout: whether dropout and stochastic depth are at work in the student; None: without a teacher.
         batch_norm: "train" estimates the statistics of batch normalisation on training inputs, all along;
-            "frozen" changes those of the teacher as surgery changed the layers' inputs, and keeps them so
-            (what the teacher has not is estimated before the first step); "auto" is "frozen" with a teacher
-            that has the same layers, and "train" otherwise.
+            "frozen" changes those of the teacher as surgery changed the layers' inputs, where the student is
+            nearer to the teacher with them, and keeps them so (what the teacher has not is estimated before
+            the first step); "auto" is "frozen" with a teacher that has the same layers, otherwise "train".
         freeze: parameters that stay as they are: paths, or ``re:`` and a regular expression.
         channels_last: lay pictures out with their channels last in memory, which is faster for most
             convolutions on CPUs and for those in half precision on GPUs.

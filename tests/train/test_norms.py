@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import ksurgeon
+from ksurgeon.train.log import Listener
 from ksurgeon.train.norms import batch_norms, carry_batch_norms, norms_match
 
 FAST = {"batch": 16, "steps": 5, "device": "cpu", "evaluate": 1, "layerwise": 0}
@@ -177,3 +178,28 @@ def test_statistics_in_a_training(batch_norm, teaches, anew):
     moved = (student.norm.running_mean - teacher.norm.running_mean).abs().mean()
     assert (moved > 0.3) == anew
     assert student.norm.momentum == 0.1 and not any(norm.training for norm in batch_norms(student).values())
+
+
+@pytest.mark.parametrize("shrunk, carried", [("all of it", True), ("what it cannot know", False)])
+def test_statistics_are_carried_only_where_the_student_is_nearer_with_them(shrunk, carried):
+    """A layer that is half as large is mended by them; one that lacks a part of its output is not."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(32, 64, 1, bias=False), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(64, 4)
+    teacher = nn.Sequential(*layers)
+    for _ in range(50):
+        teacher.train()(torch.randn(64, 32, 1, 1))
+    student = copy.deepcopy(teacher.eval())
+    with torch.no_grad():
+        if shrunk == "all of it":
+            student[0].weight *= 0.5
+        else:
+            student[0].weight[:, 16:] = 0
+    told: list[str] = []
+    listener = Listener()
+    listener.note = told.append
+    data = list(torch.randn(256, 32, 1, 1))
+    ksurgeon.distill(student, teacher, data, **{**FAST, "lr": 1e-9}, listener=listener)
+    assert (student[1].running_var / teacher[1].running_var).mean().item() == pytest.approx(
+        0.25 if carried else 1.0, rel=0.01
+    )
+    assert bool(told) != carried
