@@ -32,7 +32,7 @@ _OBJECTS = (  # files of gcompris-qt-data with photographs of animals, buildings
 _VIEWS = 30  # crops of each of those photographs
 _SIDE, _TRAIN, _HELD_OUT = 256, 200, 40  # pixels of a crop, and crops of a photograph
 _SMALLEST = 100  # pixels of a cut-out thing
-_SMALL = 160  # pixels of what is trained on
+_SMALL, _LARGE = 160, 224  # pixels of what is trained on first, and then
 _CELLS, _LEARNED, _CELL = 2200, 1000, 160  # solar cells, those of them that are learned from, their side
 _MEAN, _STD = (
     127.0,
@@ -98,15 +98,24 @@ def transform(picture: Image.Image) -> Tensor:
     from torchvision.transforms import v2
 
     resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC)
-    crop = v2.Compose([v2.ToImage(), resize, v2.CenterCrop(224)])(picture)
+    crop = v2.Compose([v2.ToImage(), resize, v2.CenterCrop(_LARGE)])(picture)
     return (crop.float() - _MEAN) / _STD
 
 
 def augment(picture: Image.Image) -> Tensor:
     """A random part of a picture, mirrored or not, small enough for many of them in little time."""
+    return _augmented(picture, _SMALL)
+
+
+def augment_large(picture: Image.Image) -> Tensor:
+    """The same, as large as ``transform`` gives them."""
+    return _augmented(picture, _LARGE)
+
+
+def _augmented(picture: Image.Image, side: int) -> Tensor:
     from torchvision.transforms import v2
 
-    crop = v2.RandomResizedCrop(_SMALL, scale=(0.2, 1.0))
+    crop = v2.RandomResizedCrop(side, scale=(0.2, 1.0))
     small = v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip()])(picture)
     return (small.float() - _MEAN) / _STD
 
