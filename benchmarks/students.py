@@ -19,37 +19,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.data import minilm
+from benchmarks.prepared import prepared, recipe_named
 from benchmarks.results import cpu_setting
 from benchmarks.turns import Call, measure
 from ksurgeon import convert
-from ksurgeon.errors import RecipeError
-from ksurgeon.kernels.cache import cache_folder
-from ksurgeon.models.functions import find_function
-from ksurgeon.recipes.schema import load_recipe
+from ksurgeon.recipes.schema import Recipe
 from ksurgeon.rules.schema import Rule
 from ksurgeon.train.parameters import freeze, make_optimiser
 from ksurgeon.train.settings import make_settings
 
-_RECIPE = Path(__file__).parents[1] / "recipes" / "minilm.toml"
 _BATCH, _BATCHES = 32, 8
 Batch = dict[str, Tensor]
 
 
-def sentences() -> list[str]:
-    """What the recipe trains on."""
-    recipe = load_recipe(_RECIPE)
-    place = cache_folder() / "recipes" / recipe.name
-    place.mkdir(parents=True, exist_ok=True)
-    assert recipe.prepare is not None
-    places = find_function(recipe.prepare, RecipeError, recipe.folder)(place)
-    return Path(places["sentences"]).read_text(encoding="utf-8").splitlines()
-
-
-def students(names: list[str], example: Batch) -> dict[str, nn.Module]:
+def students(recipe: Recipe, names: list[str], example: Batch) -> dict[str, nn.Module]:
     """The dense model, and the recipe's variants of these names."""
     dense = minilm()[0]
     made = {"dense": dense}
-    variants = {variant.name: variant for variant in load_recipe(_RECIPE).variants if variant.replace}
+    variants = {variant.name: variant for variant in recipe.variants if variant.replace}
     for name in names:
         replace = tuple(part.model_copy(update={"start": "random"}) for part in variants[name].replace)
         made[name] = deepcopy(dense)
@@ -88,14 +75,17 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     tokenizer: Any = minilm()[1]
-    texts = sorted(random.Random(0).sample(sentences(), _BATCH * _BATCHES), key=len)
+    recipe = recipe_named("minilm")
+    sentences = prepared(recipe)["sentences"].read_text(encoding="utf-8").splitlines()
+    texts = sorted(random.Random(0).sample(sentences, _BATCH * _BATCHES), key=len)
     batches = [
         dict(tokenizer(texts[at : at + _BATCH], padding=True, return_tensors="pt"))
         for at in range(0, len(texts), _BATCH)
     ]
     targets = torch.randn(_BATCHES, _BATCH, 384)
     calls = {
-        name: step(model, batches, targets) for name, model in students(given.variants, batches[0]).items()
+        name: step(model, batches, targets)
+        for name, model in students(recipe, given.variants, batches[0]).items()
     }
     clock = time.process_time if given.threads == 1 else time.perf_counter
     times = measure(calls, given.seconds, clock=clock)
