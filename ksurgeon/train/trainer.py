@@ -79,7 +79,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         if not self._scales:
             free = () if self.settings.balance else tuple(means)
             self._scales = {
-                name: 1.0 if name in ("task", "entropy", *free) else max(float(value), 1e-8)
+                name: 1.0 if name in ("task", "entropy", *free) else max(float(value.detach()), 1e-8)
                 for name, value in means.items()
             }
         weights = self.objective.weights
