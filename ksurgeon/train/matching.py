@@ -1,9 +1,9 @@
 """Whether a teacher can teach a student, found out before the training."""
 
-import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import TrainingError
+from ksurgeon.find.inputs import evaluating
 from ksurgeon.train.blocks import pair_blocks
 from ksurgeon.train.objective import Objective, Teacher
 from ksurgeon.train.outputs import Reader, term_of
@@ -41,7 +41,7 @@ def match_teacher(objective: Objective, teacher: nn.Module, first: Batch, settin
         ) from error
     objective.fit_projections(first, targets)
     asked.blocks = tuple(its for _, its in objective.pairs)
-    with torch.no_grad():
+    with evaluating(objective):
         _, outputs = objective.terms_and_outputs({**first, "labels": None}, None)
     common = outputs.keys() & targets.keys()
     if not common and not objective.pairs and first.get("labels") is None:

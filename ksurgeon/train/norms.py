@@ -38,17 +38,22 @@ def norms_match(student: nn.Module, teacher: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def carry_batch_norms(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> None:
+def carry_batch_norms(
+    student: nn.Module, teacher: nn.Module, batches: Iterable[Batch], shared: bool = True
+) -> None:
     """Change the student's running statistics as its surgery changed what the layers see.
 
     The teacher's statistics are of the data that it was trained on, which need not be those of the batches.
     What counts is the difference: a channel that has mean ``m`` and variance ``v`` in the teacher, and ``m'``
     and ``v'`` in the student on the same batches, is taken for ``x' = m' + a (x - m)`` with ``a² = v' / v``,
     on any data, and so the normalised channel stays what it was. Layers that the teacher has not at the same
-    path get the averages over the batches; those that do not run stay as they are.
+    path get the averages over the batches; those that do not run stay as they are, and without ``shared``
+    all that the teacher has.
     """
     own = batch_norms(student)
     pairs = _pairs(own, teacher)
+    if not shared and len(pairs) == len(own):
+        return
     calls: dict[str, list[Tensor]] = defaultdict(list)
     now: dict[str, _Sums] = defaultdict(_Sums)
     before: dict[str, _Sums] = defaultdict(_Sums)
@@ -61,7 +66,7 @@ def carry_batch_norms(student: nn.Module, teacher: nn.Module, batches: Iterable[
         if original is None:
             now[path].add(_input_of(args, kwargs))
             _put(norm, now[path].mean, now[path].variance)
-        elif calls[path]:
+        elif shared and calls[path]:
             before[path].add(calls[path].pop(0))
             now[path].add(_input_of(args, kwargs))
             _put(norm, *_carried(norm, original, now[path], before[path]))

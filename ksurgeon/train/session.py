@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +186,13 @@ def _carry(
     """Carry the teacher's statistics over, unless the student is nearer to it without, on other batches."""
     judged, norms = batches[_PAIRED:] or batches, batch_norms(model)
     with evaluating(passes.objective):
+        carry_batch_norms(model, teacher.model, batches[:_PAIRED], shared=False)
         before = passes.scales(judged, balance=True)
         old = {path: copy.deepcopy(norm.state_dict()) for path, norm in norms.items()}
         carry_batch_norms(model, teacher.model, batches[:_PAIRED])
         after = passes.scales(judged, balance=True)
-    if not passes.weigh(after, before) <= passes.weigh(before, before):
+    start = passes.weigh(before, before)
+    if isfinite(start) and not passes.weigh(after, before) <= start:
         for path, state in old.items():
             norms[path].load_state_dict(state)
         told.note("statistics of batch normalisation stay: changed as the layers were, they do worse")

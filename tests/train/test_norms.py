@@ -180,26 +180,65 @@ def test_statistics_in_a_training(batch_norm, teaches, anew):
     assert student.norm.momentum == 0.1 and not any(norm.training for norm in batch_norms(student).values())
 
 
-@pytest.mark.parametrize("shrunk, carried", [("all of it", True), ("what it cannot know", False)])
-def test_statistics_are_carried_only_where_the_student_is_nearer_with_them(shrunk, carried):
-    """A layer that is half as large is mended by them; one that lacks a part of its output is not."""
+def _pair() -> tuple[nn.Sequential, nn.Sequential]:
     torch.manual_seed(0)
-    layers = nn.Conv2d(32, 64, 1, bias=False), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(64, 4)
+    layers = (
+        nn.Conv2d(32, 64, 1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.Identity(),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    )
     teacher = nn.Sequential(*layers)
     for _ in range(50):
         teacher.train()(torch.randn(64, 32, 1, 1))
-    student = copy.deepcopy(teacher.eval())
+    return teacher.eval(), copy.deepcopy(teacher)
+
+
+def _distilled(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """What is told."""
+    told: list[str] = []
+    listener = Listener()
+    listener.note = told.append
+    options = {**FAST, "lr": 1e-9, "batch_norm": "frozen", "listener": listener}
+    ksurgeon.distill(student, teacher, list(torch.randn(256, 32, 1, 1)), **options)
+    return told
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shrunk, carried", [("all of it", True), ("what it cannot know", False)])
+def test_statistics_are_carried_only_where_the_student_is_nearer_with_them(shrunk, carried, training):
+    """A layer that is half as large is mended by them; one that lacks a part of its output is not."""
+    teacher, student = _pair()
     with torch.no_grad():
         if shrunk == "all of it":
             student[0].weight *= 0.5
         else:
             student[0].weight[:, 16:] = 0
-    told: list[str] = []
-    listener = Listener()
-    listener.note = told.append
-    data = list(torch.randn(256, 32, 1, 1))
-    ksurgeon.distill(student, teacher, data, **{**FAST, "lr": 1e-9}, listener=listener)
-    assert (student[1].running_var / teacher[1].running_var).mean().item() == pytest.approx(
-        0.25 if carried else 1.0, rel=0.01
-    )
+    told = _distilled(student.train(training), teacher)
+    wanted = 0.25 if carried else 1.0
+    assert (student[1].running_var / teacher[1].running_var).mean().item() == pytest.approx(wanted, rel=0.01)
     assert bool(told) != carried
+
+
+def test_what_only_the_student_has_is_estimated_all_the_same():
+    teacher, student = _pair()
+    student[0].weight.data[:, 16:] = 0
+    student[2] = nn.BatchNorm2d(64)
+    assert _distilled(student, teacher)
+    assert student[2].running_var.mean() < 0.8
+
+
+def test_statistics_that_mend_a_loss_that_is_not_finite_are_kept():
+    torch.manual_seed(0)
+    layers = [m for _ in range(44) for m in (nn.Conv2d(32, 32, 1, bias=False), nn.BatchNorm2d(32))]
+    teacher = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 4))
+    for _ in range(50):
+        teacher.train()(torch.randn(64, 32, 1, 1))
+    student = copy.deepcopy(teacher.eval())
+    with torch.no_grad():
+        for conv in student[:-2:2]:
+            conv.weight *= 3
+    assert not student(1e2 * torch.ones(1, 32, 1, 1)).square().isfinite().all()
+    assert not _distilled(student, teacher)
+    assert (student[1].running_var / teacher[1].running_var).mean().item() == pytest.approx(9, rel=0.01)
