@@ -132,6 +132,16 @@ class Recipe(_Base):
     folder: Path = Path()
 
     @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"there are two variants {name}; give each a name of its own")
+            if name == "results.json" or name.endswith((".training", ".plan.toml", ".search.json")):
+                raise ValueError(f"a run writes its own {name}; give the variant another name")
+        return self
+
+    @model_validator(mode="after")
     def _searches_have_data(self) -> Self:
         searched = [variant.name for variant in self.variants if variant.search is not None]
         if searched and self.calibrate is None:

@@ -174,6 +174,8 @@ def written_whole(target: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for file in temporary.rglob("*"):
+            if file.is_symlink():  # may lead nowhere, or out of the folder
+                continue
             file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
             if file.is_dir():
                 continue

@@ -239,6 +239,8 @@ def test_students_that_differ_in_a_number_make_a_curve():
         (("[model]", "[model"), "tiny.toml"),
         (("params=0.5", "params=2"), "variants.4.search.budget"),
         (('low_rank"]', 'lowrank"]'), "structures are of"),
+        (('name = "low"', 'name = "k"'), "two variants k"),
+        (('name = "low"', 'name = "k.training"'), "its own k.training"),
         (('[calibrate]\ndata = "{texts}"\nexamples = 16', ""), "needs [calibrate] data"),
     ],
 )
