@@ -33,7 +33,7 @@ _OBJECTS = (  # files of gcompris-qt-data with photographs of animals, buildings
     "explore_world_music",
     "louis-braille",
 )
-_VIEWS = 30  # crops of each photograph of these
+_VIEWS = 30  # crops of each of those photographs and of those of _PLACES
 _SIDE, _TRAIN, _HELD_OUT = 256, 200, 40  # pixels of a crop, and crops of a photograph
 _SMALLEST = 100  # pixels of a cut-out thing
 _WHOLE = 224  # pixels of a picture that is tested
