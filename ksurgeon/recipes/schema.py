@@ -137,7 +137,7 @@ class Recipe(_Base):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"there are two variants {name}; give each a name of its own")
-            if name == "results.json" or name.endswith((".training", ".plan.toml", ".search.json")):
+            if name in ("results.json", "results.part") or name.endswith((".training", ".plan.toml", ".search.json")):
                 raise ValueError(f"a run writes its own {name}; give the variant another name")
         return self
 

@@ -241,6 +241,7 @@ def test_students_that_differ_in_a_number_make_a_curve():
         (('low_rank"]', 'lowrank"]'), "structures are of"),
         (('name = "low"', 'name = "k"'), "two variants k"),
         (('name = "low"', 'name = "k.training"'), "its own k.training"),
+        (('name = "low"', 'name = "results.part"'), "its own results.part"),
         (('[calibrate]\ndata = "{texts}"\nexamples = 16', ""), "needs [calibrate] data"),
     ],
 )
