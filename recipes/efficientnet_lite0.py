@@ -17,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from ksurgeon.recipes.fetch import unpack_deb, unpack_wheel
 
 _PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
-_PLACES = {  # folders of packages with further backgrounds: places, and textures of grass, rock, sand and water
+_PLACES = {  # folders of packages with further backgrounds: places, textures of grass, rock and water
     "scratch": "Media/Backgrounds",
     "scorched3d-data": "textures/landscape",
 }

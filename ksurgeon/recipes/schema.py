@@ -1,5 +1,6 @@
 """What a recipe file may say."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -137,7 +138,7 @@ class Recipe(_Base):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"there are two variants {name}; give each a name of its own")
-            if name in ("results.json", "results.part") or name.endswith((".training", ".plan.toml", ".search.json")):
+            if re.fullmatch(r"results\.(json|part)|.*\.(training|plan\.toml|search\.json)", name):
                 raise ValueError(f"a run writes its own {name}; give the variant another name")
         return self
 
