@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint bench fuzz sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ksurgeon convert resnet50 --rule shuffle -o converted/resnet50-shuffle --yes
@@ -19,18 +19,22 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.convert
 
+CASES ?= 100000
+fuzz: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES)
+
 # Under AddressSanitizer and UndefinedBehaviorSanitizer: the kernels on random chains, every instruction set;
 # then the tests of the CPU backend, which come to them through Python's side.
 KERNELS := ksurgeon/kernels/cpu/src
 SANITIZE := -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
 build/_chain.so: $(wildcard $(KERNELS)/*)
 	mkdir -p build
-	$(CXX) $(SANITIZE) -std=c++17 -ffp-contract=fast $(KERNELS)/*.cpp -shared -fPIC -pthread -o $@
+	$(CXX) $(SANITIZE) -std=c++17 -ffp-contract=fast $(KERNELS)/*.cpp -shared -fPIC -pthread -ldl -o $@
 
 build/sanitize: tests/kernels/sanitize.cpp build/_chain.so
 	$(CXX) $(SANITIZE) -std=c++17 -I$(KERNELS) $^ -Wl,-rpath,'$$ORIGIN' -o $@
 
-build/_fast.so: $(KERNELS)/fast.c $(VENV)/.installed-test
+build/_fast.so: $(addprefix $(KERNELS)/,fast.c record.h tensors.h) $(VENV)/.installed-test
 	mkdir -p build
 	$(CC) $(SANITIZE) -I$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))") $< -shared -fPIC -o $@
 

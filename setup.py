@@ -35,13 +35,18 @@ chain = Extension(
         "-Wno-maybe-uninitialized",
         "-pthread",
     ],
-    extra_link_args=["-pthread"],
+    extra_link_args=["-pthread", "-ldl"],
     language="c++",
     optional=True,
 )
 
-# A thin shell around it with CPython's headers: a product of few rows takes half the time.
-fast = Extension("ksurgeon.kernels.cpu._fast", sources=[(SOURCE / "fast.c").as_posix()], optional=True)
+# A thin shell around it with CPython's headers: a product of few vectors takes half the time.
+fast = Extension(
+    "ksurgeon.kernels.cpu._fast",
+    sources=[(SOURCE / "fast.c").as_posix()],
+    depends=[(SOURCE / name).as_posix() for name in ("record.h", "tensors.h")],
+    optional=True,
+)
 
 setup(
     packages=[*find_packages(include=["ksurgeon", "ksurgeon.*"]), *DATA],

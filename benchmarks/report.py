@@ -1,7 +1,9 @@
-"""Files of results as tables and rooflines in a page: ``python -m benchmarks.report``.
+"""Files of results as tables and images in a page: ``python -m benchmarks.report [PAGE]``.
 
 The page says with a comment ``<!-- results FILE -->`` where the tables of a file go; what is between it and
-``<!-- end -->`` is written anew. Rooflines need matplotlib (extra ``bench``) and go beside the page.
+``<!-- end -->`` is written anew. A file is of a benchmark, or the ``results.json`` of a recipe with seeds, of
+which ``<!-- results FILE short -->`` asks for the least that tells what came out.
+Images need matplotlib (extra ``bench``) and go beside the page.
 """
 
 import argparse
@@ -12,11 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import seeds
 from benchmarks.results import COPY, PEAK, READ, described, met, spread
 
 __all__ = ["render", "roofline", "tables"]
 
-_PLACE = re.compile(r"(<!-- results (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- results (\S+)( short)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _COLOURS = (
     "tab:blue",
     "tab:orange",
@@ -102,11 +105,17 @@ def render(page: str, folder: Path, pictures: Path) -> str:
 
     def replaced(place: re.Match[str]) -> str:
         results = json.loads((folder / place[2]).read_text())
+        if "statistics" in results:
+            if place[3]:
+                from benchmarks.permuted import short
+
+                return f"{place[1]}{short(results)}{place[4]}"
+            return f"{place[1]}{seeds.table(results)}{seeds.draw(results, pictures)}{place[4]}"
         text = tables(results)
         picture = pictures / f"roofline-{Path(place[2]).stem}.svg"
         if roofline(results, picture):
             text += f"\n![Roofline: {results['title']}]({picture.name})\n"
-        return f"{place[1]}{text}{place[3]}"
+        return f"{place[1]}{text}{place[4]}"
 
     return _PLACE.sub(replaced, page)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ksurgeon.export import export_model
     from ksurgeon.find import Site, find
     from ksurgeon.frontend import KFrontend
+    from ksurgeon.geometry import find_arrangement, neighbour_share
     from ksurgeon.integrations.hf_config import KsurgeonConfig
     from ksurgeon.kmatrix.conv import KPointwiseConv
     from ksurgeon.kmatrix.linear import KLinear
@@ -81,9 +82,11 @@ _HOMES = {
     "distill_gradually": "train.gradual",
     "export_model": "export",
     "find": "find.finder",
+    "find_arrangement": "geometry.arrangement",
     "finetune": "train.distill",
     "load": "surgery.storage",
     "load_dense": "surgery.load_dense",
+    "neighbour_share": "geometry.arrangement",
     "plan": "planner.search",
     "read_plan": "rules.files",
     "replace_modules": "surgery.convert",
@@ -127,9 +130,11 @@ __all__ = [
     "distill_gradually",
     "export_model",
     "find",
+    "find_arrangement",
     "finetune",
     "load",
     "load_dense",
+    "neighbour_share",
     "plan",
     "read_plan",
     "replace_modules",

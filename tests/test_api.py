@@ -12,6 +12,8 @@ PROMISED = [
     "export_model",
     "ExportError",
     "find",
+    "find_arrangement",
+    "neighbour_share",
     "convert",
     "replace_modules",
     "save",

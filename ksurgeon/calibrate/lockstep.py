@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
+from torch.utils.hooks import RemovableHandle
 
-from ksurgeon.calibrate.data import row_mask
-from ksurgeon.calibrate.rows import input_rows, output_rows, shown_rows
+from ksurgeon.calibrate.modes import OwnModes, without_autocast
+from ksurgeon.calibrate.rows import input_rows, output_rows, row_mask, shown_rows
 from ksurgeon.errors import InputError, SurgeryError
 from ksurgeon.find import Site
-from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, evaluating, tensors_of
+from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, tensors_of
+from ksurgeon.find.unchanged import example_run
 
 __all__ = ["Joint", "Reached", "affordable", "can_compensate", "in_lockstep"]
 
@@ -103,11 +105,11 @@ def in_lockstep(
         SurgeryError: the changed model calls its layers in another order than the original one.
     """
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(example_run(model))
         replacements: dict[str, nn.Module] = {}
         paths = {model.get_submodule(site.path): site.path for site in sites}
         hook = register_module_forward_hook(_hook(paths, replacements), with_kwargs=True)
-        stack.callback(hook.remove)
+        stack.callback(_remove, hook)
         known = {site.path: site for site in sites}
         pairs = [(_Run(model, batch, False), _Run(model, batch, True)) for batch in batches]
         stack.callback(_end, [run for pair in pairs for run in pair])
@@ -147,7 +149,7 @@ def affordable(
     longest = max(batches, key=lambda batch: sum(t.numel() for t in tensors_of(as_call(batch))))
     handle = register_module_forward_hook(hook)
     try:
-        with evaluating(model):
+        with example_run(model):
             call_model(model, longest)
     finally:
         handle.remove()
@@ -167,10 +169,20 @@ class _Run(greenlet):
 
     def __init__(self, model: nn.Module, batch: ExampleInputs, changed: bool) -> None:
         super().__init__(self._call)
-        self._model, self._batch, self.changed = model, batch, changed
+        self._model, self._batch, self.changed, self._modes = model, batch, changed, OwnModes()
 
     def _call(self) -> None:
         call_model(self._model, self._batch)
+
+    def switch(self, *args: Any) -> Any:
+        """Go on with the pass, in its own modes: a forward may be held inside autocast and the like."""
+        with self._modes.exchanged():
+            return super().switch(*args)
+
+    def end(self) -> None:
+        """Leave the pass where it is held, and all that its forward has opened."""
+        with self._modes.exchanged():
+            self.throw(GreenletExit)
 
 
 def _hook(paths: Mapping[nn.Module, str], replacements: Mapping[str, nn.Module]) -> Callable[..., Any]:
@@ -181,12 +193,23 @@ def _hook(paths: Mapping[nn.Module, str], replacements: Mapping[str, nn.Module])
         if path is None or not isinstance(run, _Run):
             return None
         if path not in replacements:
+            if torch._C._functorch.peek_interpreter_stack() is not None:
+                raise SurgeryError(
+                    f"the model calls {path} inside of torch.func (vmap, grad or jvp), where it cannot be "
+                    "held; fit it without error compensation"
+                )
             assert run.parent is not None
             run.parent.switch((path, args[0] if args else next(iter(kwargs.values())), output))
         new = replacements.get(path, layer) if run.changed else layer
         return new(*args, **kwargs) if new is not layer else None
 
     return hook
+
+
+def _remove(hook: RemovableHandle) -> None:
+    """Remove a global hook, with its flag for keyword arguments, which torch leaves to slow all modules."""
+    hook.remove()
+    _global_forward_hooks_with_kwargs.pop(hook.id, None)
 
 
 def _both(pair: tuple[_Run, _Run]) -> _Stop | None:
@@ -206,16 +229,21 @@ def _both(pair: tuple[_Run, _Run]) -> _Stop | None:
 def _end(runs: Sequence[_Run]) -> None:
     for run in runs:
         if run:
-            run.throw(GreenletExit)
+            run.end()
 
 
 class _Sums:
-    """Running sums of the moments of one site."""
+    """Running sums of the moments of one site.
+
+    Where they are to be centred, the first batch's means are taken off at once: entries that hardly vary
+    would otherwise be lost between squares of their means.
+    """
 
     def __init__(self, site: Site, layer: nn.Module) -> None:
         self.layer, self.groups, self.centred = layer, _groups(site), site.has_bias
         self.count = 0
         self.inputs = self.outputs = self.moment = self.cross = torch.zeros((), dtype=torch.float64)
+        self.means: tuple[Tensor, Tensor] | None = None
 
     def add(self, stop: _Stop, mask: Tensor | None, most: int, random: torch.Generator) -> None:
         """Add the rows of one batch.
@@ -229,14 +257,18 @@ class _Sums:
             some = torch.randperm(len(x), generator=random)[:most].to(x.device)
             x, y = x[some], y[some]
         x, y = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (x, y))
+        if self.centred and len(x):
+            self.means = self.means or (_mean(x), _mean(y))
+            x, y = x - self.means[0].to(x.device), y - self.means[1].to(y.device)
         inputs, outputs = x.sum(0, dtype=torch.float64), y.sum(0, dtype=torch.float64)
         if not bool(inputs.isfinite().all() and outputs.isfinite().all()):
             raise InputError("NaN or infinite entries")
         x, y = (rows.unflatten(1, (self.groups, -1)).movedim(1, 0) for rows in (x, y))
         self.count += x.shape[1]
         self.inputs, self.outputs = self.inputs.to(x.device) + inputs, self.outputs.to(x.device) + outputs
-        self.moment = self.moment.to(x.device) + (x.mT @ x).double()
-        self.cross = self.cross.to(x.device) + (y.mT @ x).double()
+        with without_autocast(x.device):
+            self.moment = self.moment.to(x.device) + (x.mT @ x).double()
+            self.cross = self.cross.to(x.device) + (y.mT @ x).double()
 
     def joint(self) -> Joint:
         count = max(self.count, 1)
@@ -245,7 +277,15 @@ class _Sums:
         if self.centred:
             x, y = (mean.unflatten(0, (self.groups, -1)) for mean in (inputs, outputs))
             moment, cross = moment - x[:, :, None] * x[:, None], cross - y[:, :, None] * x[:, None]
+        if self.means is not None:
+            inputs, outputs = (
+                mean + at.to(mean.device) for mean, at in zip((inputs, outputs), self.means, strict=True)
+            )
         return Joint(moment, cross, inputs, outputs, self.count)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    return rows.mean(0, dtype=torch.float64).to(rows.dtype)
 
 
 def _groups(site: Site) -> int:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ksurgeon.calibrate.modes import without_autocast
 from ksurgeon.errors import InputError
 from ksurgeon.kmatrix.subspace import triangles
 
@@ -25,7 +26,7 @@ class Moment(ABC):
         self._sum = torch.zeros(features, dtype=torch.float64, device=device)
 
     def add(self, rows: Tensor) -> None:
-        """Add ``(n, features)`` vectors of any floating dtype.
+        """Add ``(n, features)`` vectors of any floating dtype; autocast changes nothing.
 
         Raises:
             InputError: entries that are NaN or infinite; nothing is added.
@@ -35,7 +36,8 @@ class Moment(ABC):
         total = rows.sum(0, dtype=torch.float64)
         if not bool(torch.isfinite(total).all()):
             raise InputError("NaN or infinite entries")
-        self._add(rows)
+        with without_autocast(rows.device):
+            self._add(rows)
         self._sum += total
         self.count += len(rows)
 

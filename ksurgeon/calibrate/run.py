@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ksurgeon.calibrate.calibration import Calibration, SiteMoments
-from ksurgeon.calibrate.data import row_mask
 from ksurgeon.calibrate.harm import Harm
 from ksurgeon.calibrate.moments import Gram, HashedMoment, Moment, SketchedMoment
-from ksurgeon.calibrate.rows import WatchParameters, input_rows, output_rows, shown_rows
+from ksurgeon.calibrate.rows import WatchParameters, input_rows, output_rows, place_rows, row_mask, shown_rows
 from ksurgeon.errors import InputError, KsurgeonError
 from ksurgeon.find import Site
-from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating
+from ksurgeon.find.inputs import ExampleInputs, call_model
+from ksurgeon.find.unchanged import example_run
 
 __all__ = ["Run", "calibrate"]
 
@@ -46,7 +47,8 @@ def calibrate(
 
     Args:
         model: the model.
-        sites: layers and parameters of the model; others are passed over.
+        sites: layers and parameters of the model, and places of insertions, which have no slopes; others are
+            passed over.
         batches: inputs that the model takes.
         harm: what slopes are taken of, by one backward pass a batch (for ``kl`` with labels drawn from the
             model: the Fisher information; for ``outputs`` in random directions: Gauss–Newton).
@@ -62,7 +64,9 @@ def calibrate(
         InputError: a site took NaN or infinite entries (its path and the batch are named), or the model does
             not run on a batch.
     """
-    sites = [site for site in sites if not site.nodes and site.weight_parameters]
+    sites = [
+        site for site in sites if site.kind == "insertion" or (not site.nodes and site.weight_parameters)
+    ]
     for share in (True, False):
         meters = _Meters(model, sites, largest, rows, seed, share)
         try:
@@ -83,7 +87,7 @@ def _pass(
     seed: int,
     progress: Progress | None,
 ) -> None:
-    with evaluating(model), _frozen(model):
+    with example_run(model), _frozen(model):
         for number, batch in enumerate(batches):
             if progress is not None:
                 progress(number, len(batches), f"batch {number + 1}")
@@ -140,6 +144,10 @@ class _Meters:
         read: dict[int, Site] = {}
         with ExitStack() as stack:
             for site in self.sites:
+                if site.kind == "insertion":
+                    if inputs:
+                        stack.callback(self._watch_place(site).remove)
+                    continue
                 if site.parameter:
                     read[id(self.model.get_parameter(site.path))] = site
                     continue
@@ -163,6 +171,15 @@ class _Meters:
                     )
                 )
             yield
+
+    def _watch_place(self, site: Site) -> RemovableHandle:
+        owner, hook = self.model.get_submodule(site.owner), _bound(self._at_place, site)
+        before = site.facts["place"] == "before"
+        return owner.register_forward_pre_hook(hook) if before else owner.register_forward_hook(hook)
+
+    def _at_place(self, site: Site, module: nn.Module, args: tuple[Any, ...], *output: Any) -> None:
+        rows = place_rows(next(iter(output or args), None), site)
+        self._take(site, rows, rows)
 
     def _before(self, site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value = args[0] if args else next(iter(kwargs.values()), None)

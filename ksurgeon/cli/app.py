@@ -18,6 +18,7 @@ from ksurgeon.cli.commands import (
     survey,
 )
 from ksurgeon.cli.commands_training import distill, finetune, run_recipe
+from ksurgeon.cli.environment import check_environment
 
 __all__ = ["app"]
 
@@ -35,7 +36,7 @@ app = typer.Typer(
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks; may stand anywhere")] = False,
 ) -> None:
-    pass
+    check_environment()
 
 
 app.command()(find)

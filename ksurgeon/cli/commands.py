@@ -14,6 +14,7 @@ from ksurgeon.cli.options import (
     Examples,
     Folder,
     InputSize,
+    MaxLength,
     Model,
     OptionalData,
     Output,
@@ -22,6 +23,7 @@ from ksurgeon.cli.options import (
     TrustRemoteCode,
     Weights,
     Yes,
+    expanded,
 )
 
 __all__ = [
@@ -46,26 +48,36 @@ def find(
     seed: Seed = 0,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
+    insertions: Annotated[
+        bool, typer.Option("--insertions", help="show where a map could be inserted instead")
+    ] = False,
     json: AsJson = False,
     all: Everything = False,
 ) -> None:
     """Show the linear maps in a model, and which of them can be replaced."""
     from ksurgeon.cli.find import run
 
-    run(model, weights, input_size, seed, device, trust_remote_code, json, all)
+    run(model, weights, input_size, seed, device, trust_remote_code, insertions, json, all)
 
 
 def convert(
     model: Model,
     rule: Annotated[
-        str | None, typer.Option("--rule", "-r", help="name of a built-in rule, or a rule file (.toml)")
+        str | None,
+        typer.Option(
+            "--rule", "-r", callback=expanded, help="name of a built-in rule, or a rule file (.toml)"
+        ),
     ] = None,
     plan: Annotated[
-        str | None, typer.Option("--plan", "-p", metavar="FILE", help="a plan that `ksurgeon plan` wrote")
+        str | None,
+        typer.Option(
+            "--plan", "-p", callback=expanded, metavar="FILE", help="a plan that `ksurgeon plan` wrote"
+        ),
     ] = None,
     data: OptionalData = None,
     examples: Examples = 512,
     tokenizer: Tokenizer = None,
+    max_length: MaxLength = 128,
     compensate: Annotated[
         bool, typer.Option(help="fit to data front to back, each layer making up for those before it")
     ] = True,
@@ -92,8 +104,8 @@ def convert(
     from ksurgeon.cli.convert import run
 
     run(
-        model, rule, plan, data, examples, tokenizer, compensate, output, weights, input_size, seed, device,
-        trust_remote_code, dry_run, json, yes, all,
+        model, rule, plan, data, examples, tokenizer, max_length, compensate, output, weights, input_size,
+        seed, device, trust_remote_code, dry_run, json, yes, all,
     )  # fmt: skip
 
 
@@ -109,7 +121,9 @@ def plan(
         ),
     ],
     data: Data,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="the plan")] = "plan.toml",
+    output: Annotated[
+        str, typer.Option("--output", "-o", callback=expanded, metavar="FILE", help="the plan")
+    ] = "plan.toml",
     targets: Annotated[
         list[str] | None, typer.Option("--target", help="sites in play: path, re:EXPRESSION or class name")
     ] = None,
@@ -123,7 +137,8 @@ def plan(
     ] = None,
     front: Annotated[bool, typer.Option("--front", help="also the harm of other budgets, measured")] = False,
     plot: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE", help="pictures of it (.png or .svg)")
+        str | None,
+        typer.Option("--plot", callback=expanded, metavar="FILE", help="pictures of it (.png or .svg)"),
     ] = None,
     harm: Annotated[
         str, typer.Option(help="kl (of logits), outputs or embeddings (relative change), or auto")
@@ -137,12 +152,15 @@ def plan(
         int, typer.Option(min=1, help="examples of a batch of text or images; times are for one of them")
     ] = 16,
     tokenizer: Tokenizer = None,
+    max_length: MaxLength = 128,
     generate: Annotated[
         int, typer.Option(metavar="TOKENS", help="calibrate while the model generates so many tokens")
     ] = 0,
     weights: Weights = "auto",
+    input_size: InputSize = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="keep nothing, use nothing that was kept")] = False,
     json: AsJson = False,
     all: Everything = False,
@@ -156,7 +174,8 @@ def plan(
 
     run(
         model, budget, data, output, targets or [], ignore or [], structures, explain or [], front, plot,
-        harm, metric, examples, batch_size, tokenizer, generate, weights, seed, device, fresh, json, all,
+        harm, metric, examples, batch_size, tokenizer, max_length, generate, weights, input_size, seed,
+        device, trust_remote_code, fresh, json, all,
     )  # fmt: skip
 
 
@@ -167,24 +186,33 @@ def show(folder: Folder, json: AsJson = False, all: Everything = False) -> None:
     run(folder, json, all)
 
 
-def revert(folder: Folder, output: Output = None, yes: Yes = False, json: AsJson = False) -> None:
+def revert(
+    folder: Folder,
+    output: Output = None,
+    trust_remote_code: TrustRemoteCode = False,
+    yes: Yes = False,
+    json: AsJson = False,
+) -> None:
     """Write the model back with dense layers and its original shuffles; it computes the same.
 
     The folder is FOLDER-dense unless -o names another.
     """
     from ksurgeon.cli.revert import run
 
-    run(folder, output, yes, json)
+    run(folder, output, trust_remote_code, yes, json)
 
 
 def export(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help=ANY_MODEL, show_default=False)],
+    folder: Annotated[
+        str, typer.Argument(callback=expanded, metavar="FOLDER", help=ANY_MODEL, show_default=False)
+    ],
     to: Annotated[str, typer.Option("--to", help="onnx, pt2 (torch.export) or aoti (AOTInductor)")] = "onnx",
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="where to write")
+        str | None, typer.Option("--output", "-o", callback=expanded, metavar="FILE", help="where to write")
     ] = None,
     input_size: InputSize = None,
     seed: Seed = 0,
+    trust_remote_code: TrustRemoteCode = False,
     compare: Annotated[
         bool, typer.Option(help="export the dense model, too, and show sizes and latency side by side")
     ] = True,
@@ -194,23 +222,26 @@ def export(
     """Write a model as a program that runs without ksurgeon, and check its outputs."""
     from ksurgeon.cli.export import run
 
-    run(folder, to, output, input_size, seed, compare, json, yes)
+    run(folder, to, output, input_size, seed, trust_remote_code, compare, json, yes)
 
 
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help=ANY_MODEL, show_default=False)],
-    second: Annotated[str, typer.Argument(metavar="B", help="another one", show_default=False)],
+    first: Annotated[str, typer.Argument(callback=expanded, metavar="A", help=ANY_MODEL, show_default=False)],
+    second: Annotated[
+        str, typer.Argument(callback=expanded, metavar="B", help="another one", show_default=False)
+    ],
     weights: Weights = "auto",
     input_size: InputSize = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     json: AsJson = False,
     all: Everything = False,
 ) -> None:
     """Compare two models: outputs on the same inputs, parameters, multiplications, latency in turns."""
     from ksurgeon.cli.diff import run
 
-    run(first, second, weights, input_size, seed, device, json, all)
+    run(first, second, weights, input_size, seed, device, trust_remote_code, json, all)
 
 
 def rules(context: typer.Context, json: AsJson = False) -> None:
@@ -221,7 +252,9 @@ def rules(context: typer.Context, json: AsJson = False) -> None:
         list_rules(json)
 
 
-def show_rule(name: Annotated[str, typer.Argument(metavar="NAME", help="a rule's name or file")]) -> None:
+def show_rule(
+    name: Annotated[str, typer.Argument(callback=expanded, metavar="NAME", help="a rule's name or file")],
+) -> None:
     """Print a rule file."""
     from ksurgeon.cli.rules import print_rule
 
@@ -231,9 +264,15 @@ def show_rule(name: Annotated[str, typer.Argument(metavar="NAME", help="a rule's
 def survey(
     json: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="results, one line a model; those it has are not looked at again"),
+        typer.Option(
+            callback=expanded,
+            metavar="FILE",
+            help="results, one line a model; those it has are not looked at again",
+        ),
     ],
-    table: Annotated[Path | None, typer.Option(metavar="FILE.md", help="write them as a page, too")] = None,
+    table: Annotated[
+        Path | None, typer.Option(callback=expanded, metavar="FILE.md", help="write them as a page, too")
+    ] = None,
     library: Annotated[
         list[str] | None, typer.Option(help="timm, torchvision or transformers; may be given again")
     ] = None,

@@ -18,8 +18,10 @@ from ksurgeon.cli.options import (
     Steps,
     TaskName,
     TrainingData,
+    TrustRemoteCode,
     Where,
     Yes,
+    expanded,
 )
 
 __all__ = ["distill", "finetune", "run_recipe"]
@@ -29,9 +31,14 @@ def distill(
     folder: Folder,
     data: TrainingData,
     teacher: Annotated[
-        str | None, typer.Option(help="a model as any command takes it; else what FOLDER was made from")
+        str | None,
+        typer.Option(
+            callback=expanded, help="a model as any command takes it; else what FOLDER was made from"
+        ),
     ] = None,
-    teacher_weights: Annotated[str | None, typer.Option(help="auto, pretrained, or FILE.safetensors")] = None,
+    teacher_weights: Annotated[
+        str | None, typer.Option(callback=expanded, help="auto, pretrained, or FILE.safetensors")
+    ] = None,
     task: TaskName = None,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -45,6 +52,7 @@ def distill(
     output: Output = None,
     resume: Resume = False,
     device: Where = None,
+    trust_remote_code: TrustRemoteCode = False,
     seed: SomeSeed = None,
     set: SetOptions = None,
     json: AsJson = False,
@@ -59,7 +67,7 @@ def distill(
     given = {"task": task, "steps": steps, "epochs": epochs, "minutes": minutes, "batch": batch, "lr": lr}
     asked = Request(
         folder=folder, data=data, output=output, resume=resume, device=device, settings=set or [],
-        given={**given, "seed": seed}, json=json, yes=yes,
+        given={**given, "seed": seed}, trust_remote_code=trust_remote_code, json=json, yes=yes,
     )  # fmt: skip
     run_distill(asked, teacher, teacher_weights, gradual, tolerance)
 
@@ -76,6 +84,7 @@ def finetune(
     output: Output = None,
     resume: Resume = False,
     device: Where = None,
+    trust_remote_code: TrustRemoteCode = False,
     seed: SomeSeed = None,
     set: SetOptions = None,
     json: AsJson = False,
@@ -90,31 +99,50 @@ def finetune(
     given = {"task": task, "steps": steps, "epochs": epochs, "minutes": minutes, "batch": batch, "lr": lr}
     asked = Request(
         folder=folder, data=data, output=output, resume=resume, device=device, settings=set or [],
-        given={**given, "seed": seed}, json=json, yes=yes,
+        given={**given, "seed": seed}, trust_remote_code=trust_remote_code, json=json, yes=yes,
     )  # fmt: skip
     run_finetune(asked)
 
 
 def run_recipe(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="a recipe file (.toml)", show_default=False)
+        str,
+        typer.Argument(callback=expanded, metavar="RECIPE", help="a recipe file (.toml)", show_default=False),
     ],
     output: Output = None,
     minutes: Annotated[float | None, typer.Option(help="of training, in place of the recipe's")] = None,
     only: Annotated[list[str] | None, typer.Option(help="of the recipe's variants, only this one")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a short run that shows that all works; the folder is NAME-quick")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="of every variant, in place of the recipe's")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="trainings side by side; from scratch as many as there are cores, otherwise one"
+        ),
+    ] = None,
     resume: Resume = False,
     device: Where = None,
+    trust_remote_code: TrustRemoteCode = False,
     set: SetOptions = None,
     plot: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="draw metrics over parameters (.png, .svg, .pdf)"),
+        typer.Option(
+            callback=expanded, metavar="FILE", help="draw metrics over parameters (.png, .svg, .pdf)"
+        ),
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Carry out a whole experiment: surgery, distillation and evaluation, written to a results file.
+    """Carry out a whole experiment: surgery, training and evaluation, written to a results file.
 
     The folder is runs/NAME unless -o names another.
     """
     from ksurgeon.cli.run import run
 
-    run(recipe, output, minutes, only or [], resume, device, set or [], plot, yes)
+    run(
+        recipe, output, minutes, only or [], quick, seeds, jobs, resume, device, trust_remote_code,
+        set or [], plot, yes,
+    )  # fmt: skip

@@ -1,12 +1,28 @@
 """Where the command line writes: results to standard output, everything else to standard error."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
-__all__ = ["err", "out", "progress_bar", "stages", "status"]
+from ksurgeon.cli.streams import printable
+
+__all__ = ["err", "out", "progress_bar", "say", "stages", "status"]
+
+
+class _SafeConsole(Console):
+    """A console on which text from files cannot move the cursor, change titles, or hide behind links."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+                continue
+            style = segment.style
+            yield Segment(printable(segment.text), style.update_link(None) if style and style.link else style)
 
 
 def _width(console: Console) -> Console:
@@ -15,8 +31,13 @@ def _width(console: Console) -> Console:
     return console
 
 
-out = _width(Console())
-err = _width(Console(stderr=True))
+out = _width(_SafeConsole())
+err = _width(_SafeConsole(stderr=True))
+
+
+def say(text: str) -> None:
+    """A plain line to standard error, for what goes on."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -26,7 +47,7 @@ def status(text: str) -> Iterator[None]:
         err.print(text, markup=False)
         yield
         return
-    with err.status(text):
+    with err.status(Text(text)):
         yield
 
 
@@ -59,12 +80,12 @@ def stages(begin: str) -> Iterator[Callable[[str, int, int, str], None]]:
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[path]}"),
+        TextColumn("{task.fields[path]}", style="dim", markup=False),
     )
     with Progress(*columns, console=err, transient=True, speed_estimate_period=600) as progress:
         task, current = progress.add_task(begin, total=None, path=""), begin
@@ -81,4 +102,4 @@ def stages(begin: str) -> Iterator[Callable[[str, int, int, str], None]]:
 
 def _line(verb: str, done: int, total: int, path: str) -> None:
     if path:
-        print(f"{verb} {done + 1}/{total} {path}", file=sys.stderr, flush=True)
+        say(f"{verb} {done + 1}/{total} {path}")

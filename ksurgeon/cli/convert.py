@@ -1,14 +1,19 @@
 """``ksurgeon convert``."""
 
 import json as json_module
+import shlex
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
+from rich.markup import escape
+from torch import nn
+
 from ksurgeon.cli.console import err, out, progress_bar, status
-from ksurgeon.cli.opening import open_on
+from ksurgeon.cli.opening import open_batches, open_on
 from ksurgeon.cli.target import agree_on_target
 from ksurgeon.find import Finder
-from ksurgeon.models.opening import LoadedModel
+from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.report.measure import measure
 from ksurgeon.report.terminal import show_plan, show_record
 from ksurgeon.rules.files import checked_plan, read_plan
@@ -16,6 +21,7 @@ from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import Plan, describe_parts, make_plan, require_matches
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.convert import convert
+from ksurgeon.surgery.record_file import read_record
 from ksurgeon.surgery.storage import save
 
 __all__ = ["run"]
@@ -28,6 +34,7 @@ def run(
     data: str | None,
     examples: int,
     tokenizer: str | None,
+    max_length: int,
     compensate: bool,
     output: str | None,
     weights: str,
@@ -42,41 +49,55 @@ def run(
 ) -> None:
     given = read_plan(plan) if plan is not None else None
     chosen = load_rule(rule) if rule is not None else None
-    if dry_run:
-        opened = open_on(model, weights, input_size, seed, device, trust_remote_code)
-        _show_plan(opened, chosen, given, model, json)
-        return
-    target = agree_on_target(output or _default_folder(model, chosen.name if chosen else "plan"), yes)
+    target = output or _default_folder(model, chosen.name if chosen else "plan")
+    if not dry_run:
+        target = agree_on_target(target, yes)
     loaded = open_on(model, weights, input_size, seed, device, trust_remote_code)
-    with progress_bar("fitting", "finding sites") as progress:
+    batches = open_batches(data, loaded, examples, tokenizer, max_length) if data is not None else None
+    example_inputs = (
+        batches.example if batches is not None and loaded.guesses else loaded.example_inputs
+    )  # data of the user's are a better guess
+    if dry_run:
+        _show_plan(loaded.model, example_inputs, chosen, given, model, json)
+        return
+    with progress_bar("fitting", "finding sites") as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*matches nothing", UserWarning)  # the report says it
         conversion = convert(
             loaded.model,
             chosen or "linear",
-            loaded.example_inputs,
+            example_inputs,
             source=loaded.source,
             plan=given,
-            data=data,
-            examples=examples,
-            tokenizer=tokenizer,
+            data=batches,
             compensate=compensate,
             seed=seed,
             progress=progress,
         )
     with status("measuring latency, original and converted in turns"):
-        conversion.record.outcome = measure(conversion, loaded.example_inputs)
+        conversion.record.outcome = measure(conversion, example_inputs)
     named = loaded.source.name if loaded.source.kind == "transformers" else None
     beside = model if Path(model).is_dir() else named
     with status("copying tokenizer and processor") if beside else nullcontext():
-        save(conversion.model, target, files_from=beside)
+        written = read_record(save(conversion.model, target, files_from=beside))
     if json:
-        print(json_module.dumps({"folder": str(target), **_plain(conversion.record)}, indent=1))
+        print(json_module.dumps({"folder": str(target), **_plain(written)}, indent=1))
         return
     show_record(out, conversion.record, everything=everything)
+    place, sourced = escape(str(target)), written.source is not None
+    own = written.source is not None and written.source.code is not None
+    folder = escape(shlex.quote(str(target)))
+    leave, argument = (" --trust-remote-code", ", trust_remote_code=True") if own else ("", "")
+    called = f"ksurgeon.load({str(target)!r}{argument if sourced else ', model=…'})"
     out.print(
-        f"\n[bold]Written to {target}[/]\n"
-        f"  in Python   model = ksurgeon.load({str(target)!r})\n"
-        f"  again       ksurgeon show {target}\n"
-        f"  undo        ksurgeon revert {target}",
+        f"\n[bold]Written to {place}[/]\n"
+        f"  in Python   model = {escape(called)}\n"
+        f"  again       ksurgeon show {folder}\n"
+        + (
+            f"  undo        ksurgeon revert {folder}{leave}"
+            if sourced
+            else "  undo        ksurgeon.revert(model) once it is loaded; the command cannot, as the record "
+            "does not say how the architecture is built"
+        ),
         highlight=False,
     )
 
@@ -91,18 +112,27 @@ def _default_folder(model: str, rule: str) -> Path:
     return Path("converted") / f"{name or 'model'}-{rule}"
 
 
-def _show_plan(loaded: LoadedModel, rule: Rule | None, given: Plan | None, model: str, json: bool) -> None:
+def _show_plan(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    rule: Rule | None,
+    given: Plan | None,
+    name: str,
+    json: bool,
+) -> None:
     with status("running the model once and tracing its modules"):
-        finder = Finder(loaded.model, loaded.example_inputs)
+        finder = Finder(model, example_inputs)
     if given is not None:
-        plan = checked_plan(given, finder.sites)
+        plan = checked_plan(given, finder.all_sites)
     else:
         assert rule is not None
-        plan = make_plan(finder.sites, rule)
+        plan = make_plan(finder.all_sites, rule)
     require_matches(plan, finder.sites)
     if json:
-        print(json_module.dumps({"model": model, **plan.model_dump(mode="json")}, indent=1))
+        print(json_module.dumps({"model": name, **plan.model_dump(mode="json")}, indent=1))
         return
-    name = plan.rule if given else f"rule {plan.rule}"
-    err.print(f"[bold]dry run[/]: {name} on {model}; nothing is changed or written", highlight=False)
+    what = plan.rule if given else f"rule {plan.rule}"
+    err.print(
+        f"[bold]dry run[/]: {escape(what)} on {escape(name)}; nothing is changed or written", highlight=False
+    )
     show_plan(out, plan, describe_parts(plan, rule))

@@ -32,6 +32,11 @@ _PACKAGES = (
     "speechbrain",
     "librosa",
 )
+_TEAMS = {
+    "libgomp": "they run on PyTorch's threads (libgomp)",
+    "libomp": "they run on PyTorch's threads (libomp, LLVM's or Intel's)",
+    "own": "they run on threads of their own, as this PyTorch was built without OpenMP",
+}
 _UNUSED = "nothing, unless your models use it"
 _COSTS = {
     "torchvision": "models of torchvision and timm do not work",
@@ -53,6 +58,7 @@ def run(json: bool) -> None:
         "backends": list(available_backends()),
         "backend": chosen_backend(),
         "cpu_kernels": cpu.instruction_set() if cpu.is_available() else None,
+        "cpu_threads": cpu.team() if cpu.is_available() else None,
         "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
         "threads": torch.get_num_threads(),
         "tuning": _tuning(),
@@ -123,7 +129,9 @@ def _choices(index: int) -> dict[str, Any]:
 
 def _cpu_kernels() -> tuple[str, str]:
     if cpu.is_available():
-        return cpu.instruction_set(), "compiled at installation, instruction set chosen at run time"
+        return cpu.instruction_set(), (
+            f"compiled at installation, instruction set chosen at run time; {_TEAMS[cpu.team()]}"
+        )
     return "[yellow]missing[/]", (
         f"{cpu.why_missing()}; the reference runs instead, with the same results and several times slower on "
         "CPU: install a C++ compiler, then `pip install --force-reinstall --no-deps ksurgeon`"

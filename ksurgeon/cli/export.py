@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from ksurgeon.cli.console import out, status
@@ -27,13 +28,14 @@ def run(
     output: str | None,
     input_size: str | None,
     seed: int,
+    trust_remote_code: bool,
     compare: bool,
     json: bool,
     yes: bool,
 ) -> None:
     suffix = FORMATS[to].suffix if to in FORMATS else ""
     target = agree_on_file(output or Path(model).name.replace(":", "-") + suffix, yes)
-    loaded = open_on(model, "auto", input_size, seed, "cpu")
+    loaded = open_on(model, "auto", input_size, seed, "cpu", trust_remote_code)
     with status(f"exporting to {to}"):
         exported = export_model(loaded.model, target, loaded.example_inputs, to=to)
     facts: dict[str, object] = {
@@ -56,7 +58,7 @@ def _beside_dense(loaded: LoadedModel, exported: Exported) -> dict[str, object]:
     """Size and latency of the same model with dense layers, exported the same way."""
     revert(loaded.model)
     suffix = exported.file.suffix
-    beside = exported.file.with_name(f".{exported.file.name}.dense{suffix}")
+    beside = exported.file.with_name(f".{exported.file.name[:60]}.dense{suffix}")
     try:
         with status("exporting the model with dense layers, for comparison"):
             dense = export_model(loaded.model, beside, loaded.example_inputs, to=exported.to)
@@ -72,7 +74,7 @@ def _beside_dense(loaded: LoadedModel, exported: Exported) -> dict[str, object]:
 
 
 def _show(exported: Exported, facts: dict[str, object]) -> None:
-    out.print(f"[bold]Written to {exported.file}[/]", highlight=False)
+    out.print(f"[bold]Written to {escape(str(exported.file))}[/]", highlight=False)
     opened = {"nothing": "no dimension", "batch": "the batch", "batch and length": "batch and length"}
     out.print(
         f"  {opened[exported.opened]} may have any size; outputs differ from the model's by at most "

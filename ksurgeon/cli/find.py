@@ -7,7 +7,7 @@ from ksurgeon.cli.console import out, status
 from ksurgeon.cli.opening import open_on
 from ksurgeon.find import Finder
 from ksurgeon.models.names import parse
-from ksurgeon.report.terminal import show_sites
+from ksurgeon.report.terminal import show_insertions, show_sites
 
 __all__ = ["run"]
 
@@ -19,6 +19,7 @@ def run(
     seed: int,
     device: str,
     trust_remote_code: bool,
+    insertions: bool,
     json: bool,
     everything: bool,
 ) -> None:
@@ -28,7 +29,10 @@ def run(
     with status("running the model once and tracing its modules"):
         finder = Finder(loaded.model, loaded.example_inputs)
     if json:
-        sites = [asdict(site) for site in finder.sites]
+        sites = [asdict(site) for site in (finder.insertions if insertions else finder.sites)]
         print(json_module.dumps({"model": model, "sites": sites, "not_traced": finder.failures}, indent=1))
+        return
+    if insertions:
+        show_insertions(out, finder.insertions, everything=everything)
         return
     show_sites(out, finder.sites, finder.failures, everything=everything)

@@ -1,6 +1,8 @@
 """Arguments and options that several commands share."""
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +17,7 @@ __all__ = [
     "Examples",
     "Folder",
     "InputSize",
+    "MaxLength",
     "Minutes",
     "Model",
     "OptionalData",
@@ -32,37 +35,66 @@ __all__ = [
     "Weights",
     "Where",
     "Yes",
+    "expanded",
 ]
+
+
+def expanded(value: Any) -> Any:
+    """A path that begins with ~ in full, as the shell leaves it in ``--output=~/x``; other values as is."""
+    if isinstance(value, list):
+        return [expanded(item) for item in value]
+    if isinstance(value, (str, Path)) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
+
 
 Model = Annotated[
     str,
     typer.Argument(
+        callback=expanded,
         metavar="MODEL",
         help="a timm name, torchvision:NAME, hf:ID, a local folder, or package.module:function",
         show_default=False,
     ),
 ]
-Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="a converted model", show_default=False)]
-Weights = Annotated[str, typer.Option(help="auto, pretrained, random, or FILE.safetensors")]
+Folder = Annotated[
+    str, typer.Argument(callback=expanded, metavar="FOLDER", help="a converted model", show_default=False)
+]
+Weights = Annotated[
+    str, typer.Option(callback=expanded, help="auto, pretrained, random, or FILE.safetensors")
+]
 InputSize = Annotated[
     str | None, typer.Option(help="image side (224), height x width (224x160), or length of a text or sound")
 ]
 Seed = Annotated[int, typer.Option(help="of random weights, random starts and random inputs")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="run model code that lies in a repository of the hub")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="run the code that a folder, a recipe or a repository of the hub brings or names; read it first",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
-_DATA = "a text file, a folder of images, or package.module:function that gives batches"
-Data = Annotated[str, typer.Option("--data", "-d", help=_DATA)]
-OptionalData = Annotated[str | None, typer.Option("--data", "-d", help=_DATA)]
+_DATA = (
+    "a .txt, .jsonl, .parquet, .csv or .tsv file, a folder of pictures, IDX files or CIFAR's binary version, "
+    "torchvision:CLASS@FOLDER, datasets:NAME, or package.module:function"
+)
+Data = Annotated[str, typer.Option("--data", "-d", callback=expanded, help=_DATA)]
+OptionalData = Annotated[str | None, typer.Option("--data", "-d", callback=expanded, help=_DATA)]
 Examples = Annotated[int, typer.Option(min=1, help="examples of the data that are used at most")]
 Tokenizer = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="of a text file; the model's own otherwise")
+    str | None,
+    typer.Option(callback=expanded, metavar="FOLDER", help="of texts; the model's own otherwise"),
+]
+MaxLength = Annotated[
+    int, typer.Option(min=1, help="tokens after which texts are cut, if tokenizer and model allow so many")
 ]
 Everything = Annotated[bool, typer.Option("--all", help="long tables in full")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier conversion without asking")]
-Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FOLDER", help="where to write")]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", callback=expanded, metavar="FOLDER", help="where to write")
+]
 
 ANY_MODEL = "a converted model, or any MODEL"
 
@@ -72,8 +104,8 @@ TrainingData = Annotated[
     typer.Option(
         "--data",
         "-d",
-        help="a .txt, .jsonl, .parquet, .csv or .tsv file, a folder of pictures, torchvision:CLASS@FOLDER, "
-        "datasets:NAME, or package.module:function",
+        callback=expanded,
+        help=_DATA,
         show_default=False,
     ),
 ]

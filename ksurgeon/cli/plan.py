@@ -1,18 +1,21 @@
 """``ksurgeon plan``."""
 
 import json as json_module
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from rich.markup import escape
 from torch import nn
 
 from ksurgeon.calibrate.harm import HarmName, is_harm
 from ksurgeon.calibrate.run import Run
 from ksurgeon.cli.console import err, out, stages
-from ksurgeon.cli.opening import open_on
+from ksurgeon.cli.opening import open_batches, open_on
+from ksurgeon.cli.target import agree_on_file
 from ksurgeon.errors import FolderError, InputError
 from ksurgeon.find.inputs import ExampleInputs, as_call
 from ksurgeon.models.from_function import named_function
@@ -44,10 +47,13 @@ def run(
     examples: int,
     batch_size: int,
     tokenizer: str | None,
+    max_length: int,
     generate: int,
     weights: str,
+    input_size: str | None,
     seed: int,
     device: str,
+    trust_remote_code: bool,
     fresh: bool,
     json: bool,
     everything: bool,
@@ -57,30 +63,32 @@ def run(
         raise InputError(f"--harm {harm}: allowed: {', '.join(get_args(HarmName))}")
     _check_files(output, plot)
     measure = cast(Callable[[nn.Module], float], named_function(metric)) if metric else None
-    loaded = open_on(model, weights, None, seed, device)
+    loaded = open_on(model, weights, input_size, seed, device, trust_remote_code)
+    batches = open_batches(data, loaded, examples, tokenizer, max_length, batch_size)
     values = sorted({*(_ERRORS if wanted.kind == "error" else _SHARES), wanted.value}, reverse=True)
-    with stages("reading data") as stage, warnings.catch_warnings(), _promising(fresh):
+    with stages("calibrating") as stage, warnings.catch_warnings(), _promising(fresh):
         warnings.simplefilter("ignore", UserWarning)
         planning = search(
             loaded.model,
             wanted,
-            data,
+            batches,
             targets=targets,
             ignore=ignore,
             structures=structures or FAMILIES,
             harm=harm,
             metric=measure,
             run=_generating(generate) if generate else None,
-            examples=examples,
-            batch_size=batch_size,
-            tokenizer=tokenizer,
             seed=seed,
             keep=not fresh,
             stage=stage,
         )
         sites = [planning.options_of(path) for path in explained]
         others = planning.front(values, stage) if front or plot else []
-    write_plan(planning.plan, output)
+    try:
+        write_plan(planning.plan, output)
+    except FolderError:
+        show_planning(out, planning, everything=True)  # what hours of work found is not lost
+        raise
     pictures = _draw(plot, planning, others)
     if json:
         print(json_module.dumps(_plain(planning, others, output), indent=1))
@@ -90,11 +98,22 @@ def run(
         show_front(out, planning, others)
     for options in sites:
         explain_site(out, planning, options)
-    out.print(
-        f"\n[bold]Written to {', '.join([output, *pictures])}[/]\n"
-        f"  carry it out  ksurgeon convert {model} --plan {output} --data {data}",
-        highlight=False,
-    )
+    given = {
+        "examples": examples,
+        "tokenizer": tokenizer,
+        "max-length": max_length,
+        "weights": weights,
+        "input-size": input_size,
+        "seed": seed,
+        "device": device,
+    }
+    defaults = {"examples": 512, "max-length": 128, "weights": "auto", "seed": 0, "device": "cpu"}
+    changed = {name: value for name, value in given.items() if value != defaults.get(name)}
+    command = ["ksurgeon", "convert", model, "--plan", output, "--data", data]
+    command += [str(word) for name, value in changed.items() for word in (f"--{name}", value)]
+    command += ["--trust-remote-code"] * trust_remote_code
+    out.print(f"\n[bold]Written to {escape(', '.join([output, *pictures]))}[/]", highlight=False)
+    out.print(f"  carry it out  {shlex.join(command)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -110,12 +129,12 @@ def _promising(fresh: bool) -> Iterator[None]:
 
 def _check_files(output: str, plot: str | None) -> None:
     """Before the work begins."""
-    if Path(output).is_dir():
-        raise FolderError(f"{output} is a folder; name a file such as plan.toml with -o")
+    agree_on_file(output, yes=True)
     if plot is not None:
         from ksurgeon.report.figures import check_picture
 
         check_picture(Path(plot))
+        agree_on_file(plot, yes=True)
 
 
 def _generating(tokens: int) -> Run:

@@ -3,8 +3,11 @@
 import json as json_module
 from pathlib import Path
 
+from rich.text import Text
+
 from ksurgeon.cli.console import out, status
 from ksurgeon.cli.target import agree_on_target
+from ksurgeon.kernels import chosen_backend
 from ksurgeon.surgery.record import record_of
 from ksurgeon.surgery.revert import revert
 from ksurgeon.surgery.storage import load, save
@@ -12,11 +15,12 @@ from ksurgeon.surgery.storage import load, save
 __all__ = ["run"]
 
 
-def run(folder: str, output: str | None, yes: bool, json: bool) -> None:
+def run(folder: str, output: str | None, trust_remote_code: bool, yes: bool, json: bool) -> None:
+    chosen_backend()
     source = Path(folder)
     target = agree_on_target(output or source.with_name(source.resolve().name + "-dense"), yes)
     with status(f"loading {folder}"):
-        model = load(source)
+        model = load(source, trust_remote_code=trust_remote_code)
     before = record_of(model)
     revert(model)
     after = record_of(model)
@@ -30,10 +34,12 @@ def run(folder: str, output: str | None, yes: bool, json: bool) -> None:
             )
         )
         return
-    out.print(f"[bold]{len(before.operations)} sites reverted[/], written to {target}", highlight=False)
+    many = f"{len(before.operations)} sites reverted"
+    out.print(Text.assemble((many, "bold"), f", written to {target}"), highlight=False)
     out.print(
-        f"{dense} trained shuffle{'s' * (dense != 1)} became dense layers inside a forward; load with "
-        f"ksurgeon.load({str(target)!r})"
+        f"{dense} trained map{'s' * (dense != 1)} became {'dense layers' if dense != 1 else 'a dense layer'} "
+        "where the architecture has none; load with "
+        f"ksurgeon.load({str(target)!r}{', trust_remote_code=True' if trust_remote_code else ''})"
         if dense
         else "model.safetensors there is a state_dict of the original architecture; it needs no ksurgeon.",
         highlight=False,

@@ -4,8 +4,11 @@ import json as json_module
 
 from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 from ksurgeon.cli.console import out
+from ksurgeon.cli.streams import printable
+from ksurgeon.files import read_regular
 from ksurgeon.rules.load import builtin_rules, find_rule_file, load_rule
 
 __all__ = ["list_rules", "print_rule"]
@@ -20,7 +23,7 @@ def list_rules(json: bool) -> None:
     table.add_column("rule", style="bold")
     table.add_column("what it does")
     for name, rule in rules.items():
-        table.add_row(name, rule.summary)
+        table.add_row(Text(name), Text(rule.summary))
     out.print(table)
     out.print(
         "\n[dim]ksurgeon rules show NAME prints one: copy it to a .toml file and change it for your own.[/]"
@@ -29,8 +32,8 @@ def list_rules(json: bool) -> None:
 
 def print_rule(name: str) -> None:
     load_rule(name)
-    text = find_rule_file(name).read_text(encoding="utf-8")
+    text = read_regular(find_rule_file(name))
     if out.is_terminal:
         out.print(Syntax(text.rstrip(), "toml", background_color="default"))
     else:
-        print(text, end="")
+        print(printable(text), end="")

@@ -3,16 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ksurgeon.cli.console import err, out
 from ksurgeon.cli.train import parse_settings
 from ksurgeon.cli.training import TerminalListener
 from ksurgeon.errors import FolderError, RecipeError
+from ksurgeon.kernels import chosen_backend
+from ksurgeon.recipes.places import require_leave
 from ksurgeon.recipes.run import RESULTS, run_recipe
 from ksurgeon.recipes.schema import load_recipe
-from ksurgeon.report.figures import check_picture
+from ksurgeon.report.figures import can_draw, check_picture
 from ksurgeon.report.recipe import draw_results
+from ksurgeon.report.seeds import draw_seeds, seeds_table
+from ksurgeon.surgery.folders import require_writable
 
 __all__ = ["run"]
 
@@ -22,46 +27,77 @@ def run(
     output: str | None,
     minutes: float | None,
     only: list[str],
+    quick: bool,
+    seeds: int | None,
+    jobs: int | None,
     resume: bool,
     device: str | None,
+    trust_remote_code: bool,
     settings: list[str],
     plot: str | None,
     yes: bool,
 ) -> None:
-    loaded = load_recipe(recipe)
+    whole = load_recipe(recipe)
+    loaded = whole.quickened() if quick else whole
+    compares = loaded.is_from_scratch or bool(seeds or loaded.seeds)
     if plot is not None:
         check_picture(Path(plot))
-        if loaded.evaluate is None:
+        if loaded.evaluate is None and not compares:
             raise RecipeError(
                 f"--plot {plot}: the recipe {loaded.name} evaluates nothing that could be drawn"
             )
-    folder = Path(output or Path("runs") / loaded.name)
+    folder = Path(output or Path("runs") / (f"{loaded.name}-quick" if quick else loaded.name))
+    chosen_backend()
+    for file in (folder / RESULTS, *([Path(plot)] if plot is not None else [])):
+        require_writable(file)
     if (folder / RESULTS).exists() and not (yes or resume):
         raise FolderError(
             f"{folder} holds earlier results; give --resume to go on, --yes to replace them, or another "
             "folder with -o"
         )
+    require_leave(loaded, trust_remote_code)
     listener = TerminalListener(err)
     options = parse_settings(settings, {"minutes": minutes})
+    picture = Path(plot) if plot is not None else folder / "results.svg"
+
+    def early(results: dict[str, Any]) -> None:
+        if compares:
+            err.print(seeds_table(results))
+            if plot is not None or can_draw():
+                draw_seeds(results, picture)
+
     try:
         results = run_recipe(
-            loaded, folder, only=tuple(only), resume=resume, device=device, listener=listener, **options
+            loaded,
+            folder,
+            only=tuple(only),
+            quick=quick,
+            seeds=seeds,
+            jobs=jobs,
+            resume=resume,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+            progress=early,
+            **options,
         )
     finally:
         listener.close()
-    out.print(_table(results))
+    out.print(seeds_table(results) if compares else _table(results))
     written = str(folder / RESULTS)
-    if plot is not None:
-        draw_results(results, Path(plot))
+    if compares and picture.is_file():
+        written += f" and {picture}"
+    elif plot is not None:
+        draw_results(results, picture)
         written += f" and {plot}"
-    out.print(f"[bold]Written to {written}[/]", highlight=False)
+    out.print(f"[bold]Written to {escape(written)}[/]", highlight=False)
 
 
 def _table(results: dict[str, Any]) -> Table:
     names = list(results["dense"]["metrics"])
     table = Table("variant", "parameters", box=None, header_style="bold")
     for name in names:
-        table.add_column(f"{name}: surgery → training", justify="right")
+        table.add_column(f"{escape(name)}: surgery → training", justify="right")
     table.add_column("examples/s", justify="right")
     dense = results["dense"]
     table.add_row(
@@ -71,5 +107,5 @@ def _table(results: dict[str, Any]) -> Table:
         stages = done["after_surgery"], done["after_training"]
         pairs = [" → ".join(f"{stage[n]:.4f}" if n in stage else "?" for stage in stages) for n in names]
         rates = " ".join(f"{stage['examples_per_second']:.1f}" for stage in done["training"])
-        table.add_row(variant, f"{done['parameters']:,}", *pairs, rates)
+        table.add_row(escape(variant), f"{done['parameters']:,}", *pairs, rates)
     return table

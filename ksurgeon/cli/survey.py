@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ksurgeon.cli.console import err, out, progress_bar, status
+from ksurgeon.cli.target import agree_on_file
 from ksurgeon.errors import FolderError
 
 __all__ = ["run"]
@@ -24,6 +25,8 @@ def run(
     for path in (file, table):
         if path is not None and not path.parent.is_dir():
             raise FolderError(f"there is no folder {path.parent} to write {path.name} in; make it first")
+        if path is not None:
+            agree_on_file(path, yes=True)
     from ksurgeon.survey import choose, page, summary, survey
 
     with status("listing the models"):
@@ -49,7 +52,7 @@ def run(
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".survey.{os.getpid()}")
     try:
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)

@@ -1,17 +1,21 @@
 """``ksurgeon distill`` and ``ksurgeon finetune``."""
 
 import json as json_module
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from ksurgeon.cli.console import err, out, status
 from ksurgeon.cli.target import agree_on_target
 from ksurgeon.cli.training import TerminalListener, describe_stage, side_by_side
 from ksurgeon.errors import FolderError, TrainingError
+from ksurgeon.files import parse_toml
+from ksurgeon.kernels import chosen_backend
+from ksurgeon.surgery.folders import require_writable
 from ksurgeon.surgery.record_file import read_record
 from ksurgeon.surgery.storage import load, save
 from ksurgeon.train.distill import distill, finetune
@@ -35,6 +39,7 @@ class Request:
     device: str | None
     settings: Sequence[str]
     given: Mapping[str, Any]
+    trust_remote_code: bool
     json: bool
     yes: bool
 
@@ -42,6 +47,7 @@ class Request:
         """Where the result goes, and what the training is given, once what was asked for makes sense."""
         options = parse_settings(self.settings, self.given)
         make_settings(**options)
+        chosen_backend()
         read_record(self.folder)
         target = _target(self.output or f"{self.folder.rstrip('/')}-{suffix}", self.yes or self.resume)
 
@@ -64,8 +70,8 @@ def run_distill(
 
     target, common = asked.checked("distilled")
     with _saying(f"opening {asked.folder} and its teacher"):
-        student = load(asked.folder)
-        found = find_teacher(student, teacher, teacher_weights)
+        student = load(asked.folder, trust_remote_code=asked.trust_remote_code)
+        found = find_teacher(student, teacher, teacher_weights, asked.trust_remote_code)
     with _listening() as listener:
         common["listener"] = listener
         if gradual:
@@ -83,7 +89,7 @@ def run_distill(
 def run_finetune(asked: Request) -> None:
     target, common = asked.checked("finetuned")
     with _saying(f"opening {asked.folder}"):
-        model = load(asked.folder)
+        model = load(asked.folder, trust_remote_code=asked.trust_remote_code)
     with _listening() as listener:
         trained = finetune(model, asked.data, listener=listener, **common)
     _report(trained, [], target, asked.json)
@@ -97,22 +103,30 @@ def _report(trained: Trained, stages: Sequence[Stage], target: Path, json: bool)
         print(json_module.dumps({"folder": str(target), **trained.to_plain(), **groups}, indent=1))
         return
     for number, stage in enumerate(stages, 1):
-        out.print(f"group {number}: {describe_stage(stage)}", highlight=False)
-    for name, evaluation in (("before", next(iter(trained.history), None)), ("after", trained.best)):
+        out.print(f"group {number}: {describe_stage(stage)}", markup=False, highlight=False)
+    before, after = trained.history[0], trained.best
+    for name, evaluation in (("before", before), ("after", after)):
         if evaluation is not None:
             metrics = side_by_side(evaluation.student, evaluation.teacher)
-            out.print(f"{name:<7} loss {evaluation.loss:.4f}{metrics and ' · ' + metrics}", highlight=False)
+            out.print(
+                f"{name:<7} loss {evaluation.loss:.4f}{metrics and ' · ' + metrics}",
+                markup=False,
+                highlight=False,
+            )
+    if after is not None and not after.betters(before):
+        out.print("nothing was better than the model as it came, which was written", highlight=False)
     for path, hardened in trained.hardened.items():
         out.print(
-            f"{path} is a permutation again: {hardened.error:.3g} relative from the soft one, "
+            f"{escape(path)} is a permutation again: {hardened.error:.3g} relative from the soft one, "
             f"{len(hardened.changed)} rows decided otherwise than by their largest entry",
             highlight=False,
         )
     if trained.broken:
         out.print(f"{len(trained.broken)} examples could not be read; the log names them", highlight=False)
     out.print(
-        f"{trained.steps} steps in {trained.seconds:.0f} s, {trained.rate:.1f} examples/s\n"
-        f"[bold]Written to {target}[/], the log to {_work(target) / 'log.jsonl'}",
+        f"{trained.steps} steps in {trained.seconds:.0f} s, {trained.rate:.1f} examples/s; evaluations took "
+        f"{trained.evaluating / max(trained.seconds, 1e-9):.0%} of the time\n"
+        f"[bold]Written to {escape(str(target))}[/], the log to {escape(str(_work(target) / 'log.jsonl'))}",
         highlight=False,
     )
 
@@ -125,8 +139,8 @@ def parse_settings(settings: Sequence[str], given: Mapping[str, Any]) -> dict[st
         if not equals:
             raise TrainingError(f"--set {text}: expected NAME=VALUE, such as --set factor_lr=3")
         try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+            parsed = parse_toml(f"value = {value}")["value"]
+        except ValueError:
             parsed = value
         table, _, key = name.strip().partition(".")
         if key:
@@ -145,6 +159,7 @@ def _target(folder: str, yes: bool) -> Path:
         raise FolderError(
             f"{work} is a file, and the checkpoints go into a folder of that name; give another -o"
         )
+    require_writable(work / "checkpoints")
     return target
 
 

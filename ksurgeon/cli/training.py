@@ -1,14 +1,14 @@
 """A training on the terminal: a bar with rate and time left, and a line for every evaluation."""
 
-import sys
 import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from ksurgeon.cli.console import say
 from ksurgeon.report.terminal import warn
-from ksurgeon.train.log import Evaluation, Group, Listener, Stage, Step
+from ksurgeon.train.log import Evaluation, Group, Listener, Phase, Stage, Step
 
 __all__ = ["TerminalListener", "describe_stage", "side_by_side"]
 
@@ -16,22 +16,27 @@ _EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
 class TerminalListener(Listener):
-    """Draws on a console; where that is no terminal, plain lines, a few a minute."""
+    """Draws on a console; where that is no terminal, plain lines, a few a minute.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._bar: Progress | None = None
+    Args:
+        name: of one of several trainings side by side, before everything that it tells.
+        bar: that all of them draw on.
+    """
+
+    def __init__(self, console: Console, name: str = "", bar: Progress | None = None) -> None:
+        self.console, self._name, self._bar = console, name, bar
         self._task: TaskID | None = None
         self._stage, self._total, self._last, self._rate = "", 0, 0.0, 0.0
         self._group = ""
-        if console.is_terminal:
+        self._owns_bar = console.is_terminal and bar is None
+        if self._owns_bar:
             self._bar = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeRemainingColumn(),
-                TextColumn("[dim]{task.fields[what]}"),
+                TextColumn("{task.fields[what]}", style="dim", markup=False),
                 console=console,
                 transient=True,
                 speed_estimate_period=120,
@@ -39,10 +44,10 @@ class TerminalListener(Listener):
             self._bar.start()
 
     def stage(self, name: str, total: int) -> None:
-        name = f"{self._group} · {name}" if self._group else name
+        name = " · ".join(part for part in (self._name, self._group, name) if part)
         self._stage, self._total, self._last = name, total, 0.0
         if self._bar is None:
-            self._say(name)
+            say(name)
             return
         if self._task is not None:
             self._bar.remove_task(self._task)
@@ -72,6 +77,9 @@ class TerminalListener(Listener):
         named = ", ".join(group.paths[:3]) + (", …" if len(group.paths) > 3 else "")
         self._say(f"{group}: {len(group.paths)} sites ({named})")
 
+    def judged(self, phase: Phase) -> None:
+        self._say(str(phase))
+
     def healed(self, stage: Stage) -> None:
         self._say(f"{self._group}: {describe_stage(stage)}")
 
@@ -81,23 +89,30 @@ class TerminalListener(Listener):
         else:
             self._say(text)
 
+    def job(self, name: str) -> Listener:
+        return TerminalListener(self.console, name, self._bar)
+
     def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
+        """Take the bar away, or this training's part of it."""
+        if self._bar is not None and self._owns_bar:
             self._bar.stop()
+        elif self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
 
     def _show(self, share: float, what: str) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=share, what=what)
         elif time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
-            self._say(f"{self._stage}: {what}")
+            say(f"{self._stage}: {what}")
 
     def _say(self, text: str) -> None:
+        text = f"{self._name} · {text}" if self._name else text
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
 
 def side_by_side(student: dict[str, float], teacher: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ksurgeon.find.inputs import evaluating
+from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import reference_only
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
@@ -26,7 +26,7 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
                 held.append((matrix, matrix._modules["factors"], matrix.patterns))
                 matrix._modules["factors"] = merged
                 matrix.patterns = tuple(Pattern.of(factor.shape) for factor in merged)
-        with reference_only(), evaluating(model):
+        with reference_only(), example_run(model):
             yield model
     finally:
         for matrix, factors, patterns in held:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ksurgeon.errors import ExportError, FolderError, KsurgeonError
 from ksurgeon.export.formats import FORMATS
 from ksurgeon.export.plain import plain
-from ksurgeon.export.shapes import attempts, for_export, variants
-from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating, tensors_of
+from ksurgeon.export.shapes import attempts, for_export, fresh, variants
+from ksurgeon.find.inputs import ExampleInputs, call_model, is_offloaded, tensors_of
+from ksurgeon.find.unchanged import example_run
 
 __all__ = ["FORMATS", "Exported", "export_model"]
 
@@ -74,12 +75,17 @@ def export_model(
         )
     if target.is_dir() or target.suffix != FORMATS[format_].suffix:
         raise FolderError(f"{target}: give a file whose name ends in {FORMATS[format_].suffix}")
+    if is_offloaded(model):
+        raise ExportError(
+            "accelerate keeps weights of this model elsewhere; bring them back first: "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
     inputs = for_export(example_inputs)
-    with evaluating(model):
+    with example_run(model):
         call_model(model, inputs)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".export.", dir=target.parent) as folder:
             part = Path(folder) / target.name
             opened = _write(model, inputs, format_, part)
             difference = _compare(model, inputs, opened, FORMATS[format_].open(part))
@@ -100,7 +106,7 @@ def _write(model: nn.Module, inputs: ExampleInputs, format_: str, file: Path) ->
     with plain(model):
         for opened, shapes in attempts(inputs):
             try:
-                FORMATS[format_].write(model, inputs, shapes, file)
+                FORMATS[format_].write(model, fresh(inputs), shapes, file)
             except KsurgeonError:
                 raise
             except Exception as error:
@@ -118,7 +124,7 @@ def _compare(
 ) -> float:
     largest = 0.0
     for given in variants(inputs, opened):
-        with evaluating(model), torch.no_grad():
+        with example_run(model), torch.no_grad():
             wanted = tensors_of(call_model(model, given))
         got = run(given)
         if [tuple(t.shape) for t in got] != [tuple(t.shape) for t in wanted]:

@@ -9,12 +9,20 @@ from torch.utils import _pytree as pytree
 
 from ksurgeon.find.inputs import ExampleInputs, as_call, repeat_single_example
 
-__all__ = ["attempts", "for_export", "variants"]
+__all__ = ["attempts", "for_export", "fresh", "variants"]
 
 
 def for_export(example_inputs: ExampleInputs) -> ExampleInputs:
     """A batch of two: a size of one would be taken for fixed."""
     return repeat_single_example(example_inputs)
+
+
+def fresh(inputs: ExampleInputs) -> ExampleInputs:
+    """Copies: an exporter leaves marks on the tensors it is given, which the next one would obey."""
+    copies: ExampleInputs = pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs
+    )
+    return copies
 
 
 def attempts(inputs: ExampleInputs) -> Iterator[tuple[str, Any]]:

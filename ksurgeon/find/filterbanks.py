@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from ksurgeon.errors import StructureError
-from ksurgeon.find.inputs import evaluating
 from ksurgeon.find.layers import kept_outside
 from ksurgeon.find.recording import Call, Recording, TensorSpec
 from ksurgeon.find.site import Site
+from ksurgeon.find.unchanged import example_run
 from ksurgeon.frontend import KFrontend
 from ksurgeon.frontend.modules import known_name, replacement_of
 
@@ -28,7 +28,7 @@ def find_filterbanks(model: nn.Module, recording: Recording | None, outside: Map
             paths[module].append(path)
     everywhere = [path for found in paths.values() for path in found]
     sites = []
-    with evaluating(model):
+    with example_run(model):
         for module, places in paths.items():
             if not any(
                 path.startswith(f"{outer}.") or not outer

@@ -1,21 +1,26 @@
 """Run once, trace module by module, recognise."""
 
 import warnings
+from functools import cached_property
 
+import torch
 from torch import fx, nn
 
 from ksurgeon.errors import InputError
 from ksurgeon.find.filterbanks import find_filterbanks, inside_of
-from ksurgeon.find.inputs import ExampleInputs, evaluating
-from ksurgeon.find.layers import find_layers, held_outside, is_uninitialised, kept_outside
+from ksurgeon.find.inputs import ExampleInputs
+from ksurgeon.find.insertions import find_insertions
+from ksurgeon.find.layers import find_layers, held_outside, is_graph_module, is_uninitialised, kept_outside
 from ksurgeon.find.match import Match
 from ksurgeon.find.movement import as_function, is_movement_module, kept_constants
 from ksurgeon.find.parameters import find_parameters
+from ksurgeon.find.patching import one_at_a_time, patched
 from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call, Recording, record_run, record_values
 from ksurgeon.find.shuffles import only_moves
 from ksurgeon.find.site import Site
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
+from ksurgeon.find.unchanged import example_run
 
 __all__ = ["Finder", "find", "open_finder"]
 
@@ -29,16 +34,24 @@ class Finder:
         traces: the trace of every module that was traced, by path.
         failures: why a module could not be traced, by path.
         matches: the maps found inside each forward, by the path of their site.
+        insertions: sites where a map could be inserted, along each dimension; there are many.
+
+    Raises:
+        InputError: the model does not run on the inputs, or ``torch.jit`` compiled it.
     """
 
     def __init__(self, model: nn.Module, example_inputs: ExampleInputs | None = None) -> None:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise InputError(
+                f"the model was compiled by torch.jit ({model.original_name}), and has no Python code to "
+                "look into; give the model from before torch.jit.script or torch.jit.trace"
+            )
         self.model, self.example_inputs = model, example_inputs
         self.traces: dict[str, Trace] = {}
         self.failures: dict[str, str] = {}
         self.matches: dict[str, Match] = {}
         self.recording: Recording | None = None
         self._movers: set[int] = set()
-        self._outside = held_outside(model)
         if example_inputs is not None and is_uninitialised(model):
             warnings.warn(
                 "the model has parameters that its first run would initialise, and is not run: only layers "
@@ -46,6 +59,12 @@ class Finder:
                 stacklevel=4,
             )
             self.example_inputs = example_inputs = None
+        with one_at_a_time():
+            self.sites = self._look(example_inputs)
+
+    def _look(self, example_inputs: ExampleInputs | None) -> list[Site]:
+        model = self.model
+        self._outside = held_outside(model)
         if example_inputs is not None:
             self.recording = record_run(model, example_inputs)
         inside = self._find_inside() if self.recording else []
@@ -58,7 +77,16 @@ class Finder:
         inside = [site for site in inside if not inside_of(site, banks)]
         layers = [site for site in layers if not inside_of(site, banks)] + banks
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
-        self.sites = sorted(layers + inside, key=lambda site: order[site.owner])
+        return sorted(layers + inside, key=lambda site: order[site.owner])
+
+    @cached_property
+    def insertions(self) -> list[Site]:
+        return find_insertions(self.model, self.recording)
+
+    @property
+    def all_sites(self) -> list[Site]:
+        """``sites`` and ``insertions``."""
+        return [*self.sites, *self.insertions]
 
     def call_of(self, module: nn.Module) -> Call:
         """The module's first call in the example run."""
@@ -71,41 +99,48 @@ class Finder:
 
     def _find_inside(self) -> list[Site]:
         assert self.recording is not None
-        sites: list[Site] = []
         # Children before parents, so that a parent knows which children only move data.
         modules = list(self.model.named_modules())[::-1]
-        with evaluating(self.model):
-            for path, module in modules:
-                sites += self._inside(path, module, self.recording.first.get(id(module)))
+        sites = self._inside_of(modules, self.recording.first)
         # What depends on more than shapes is traced with the values themselves.
         failed = {id(module) for path, module in modules if path in self.failures}
         values = record_values(self.model, self.recording, failed) if failed else {}
-        with evaluating(self.model):
-            for path, module in modules:
-                if id(module) in values:
-                    sites += self._inside(path, module, values.pop(id(module)))
-        return sites
+        return sites + self._inside_of(modules, values)
 
-    def _inside(self, path: str, module: nn.Module, call: Call | None) -> list[Site]:
+    def _inside_of(self, modules: list[tuple[str, nn.Module]], calls: dict[int, Call]) -> list[Site]:
+        """The sites in the forwards of those modules that have a call."""
+        with example_run(self.model):
+            with patched():
+                traces = [
+                    (path, module, trace)
+                    for path, module in modules
+                    if id(module) in calls and (trace := self._trace(path, module, calls[id(module)]))
+                ]
+            return [site for found in traces for site in self._recognised(*found)]
+
+    def _trace(self, path: str, module: nn.Module, call: Call) -> Trace | None:
         builtin = type(module).__module__.startswith(("torch.nn.modules", "einops.layers"))
-        if call is None or (builtin and not is_movement_module(module) and type(module) is not nn.Sequential):
-            return []
+        if builtin and not is_movement_module(module) and type(module) is not nn.Sequential:
+            return None
         if is_movement_module(module):
             self._movers.add(id(module))
         try:
             trace = trace_module(as_function(module), call)
         except TraceFailure as failure:
             self.failures[path] = str(failure)
-            return []
+            return None
         self.traces[path] = trace
         self.failures.pop(path, None)
+        return trace
+
+    def _recognised(self, path: str, module: nn.Module, trace: Trace) -> list[Site]:
         movers = self.movers_of(module)
         if only_moves(trace, movers):
             self._movers.add(id(module))
         matches = find_matches(module, trace, movers)
         varied = bool(matches) and not trace.real and self._varies(module, trace)
         gone = {node for match in matches for node in match.region.nodes}
-        obstacle = _cannot_rewrite(trace, gone, varied)
+        obstacle = is_graph_module(module) or _cannot_rewrite(trace, gone, varied)
         return [self._site(path, module, trace, match, obstacle) for match in matches]
 
     def _varies(self, module: nn.Module, trace: Trace) -> bool:
@@ -113,15 +148,15 @@ class Finder:
         assert self.recording is not None
         if id(module) in self.recording.unknown:
             return True
-        code = trace.graph.python_code("self").src
-        for call in self.recording.others[id(module)]:
-            try:
-                other = trace_module(as_function(module), call)
-            except TraceFailure:
-                return True
-            if other.graph.python_code("self").src != code:
-                return True
-        return False
+        calls = self.recording.others[id(module)]
+        if not calls:
+            return False
+        try:
+            with patched():
+                others = [trace_module(as_function(module), call) for call in calls]
+        except TraceFailure:
+            return True
+        return len({other.graph.python_code("self").src for other in (trace, *others)}) > 1
 
     def _site(self, path: str, module: nn.Module, trace: Trace, match: Match, obstacle: str | None) -> Site:
         region, value = match.region, match.region.source.meta["value"]
@@ -197,7 +232,9 @@ def open_finder(model: nn.Module, example_inputs: ExampleInputs | None = None) -
         return Finder(model)
 
 
-def find(model: nn.Module, example_inputs: ExampleInputs | None = None) -> list[Site]:
+def find(
+    model: nn.Module, example_inputs: ExampleInputs | None = None, *, insertions: bool = False
+) -> list[Site]:
     """Find the linear maps in a model; the model is not changed.
 
     Args:
@@ -206,11 +243,14 @@ def find(model: nn.Module, example_inputs: ExampleInputs | None = None) -> list[
             takes. They are needed to find maps inside a ``forward`` (channel shuffles), and to count
             vectors. Left out, they are guessed: for models of timm, torchvision and transformers from what
             these tell, for others from the first layer.
+        insertions: whether to tell, too, where a map could be inserted: before and after every module, along
+            every dimension.
 
     Returns:
         One site for every map found, also for those that cannot be replaced (``site.reason`` says why).
 
     Raises:
-        InputError: the model does not run on the inputs given.
+        InputError: the model does not run on the inputs given, or ``torch.jit`` compiled it.
     """
-    return open_finder(model, example_inputs).sites
+    finder = open_finder(model, example_inputs)
+    return finder.all_sites if insertions else finder.sites

@@ -1,11 +1,13 @@
 """Example inputs: what a user may give, and calling a model with it."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree
 
 from ksurgeon.errors import InputError, KsurgeonError
@@ -15,8 +17,10 @@ __all__ = [
     "as_call",
     "call_model",
     "evaluating",
+    "is_offloaded",
     "is_on_meta",
     "repeat_single_example",
+    "require_weights",
     "tensors_of",
 ]
 
@@ -45,9 +49,37 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 def is_on_meta(model: nn.Module) -> bool:
     """Whether the model is on the meta device and cannot compute; accelerate's hooks bring weights back."""
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        return False
+    return _has_meta(model) and not is_offloaded(model)
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether accelerate's hooks keep weights of the model elsewhere and bring them back for each call."""
+    return _has_meta(model) and any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def _has_meta(model: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def require_weights(model: nn.Module) -> None:
+    """Return if the model has weights to work on.
+
+    Raises:
+        InputError: some are not initialised yet, or on the meta device; the message says what to do.
+    """
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, UninitializedTensorMixin)]
+    if lazy:
+        raise InputError(
+            f"{', '.join(lazy[:3])}{' …' if lazy[3:] else ''}: no shape before the model's first run; run it "
+            "once, as by model(example_inputs), then go on"
+        )
+    if is_on_meta(model):
+        name = next(n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta)
+        raise InputError(
+            f"{name} is on the meta device and has no values; load the model's weights first "
+            '(load_state_dict(…, assign=True), from_pretrained, or model.to_empty(device="cpu") and an '
+            "initialisation)"
+        )
 
 
 def repeat_single_example(example_inputs: ExampleInputs) -> ExampleInputs:
@@ -110,5 +142,17 @@ def call_model(model: Callable[..., Any], example_inputs: ExampleInputs) -> Any:
         raise InputError(
             f"the model does not run on the example inputs ({shapes}): "
             f"{type(error).__name__}: {first}. "
-            "Give inputs of the shape that the model takes."
+            f"{_advice(model, kwargs)}"
         ) from error
+
+
+def _advice(model: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
+    try:
+        inspect.signature(getattr(model, "forward", model)).bind(**kwargs)
+    except (TypeError, ValueError):
+        if kwargs:
+            return (
+                f"A mapping stands for keyword arguments, here {', '.join(map(str, kwargs))}; if the model "
+                "takes one mapping as its argument, give a tuple that holds it: (mapping,)."
+            )
+    return "Give inputs of the shape that the model takes."

@@ -171,7 +171,9 @@ def _changed(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Whether the module does something else than its base class."""
     own = next(c for c in type(module).__mro__ if "forward" in vars(c))
     same = vars(own)["forward"] is base.forward or f"{own.__module__}.{own.__qualname__}" in _SAME_AT_ONE
-    if same and "forward" not in vars(module):
+    # accelerate's hooks put a forward around that of the class, and keep that.
+    put = vars(module).get("_old_forward" if "_hf_hook" in vars(module) else "forward")
+    if same and getattr(put, "__func__", put) in (None, vars(own)["forward"]):
         return None
     return f"{type(module).__name__} has a forward of its own"
 

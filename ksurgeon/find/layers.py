@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
 
@@ -13,8 +13,10 @@ from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 
 __all__ = [
+    "OFFLOADED",
     "find_layers",
     "held_outside",
+    "is_graph_module",
     "is_plain",
     "is_uninitialised",
     "kept_outside",
@@ -23,6 +25,14 @@ __all__ = [
     "paths_of",
 ]
 
+OFFLOADED = "offloaded by accelerate; convert the model first and offload it then"
+
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 _FUSED = {
     2: re.compile(r"(^|[._])(to_|W|in_proj_|c_)?kv(_proj|_lin|_layer)?(\.weight)?$"),
     3: re.compile(
@@ -128,6 +138,13 @@ def is_plain(parameter: Tensor | None) -> bool:
     return type(parameter) is nn.Parameter and type(parameter.data) is Tensor and not _is_lazy(parameter)
 
 
+def is_graph_module(module: nn.Module) -> str | None:
+    """Why a map inside the module's forward cannot be replaced, if that forward is the code of a graph."""
+    if not isinstance(module, fx.GraphModule):
+        return None
+    return "torch.fx makes its forward from a graph (GraphModule); convert the model before it is traced"
+
+
 def is_uninitialised(model: nn.Module) -> bool:
     """Whether the model has parameters whose shape its first run determines."""
     return any(_is_lazy(parameter) for parameter in model.parameters())
@@ -161,8 +178,12 @@ def _reason(
         what = type(present).__name__ if isinstance(present, Tensor) else "computed"
         return f"its weight is no plain parameter ({what})"
     assert weight is not None
-    if hasattr(module, "_hf_hook"):
-        return "offloaded by accelerate's hooks"
+    if weight.is_meta and hasattr(module, "_hf_hook"):
+        return OFFLOADED
+    if any(vars(module)[hooks] for hooks in _STATE_HOOKS):
+        return "hooks on its state dict or its loading may ask for its weight; remove them first"
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        return "a hook waits for the gradient of its weight; remove it first"
     shared = [name for name in names[id(weight)] if name != f"{path}.weight"]
     if shared:
         return f"its weight is tied to {', '.join(shared)}"

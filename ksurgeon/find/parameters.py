@@ -4,7 +4,14 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from ksurgeon.find.layers import is_plain, names_of_parameters, parts_of, paths_of
+from ksurgeon.find.layers import (
+    OFFLOADED,
+    is_graph_module,
+    is_plain,
+    names_of_parameters,
+    parts_of,
+    paths_of,
+)
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 from ksurgeon.find.uses import Use
@@ -111,8 +118,10 @@ def _reason(
         if any(use.constant for use in uses):
             return "it multiplies other parameters only"
         return f"what multiplies is computed from it ({', '.join(uses[0].computed)})"
-    if hasattr(module, "_hf_hook"):
-        return "offloaded by accelerate's hooks"
+    if (made := is_graph_module(module)) is not None:
+        return made
+    if parameter.is_meta and hasattr(module, "_hf_hook"):
+        return OFFLOADED
     if name in getattr(type(module), "__dict__", {}):
         return f"its class has an attribute {name} of its own"
     return None

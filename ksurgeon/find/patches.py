@@ -1,22 +1,28 @@
-"""What is put in the place of functions of torch and einops while a forward is traced."""
+"""What stands in the place of functions of torch, math and einops while a forward is traced.
 
-import builtins
+Every stand-in does what its original does, but in the thread that traces: other threads, and code that
+imported one meanwhile, may call them at any time.
+"""
+
 import functools
-import logging
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ksurgeon.find.guards import require_all
-from ksurgeon.find.proxies import AttributeProxy, ValueProxy, ValueTracer
+from ksurgeon.find.proxies import AttributeProxy, ValueProxy, current
 
-__all__ = ["noting_contexts", "packed", "seeing_values"]
+__all__ = ["Place", "packed", "places", "places_in"]
+
+Holder = dict[str, Any] | type
+Place = tuple[Holder, str, Callable[[Any], Any]]
+"""Globals of a module or a class, a name in it, and what makes a stand-in of what is there."""
 
 # Functions that do not dispatch on their sizes, and so would not see one that is a node.
 _SIZED = (
@@ -40,15 +46,24 @@ _SIZED = (
 )
 
 
-def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapped(function: Callable[..., Any], **meta: bool) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, ValueProxy):
-                return leaf.tracer.create_proxy("call_function", function, args, kwargs)
+        if current.tracer is not None:
+            for leaf in pytree.tree_leaves((args, kwargs)):
+                if isinstance(leaf, ValueProxy):
+                    proxy = leaf.tracer.create_proxy("call_function", function, args, kwargs)
+                    if isinstance(proxy, fx.Proxy):
+                        proxy.node.meta.update(meta)
+                    return proxy
         return function(*args, **kwargs)
 
     return call
+
+
+def _wrapped_as_by_fx(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``torch.fx.wrap`` does it: the code of the graph tells later traces to do so, too."""
+    return _wrapped(function, is_wrapped=True)
 
 
 def packed(tensors: Any, pattern: str) -> Tensor:
@@ -65,70 +80,124 @@ def _packed_shapes(tensors: Any, pattern: str) -> Any:
     return pack(tensors, pattern)[1]
 
 
-def _pack(tensors: Any, pattern: str) -> Any:
+def _pack(_: Any) -> Callable[[Any, str], Any]:
     """``einops.pack`` in a forward that is traced: the tensor and the shapes each are a node."""
-    return _wrapped(packed)(tensors, pattern), _wrapped(_packed_shapes)(tensors, pattern)
+
+    def pack(tensors: Any, pattern: str) -> Any:
+        return _wrapped(packed)(tensors, pattern), _wrapped(_packed_shapes)(tensors, pattern)
+
+    return pack
 
 
-def _isinstance(value: Any, kind: Any, plain: Callable[[Any, Any], bool] = isinstance) -> bool:
-    """``isinstance`` that tells a forward, but not PyTorch itself, that a proxy of a tensor is a tensor."""
-    if plain(value, kind):
-        return True
-    if not _is_proxy(value):
-        return False
-    known = value.tracer.known(value)
-    asked_by = str(sys._getframe(1).f_globals.get("__name__", ""))
-    return plain(known, Tensor) and plain(known, kind) and asked_by.partition(".")[0] != "torch"
+def _isinstance(plain: Any) -> Callable[[Any, Any], bool]:
+    def is_instance(value: Any, kind: Any) -> bool:
+        """Tells a forward that a proxy of a tensor is a tensor."""
+        if plain(value, kind):
+            return True
+        if not _is_proxy(value):
+            return False
+        known = value.tracer.known(value)
+        return plain(known, Tensor) and plain(known, kind)
+
+    return is_instance
 
 
-def _check_with(error: Any, condition: Any, message: Any, check: Any = torch._check_with) -> None:
-    check(error, bool(condition) if _is_proxy(condition) else condition, message)
+def _check_with(plain: Any) -> Callable[..., None]:
+    def check(error: Any, condition: Any, message: Any) -> None:
+        plain(error, bool(condition) if _is_proxy(condition) else condition, message)
+
+    return check
 
 
-def _check_all_with(
-    error: Any, condition: Any, message: Any, check: Any = torch._check_tensor_all_with
-) -> None:
-    if _is_proxy(condition):
-        condition.tracer.create_node("call_function", require_all, (condition.node,), {})
-    else:
-        check(error, condition, message)
+def _check_all_with(plain: Any) -> Callable[..., None]:
+    def check(error: Any, condition: Any, message: Any) -> None:
+        if _is_proxy(condition):
+            condition.tracer.create_node("call_function", require_all, (condition.node,), {})
+        else:
+            plain(error, condition, message)
+
+    return check
 
 
-def _vmap(function: Callable[..., Any], *options: Any, plain: Any = torch.vmap, **named: Any) -> Any:
-    """``torch.vmap`` whose product takes proxies, and may hold some in its closures, as one node."""
-    mapped = plain(function, *options, **named)
+def _vmap(plain: Any) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def vmap(function: Callable[..., Any], *options: Any, **named: Any) -> Any:
+        """``torch.vmap`` whose product takes proxies, and may hold some in its closures, as one node."""
+        mapped = plain(function, *options, **named)
+        if current.tracer is None:
+            return mapped
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        cells = list(_cells_with_proxies(function))
-        held = [cell.cell_contents for cell in cells]
-        proxies = [leaf for leaf in (*pytree.tree_leaves((args, kwargs)), *held) if _is_proxy(leaf)]
-        if not proxies:
-            return mapped(*args, **kwargs)
-
-        def filled(values: list[Any], *args: Any, **kwargs: Any) -> Any:
-            try:
-                for cell, value in zip(cells, values, strict=True):
-                    cell.cell_contents = value
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            cells = list(_cells_with_proxies(function))
+            held = [cell.cell_contents for cell in cells]
+            proxies = [leaf for leaf in (*pytree.tree_leaves((args, kwargs)), *held) if _is_proxy(leaf)]
+            if not proxies:
                 return mapped(*args, **kwargs)
-            finally:
-                for cell, proxy in zip(cells, held, strict=True):
-                    cell.cell_contents = proxy
 
-        whole = (_Opaque(filled), (held, *args), kwargs)
-        return proxies[0].tracer.create_proxy("call_function", _call, whole, {})
+            def filled(values: list[Any], *args: Any, **kwargs: Any) -> Any:
+                try:
+                    for cell, value in zip(cells, values, strict=True):
+                        cell.cell_contents = value
+                    return mapped(*args, **kwargs)
+                finally:
+                    for cell, proxy in zip(cells, held, strict=True):
+                        cell.cell_contents = proxy
+
+            whole = (_Opaque(filled), (held, *args), kwargs)
+            return proxies[0].tracer.create_proxy("call_function", _call, whole, {})
+
+        return call
+
+    return vmap
+
+
+def _script_function(plain: Any) -> Callable[..., Any]:
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call of what ``torch.jit.script`` made of a function; with proxies it is one node."""
+        for leaf in pytree.tree_leaves((args, kwargs)) if current.tracer is not None else ():
+            if _is_proxy(leaf):
+                whole = (_Opaque(function), args, kwargs)
+                return leaf.tracer.create_proxy("call_function", _call, whole, {})
+        return plain(function, *args, **kwargs)
 
     return call
 
 
-def _script_function(
-    function: Any, *args: Any, plain: Any = torch.jit.ScriptFunction.__call__, **kwargs: Any
-) -> Any:
-    """A call of what ``torch.jit.script`` made of a function; with proxies it is one node."""
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if _is_proxy(leaf):
-            return leaf.tracer.create_proxy("call_function", _call, (_Opaque(function), args, kwargs), {})
-    return plain(function, *args, **kwargs)
+def _module_call(plain: Any) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        tracer = current.tracer
+        if tracer is None:
+            return plain(module, *args, **kwargs)
+        return tracer.call_module(module, functools.partial(plain, module), args, kwargs)
+
+    return call
+
+
+def _module_getattr(plain: Any) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def get(module: nn.Module, name: str) -> Any:
+        value, tracer = plain(module, name), current.tracer
+        return value if tracer is None else tracer.getattr(name, value, tracer.parameters)
+
+    return get
+
+
+def _noted(name: str) -> Callable[[Any], Any]:
+    """A method that enters a context, which a forward that is traced is noted to do."""
+
+    def noted(plain: Any) -> Callable[..., Any]:
+        @functools.wraps(plain)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            tracer = current.tracer
+            if tracer is not None and not tracer.evaluating:
+                tracer.contexts.append(name)
+            return plain(self, *args, **kwargs)
+
+        return method
+
+    return noted
 
 
 class _Opaque:
@@ -157,67 +226,50 @@ def _cells_with_proxies(value: Any) -> Iterator[Any]:
                 yield from _cells_with_proxies(inner)
 
 
-@contextmanager
-def seeing_values() -> Iterator[None]:
-    """Make functions that cannot dispatch on a proxy do so: some of torch, and einops under any name."""
+_FIXED: tuple[Place, ...] = (
+    *((vars(torch), name, _wrapped) for name in _SIZED),
+    (vars(torch), "_check_with", _check_with),
+    (vars(torch), "_check_tensor_all_with", _check_all_with),
+    (vars(torch), "vmap", _vmap),
+    (torch.jit.ScriptFunction, "__call__", _script_function),
+    (nn.Module, "__call__", _module_call),
+    (nn.Module, "__getattr__", _module_getattr),
+    *(
+        (context, "__enter__", _noted(context.__name__))
+        for context in (torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode)
+    ),
+    (torch.set_grad_enabled, "__init__", _noted("set_grad_enabled")),
+)
+_MATH = frozenset(id(f) for name, f in vars(math).items() if callable(f) and not name.startswith("_"))
+_EINOPS = ("rearrange", "reduce", "repeat", "einsum", "unpack")
+
+
+def places() -> Iterator[Place]:
+    """All places of stand-ins: in torch, math, what ``torch.fx.wrap`` names, and of einops under any name.
+
+    ``isinstance`` gets them in all modules but those of PyTorch, which take a tensor apart in C++, and those
+    of Python. The builtin itself stays: ``torch.compile`` knows it by its identity.
+    """
+    yield from _FIXED
+    yield from places_in(vars(math))
+    for (_, name), globals_ in list(fx._symbolic_trace._wrapped_fns_to_patch.items()):
+        yield globals_, name, _wrapped_as_by_fx
     einops = sys.modules.get("einops")
-    names = ("rearrange", "reduce", "repeat", "einsum", "unpack")
-    functions = [getattr(einops, name) for name in names] if einops else []
-    wrapped = {id(function): _wrapped(function) for function in functions}
-    if einops:
-        wrapped[id(einops.pack)] = _pack
-    holders: list[tuple[Any, str, Callable[..., Any]]] = [
-        (torch, name, _wrapped(getattr(torch, name))) for name in _SIZED
-    ]
-    if wrapped:
-        for module_name, module in list(sys.modules.items()):
-            if module is not None and not module_name.startswith(("einops.", "torch.")):
-                held = list(getattr(module, "__dict__", {}).items())
-                holders += [
-                    (module, name, wrapped[id(value)]) for name, value in held if id(value) in wrapped
-                ]
-    holders += [
-        (torch, "_check_with", _check_with),
-        (torch, "_check_tensor_all_with", _check_all_with),
-        (torch, "vmap", _vmap),
-        (torch.jit.ScriptFunction, "__call__", _script_function),
-        (builtins, "isinstance", _isinstance),
-    ]
-    originals = [(module, name, getattr(module, name)) for module, name, _ in holders]
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback of what is caught here
-    silent = log.disabled
-    try:
-        log.disabled = True
-        for module, name, wrapper in holders:
-            setattr(module, name, wrapper)
-        yield
-    finally:
-        log.disabled = silent
-        for module, name, function in originals:
-            setattr(module, name, function)
+    made = (
+        {id(getattr(einops, name)): _wrapped for name in _EINOPS} | {id(einops.pack): _pack} if einops else {}
+    )
+    for module_name, module in list(sys.modules.items()):
+        scope: dict[str, Any] = getattr(module, "__dict__", {})
+        package = module_name.partition(".")[0]
+        if not scope or package == "torch" or package in sys.stdlib_module_names:
+            continue
+        yield scope, "isinstance", _isinstance
+        if not module_name.startswith("einops."):
+            yield from ((scope, n, made[id(v)]) for n, v in list(scope.items()) if id(v) in made)
 
 
-@contextmanager
-def noting_contexts(tracer: ValueTracer) -> Iterator[None]:
-    """Note the contexts that are entered while a forward runs."""
-
-    def noting(name: str, enter: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not tracer.evaluating:
-                tracer.contexts.append(name)
-            return enter(self, *args, **kwargs)
-
-        return wrapper
-
-    classes = (torch.autocast, torch.no_grad, torch.enable_grad, torch.inference_mode)
-    originals = [(cls, cls.__enter__) for cls in classes]
-    set_grad = torch.set_grad_enabled.__init__
-    try:
-        for cls, enter in originals:
-            cls.__enter__ = noting(cls.__name__, enter)  # type: ignore[method-assign]
-        torch.set_grad_enabled.__init__ = noting("set_grad_enabled", set_grad)  # type: ignore[method-assign]
-        yield
-    finally:
-        for cls, enter in originals:
-            cls.__enter__ = enter  # type: ignore[method-assign]
-        torch.set_grad_enabled.__init__ = set_grad  # type: ignore[method-assign]
+def places_in(scope: dict[str, Any]) -> list[Place]:
+    """The places among the globals of a forward, or of math: functions of math and ``isinstance``."""
+    found: list[Place] = [(scope, n, _wrapped_as_by_fx) for n, v in list(scope.items()) if id(v) in _MATH]
+    own = str(scope.get("__name__", "")).partition(".")[0] not in ("torch", "math")
+    return [*found, (scope, "isinstance", _isinstance)] if own else found

@@ -1,6 +1,7 @@
 """Values of a traced forward that answer, as the real ones would, what the forward asks of them."""
 
 import operator
+import threading
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Size, Tensor, fx
 
 from ksurgeon.find.guards import require, require_length
 
-__all__ = ["AttributeProxy", "TraceFailure", "ValueProxy", "ValueTracer"]
+__all__ = ["AttributeProxy", "TraceFailure", "ValueProxy", "ValueTracer", "current"]
 
 
 class TraceFailure(Exception):
@@ -23,6 +24,7 @@ class ValueTracer(fx.Tracer):
         fixed: names of the nodes whose number was needed as a plain Python number.
         decided: names of the tensors whose entries decided something; only where they are real.
         contexts: names of the contexts that the forward entered.
+        parameters: proxies of the parameters and buffers that were read, by name.
         evaluating: above zero while a node's value is computed.
     """
 
@@ -32,6 +34,7 @@ class ValueTracer(fx.Tracer):
         self.fixed: list[str] = []
         self.decided: list[str] = []
         self.contexts: list[str] = []
+        self.parameters: dict[str, fx.Proxy] = {}
         self.evaluating = 0
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -169,3 +172,12 @@ class AttributeProxy(ValueProxy, fx.proxy.Attribute):
 
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         fx.proxy.Attribute.__init__(self, root, attr)
+
+
+class _Current(threading.local):
+    """Of each thread the tracer that follows it, if one does."""
+
+    tracer: ValueTracer | None = None
+
+
+current = _Current()

@@ -1,5 +1,6 @@
 """One run of a model on example inputs: the shapes that every module saw."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,11 +18,11 @@ from ksurgeon.find.inputs import (
     ExampleInputs,
     as_call,
     call_model,
-    evaluating,
     is_on_meta,
     repeat_single_example,
     tensors_of,
 )
+from ksurgeon.find.unchanged import example_run
 from ksurgeon.find.uses import Use, WatchProducts
 
 __all__ = ["Call", "Recording", "TensorSpec", "record_run", "record_values"]
@@ -156,8 +157,11 @@ def _tag(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 def _hooks(model: nn.Module, recording: Recording, real: Collection[int] = ()) -> Iterator[None]:
     stack: list[Call] = []
     running: list[int] = []
+    thread = threading.get_ident()  # another one may serve the model meanwhile
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != thread:
+            return
         kept = _copies if id(module) in real else _specs
         call = Call(kept(args), kept(kwargs), real=id(module) in real)
         if stack:
@@ -168,6 +172,8 @@ def _hooks(model: nn.Module, recording: Recording, real: Collection[int] = ()) -
         running.append(id(module))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         _tag(module, args, output)
         call = stack.pop()
         running.pop()
@@ -184,14 +190,16 @@ def _hooks(model: nn.Module, recording: Recording, real: Collection[int] = ()) -
                     recording.unknown.add(id(module))
 
     def after_any(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(module, torch.jit.ScriptModule) and stack:  # takes no hooks of its own
+        own = threading.get_ident() == thread
+        if own and isinstance(module, torch.jit.ScriptModule) and stack:  # takes no hooks of its own
             kept = _copies if stack[-1].real else _specs
             stack[-1].children.append((id(module), Call((), {}, kept(output))))
 
     handles: list[Any] = [register_module_forward_hook(after_any)]
     try:
         for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):
+            # Of a list of factors, which has no forward, K-matrices call the hooks before one alone.
+            if not isinstance(module, (torch.jit.ScriptModule, nn.ParameterList)):
                 handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, with_kwargs=True))
         watch = WatchProducts(model.parameters(), lambda: running[-1] if running else id(model))
@@ -233,7 +241,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, real: Collection[in
                 lambda leaf: mode.from_tensor(leaf.to("meta")) if isinstance(leaf, Tensor) else leaf,
                 kwargs or args,
             )
-        stack.enter_context(evaluating(model))
+        stack.enter_context(example_run(model))
         stack.enter_context(_hooks(model, recording, real))
         call_model(model, example_inputs)
     return recording

@@ -3,23 +3,28 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ksurgeon.find.heads import is_head
+
 __all__ = ["Site"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A linear map in a model, and whether it can be replaced.
+    """A linear map in a model, or a place for one, and whether it can be replaced.
 
     Attributes:
-        kind: "linear", "pointwise_conv", "channel_shuffle", or another kind that a recogniser knows.
+        kind: "linear", "pointwise_conv", "channel_shuffle", "insertion", or another kind that a recogniser
+            knows.
         path: path of the module; for a map inside a ``forward`` the owner's path, a colon, and the
-            name of the FX node that gives the result.
+            name of the FX node that gives the result; for an insertion the owner's path, a colon, the place
+            and the dimension.
         in_features, out_features: entries of the vectors mapped, all groups together.
         reason: why the site cannot be replaced; None if it can.
         class_name: class of the module, or of the owner.
         aliases: further paths of the same module.
-        dim: dimension along which a shuffle acts.
-        ndim: dimensions of the tensor that a shuffle takes; 0 if not known.
+        dim: dimension along which a shuffle or an insertion acts.
+        ndim: dimensions of the tensor that it takes; 0 if not known.
+        dtype: of the tensor that an insertion maps.
         permutation: of a shuffle, ``y[i] = x[permutation[i]]``.
         groups: groups of the convolution or of the shuffle.
         vectors: vectors mapped per example (rows of a batch, pixels); 0 if not known.
@@ -47,6 +52,7 @@ class Site:
     aliases: tuple[str, ...] = ()
     dim: int | None = None
     ndim: int = 0
+    dtype: str = ""
     permutation: tuple[int, ...] | None = None
     groups: int = 1
     vectors: int = 0
@@ -60,3 +66,24 @@ class Site:
     read: bool = False
     parts: int = 1
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def is_module(self) -> bool:
+        """Whether a module that is called is the map."""
+        return not (self.nodes or self.parameter or self.kind == "insertion")
+
+    def is_along(self, dim: int | None) -> bool:
+        """Whether it acts along the dimension, which of an insertion may count from the last."""
+        if dim is not None and dim < 0 and self.kind == "insertion":
+            dim += self.ndim
+        return self.dim == dim
+
+    @property
+    def head(self) -> bool:
+        """Whether it belongs to the output head, as its name tells."""
+        return is_head(self.path, self.owner, *self.aliases)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What targets may call it: its paths, its owner's, and the class name."""
+        return (self.path, self.owner, self.class_name, *self.aliases)

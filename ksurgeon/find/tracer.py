@@ -9,7 +9,7 @@ import inspect
 import operator
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -21,13 +21,14 @@ from torch.utils import _pytree as pytree
 
 from ksurgeon.find.attributes import Attributes
 from ksurgeon.find.guards import known_object, require_length, require_names
-from ksurgeon.find.patches import noting_contexts, seeing_values
+from ksurgeon.find.patching import following, patch_globals, patched
 from ksurgeon.find.proxies import TraceFailure, ValueTracer
 from ksurgeon.find.recording import Call, TensorSpec
 
 __all__ = ["ModuleTracer", "Trace", "TraceFailure", "attribute_of", "trace_module"]
 
 _CONSTANT = (type(None), bool, str)
+_CONSTANTS_OF_FX = (Tensor, torch.ScriptObject, pytree.TreeSpec)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
@@ -77,6 +78,7 @@ class ModuleTracer(ValueTracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if id(m) not in self.below:  # made by the forward itself
+            patch_globals(_globals_of(m.forward))
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
@@ -94,9 +96,25 @@ class ModuleTracer(ValueTracer):
             return value
         return proxy
 
-    def create_args_for_root(self, *_: Any) -> tuple[Callable[[], Any], list[Any]]:
-        """The forward is called as it was in the example run, decorators and all."""
-        return self._call_forward, []
+    def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
+        """As in FX, which would patch ``nn.Module`` for all threads, and anew for every module."""
+        forward = type(root).forward
+        self.root, self.root_module_name = root, root._get_name()
+        self.submodule_paths = {below: path for path, below in root.named_modules()}
+        self.tensor_attrs = {
+            value: f"{path}.{name}" if path else name
+            for below, path in self.submodule_paths.items()
+            for name, value in vars(below).items()
+            if isinstance(value, _CONSTANTS_OF_FX)
+        }
+        self.graph = fx.Graph(tracer_cls=type(self))
+        patch_globals(_globals_of(forward))
+        with _seen_by_dynamo(), following(self):
+            output = self._call_forward()
+            returns = inspect.get_annotations(inspect.unwrap(forward)).get("return")
+            self.create_node("output", "output", (self.create_arg(output),), {}, type_expr=returns)
+        self.submodule_paths = None
+        return self.graph
 
     def _call_forward(self) -> Any:
         signature = inspect.signature(self.module.forward)
@@ -199,6 +217,16 @@ def attribute_of(module: nn.Module, path: str) -> Any:
     return attribute
 
 
+def _globals_of(forward: Any) -> dict[str, Any]:
+    return getattr(forward, "__globals__", {})
+
+
+def _seen_by_dynamo() -> AbstractContextManager[None]:
+    """Inside, functions that ``torch.compile`` made raise, where PyTorch can tell them by the thread."""
+    context = getattr(fx._symbolic_trace, "_is_fx_tracing_context", None)
+    return context(True) if context is not None else nullcontext()
+
+
 def trace_module(module: nn.Module, call: Call) -> Trace:
     """Trace a module's own forward as it was called, its children left as leaves.
 
@@ -210,7 +238,7 @@ def trace_module(module: nn.Module, call: Call) -> Trace:
     attributes = Attributes(module)
     try:
         tracer = ModuleTracer(module, call)
-        with torch.no_grad(), seeing_values(), noting_contexts(tracer):
+        with torch.no_grad(), patched():
             graph = tracer.trace(module)
     except TraceFailure:
         raise

@@ -102,12 +102,11 @@ class KFrontend(nn.Module):
         lead, samples = waveform.shape[:-1], waveform.shape[-1]
         x = waveform.to(self.window.dtype).reshape(-1, samples)
         mask = None if attention_mask is None else attention_mask.reshape(-1, samples)
-        lengths = torch.full((len(x),), samples, device=x.device) if mask is None else mask.sum(-1)
+        lengths = torch.full((x.shape[0],), samples, device=x.device) if mask is None else mask.sum(-1)
         spectrum = self._spectrum(prepared(x, None if mask is None else lengths, p))
         features = spectrum if p.power is None else self._logarithm(spectrum)
-        shape = (*lead,) if p.layout == "like" else (len(x),)
-        if shape != (len(x),):
-            features = features.reshape(*shape, *features.shape[1:])
+        if p.layout == "like":
+            features = features.reshape(*lead, *features.shape[1:])
         if p.steps:
             valid = self._valid(lengths, features.shape[-2]).view(features.shape[:-1])
             for step in p.steps:
@@ -150,9 +149,11 @@ class KFrontend(nn.Module):
             )
         # Vectors as columns: every step of the chain then reads and writes whole rows.
         frames = x.unfold(1, size, p.hop)[:, :count].permute(2, 0, 1)
-        at_once = max(_COLUMNS // len(x), 1)
-        whole = count <= at_once or p.power is None or x.is_cuda
+        whole = p.power is None or x.is_cuda
         if whole or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._of_frames(frames)
+        at_once = max(_COLUMNS // x.shape[0], 1)
+        if count <= at_once:
             return self._of_frames(frames)
         # What is in the cache need not be fetched again.
         pieces = [self._of_frames(piece) for piece in frames.split(at_once, 2)]

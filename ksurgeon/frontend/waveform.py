@@ -21,7 +21,7 @@ def prepared(x: Tensor, lengths: Tensor | None, pipeline: Pipeline) -> Tensor:
     size = rounded_up(size, p.pad_multiple)
     if size > x.shape[1]:
         if p.pad_clips and lengths is None:
-            lengths = torch.full((len(x),), x.shape[1], device=x.device)
+            lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
         x = F.pad(x, (0, size - x.shape[1]))
     if p.scale != 1:
         x = x * p.scale
@@ -49,7 +49,7 @@ def rounded_up(size: int, multiple: int) -> int:
 
 def _tiled(x: Tensor, lengths: Tensor | None, size: int) -> Tensor:
     """Each clip as many times as it fits into ``size``, then zeros."""
-    own = torch.full((len(x),), x.shape[1], device=x.device) if lengths is None else lengths
+    own = torch.full((x.shape[0],), x.shape[1], device=x.device) if lengths is None else lengths
     own = own[:, None]
     time = torch.arange(size, device=x.device)[None]
     return x.gather(1, time % own).masked_fill(time >= size // own * own, 0)
@@ -57,7 +57,7 @@ def _tiled(x: Tensor, lengths: Tensor | None, size: int) -> Tensor:
 
 def _reflected(x: Tensor, lengths: Tensor | None, left: int, right: int) -> Tensor:
     """Reflected at both ends, or each clip at its own, again and again where it is short."""
-    own = torch.full((len(x),), x.shape[1], device=x.device) if lengths is None else lengths
+    own = torch.full((x.shape[0],), x.shape[1], device=x.device) if lengths is None else lengths
     last = (own - 1).clamp(min=0)[:, None]
     time = torch.arange(-left, x.shape[1] + right, device=x.device)[None]
     period = (2 * last).clamp(min=1)
@@ -68,7 +68,7 @@ def _reflected(x: Tensor, lengths: Tensor | None, left: int, right: int) -> Tens
 def _dither(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Noise drawn with the length of the clip as its seed."""
     noise = torch.zeros_like(x)
-    sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
+    sizes = [x.shape[1]] * x.shape[0] if lengths is None else lengths.tolist()
     for row, size in zip(noise, sizes, strict=True):
         generator = torch.Generator(device=x.device).manual_seed(int(size))
         row[: int(size)] = torch.randn(int(size), device=x.device, generator=generator)

@@ -16,6 +16,8 @@ __all__ = ["register", "when_imported"]
 def register() -> None:
     """Register with the libraries that are imported, and with the others as soon as they are."""
     when_imported("torch.fx", _fx)
+    when_imported("torch.utils", _swap)
+    when_imported("torch.utils.flop_counter", _flops)
     when_imported("transformers.modeling_utils", _transformers)
     when_imported("peft.tuners.lora.model", _peft)
 
@@ -34,6 +36,18 @@ def _fx() -> None:
     from ksurgeon.integrations.fx import register_with_fx
 
     register_with_fx()
+
+
+def _swap() -> None:
+    from ksurgeon.integrations.swap import register_with_swap_tensors
+
+    register_with_swap_tensors()
+
+
+def _flops() -> None:
+    from ksurgeon.integrations.flops import register_with_flop_counter
+
+    register_with_flop_counter()
 
 
 def _transformers() -> None:

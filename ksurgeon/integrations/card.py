@@ -24,7 +24,7 @@ def model_card(record: Record) -> str:
     source = record.source
     name = source.name if source else "a model of unknown source"
     library = {"timm": "timm", "transformers": "transformers"}.get(source.kind if source else "", "pytorch")
-    fitted = [o for o in record.operations if o.start != "exact"]
+    fitted = [o for o in record.operations if o.start != "exact" and o.kind != "insertion"]
     parts = [
         f"---\nlibrary_name: {library}\ntags:\n- ksurgeon\n- kaleidoscope-matrix\n---\n{_MARK}",
         f"# {Path(name).name} with K-matrices",
@@ -42,9 +42,16 @@ def model_card(record: Record) -> str:
 
 
 def _loading(record: Record) -> str:
-    if record.source is None or record.source.kind != "transformers":
-        return '## Load it\n\n```python\nimport ksurgeon\n\nmodel = ksurgeon.load("FOLDER")\n```'
-    architecture = (record.source.options.get("config", {}).get("architectures") or ["AutoModel"])[0]
+    source = record.source
+    if source is None:  # what builds it is not known
+        return _by_ksurgeon(", model=the_architecture", "The architecture is built as before surgery.")
+    if source.code is not None:
+        return _by_ksurgeon(
+            ", trust_remote_code=True", f"This runs {source.code}, which is not in this folder."
+        )
+    if source.kind != "transformers":
+        return _by_ksurgeon("")
+    architecture = (source.options.get("config", {}).get("architectures") or ["AutoModel"])[0]
     return (
         "## Load it\n\n```console\n$ pip install ksurgeon\n```\n\n```python\nimport ksurgeon\n"
         f"from transformers import {architecture}\n\n"
@@ -52,6 +59,11 @@ def _loading(record: Record) -> str:
         "Without `import ksurgeon` transformers does not know the K-matrices and refuses to load the model.\n"
         "`ksurgeon revert FOLDER` writes it back with dense layers."
     )
+
+
+def _by_ksurgeon(options: str, note: str = "") -> str:
+    code = f'## Load it\n\n```python\nimport ksurgeon\n\nmodel = ksurgeon.load("FOLDER"{options})\n```'
+    return f"{code}\n\n{note}".rstrip()
 
 
 def _whole(record: Record) -> str:

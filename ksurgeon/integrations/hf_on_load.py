@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from ksurgeon.find import Finder, Site
 from ksurgeon.integrations.hf_config import KsurgeonConfig
 from ksurgeon.models import from_transformers
 from ksurgeon.rules.plan import Decision, Plan, describe_parts, make_plan, require_matches
+from ksurgeon.rules.schema import SiteKind
+from ksurgeon.surgery.build import note
 from ksurgeon.surgery.convert import convert
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import prepare, swap_all
@@ -44,7 +46,7 @@ def plan_for(model: Any, config: KsurgeonConfig) -> tuple[Record, dict[str, Plan
     assert config.rule is not None
     finder = Finder(model)
     plan = make_plan(finder.sites, config.rule)
-    if all(KINDS[part.find].is_original is None for part in config.rule.replace):
+    if all(KINDS[part.find].is_original is None for part in config.rule.parts):
         require_matches(plan, finder.sites)
     record = Record.begin(model)
     record.rules, record.seed = [plan.rule], config.seed
@@ -56,7 +58,7 @@ def plan_for(model: Any, config: KsurgeonConfig) -> tuple[Record, dict[str, Plan
     for decision in plan.replacements:
         site = sites[decision.path, decision.kind]
         name = f"{site.path}.weight"
-        if not site.parameter and not site.nodes and name not in tied:
+        if site.is_module and name not in tied:
             planned[name] = Planned(len(planned), site, decision, finder)
     return record, planned
 
@@ -100,7 +102,9 @@ class ConvertOnLoad(ConversionOps):  # type: ignore[misc]
         site = replace(planned.site, parts=decision.parts)
         assert decision.structure is not None and decision.start is not None
         layer = model.get_submodule(site.path)
-        layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+        empty = layer.weight
+        layer.weight = nn.Parameter(weight, requires_grad=empty.requires_grad)
+        note(empty, [layer.weight])
         devices = [weight.device.index] if weight.is_cuda else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             torch.manual_seed(self.seed + planned.number)
@@ -121,7 +125,7 @@ def finish(model: Any, record: Record, planned: Mapping[str, Planned], config: K
     saved = sum(o.parameters_before - o.parameters_after for o in record.operations)
     record.outcome.parameters = (_count(model) + saved, _count(model))
     attach(model, record if record.operations else None)
-    inside = any(KINDS[part.find].is_original is not None for part in config.rule.replace)
+    inside = any(KINDS[part.find].is_original is not None for part in config.rule.parts)
     left = any(not each.done for each in planned.values())
     if inside or left:
         rest = _rest(model, config)
@@ -133,7 +137,7 @@ def _rest(model: Any, config: KsurgeonConfig) -> Plan | None:
     from ksurgeon.find import open_finder
 
     assert config.rule is not None
-    plan = make_plan(open_finder(model, None).sites, config.rule)
+    plan = make_plan(open_finder(model, None).all_sites, config.rule)
     return plan if plan.replacements else None
 
 
@@ -142,7 +146,8 @@ def _operation(planned: Planned) -> Operation:
     assert decision.structure is not None and decision.start is not None
     return Operation(
         path=site.path,
-        kind=site.kind,
+        aliases=site.aliases,
+        kind=cast(SiteKind, site.kind),
         structure=decision.structure,
         start=decision.start,
         groups=site.groups,

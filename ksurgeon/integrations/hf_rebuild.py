@@ -69,9 +69,7 @@ def _operations_for(model: Any, operations: list[Operation]) -> list[Operation]:
 
 
 def _renamed(operation: Operation, rename: Any) -> Operation:
-    paths = {"path": rename(operation.path)}
-    if operation.activation_path:
-        paths["activation_path"] = rename(operation.activation_path)
+    paths = {"path": rename(operation.path), "aliases": tuple(map(rename, operation.aliases))}
     return operation.model_copy(update=paths)
 
 
@@ -107,7 +105,8 @@ def _graft(model: Any, record: Record) -> dict[str, Tensor]:
     for module in twin.modules():
         vars(module).pop("_is_hf_initialized", None)
     model.__class__ = type(twin)
-    vars(model).update({name: vars(twin)[name] for name in ("_modules", "_parameters", "_buffers")})
+    held = ("_modules", "_parameters", "_buffers", "_forward_pre_hooks", "_forward_hooks")
+    vars(model).update({name: vars(twin)[name] for name in held})
     return kept
 
 

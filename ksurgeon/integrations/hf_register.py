@@ -11,6 +11,7 @@ from ksurgeon.integrations.hf_config import METHOD, KsurgeonConfig
 from ksurgeon.integrations.hf_files import complete_folder, write_beside
 from ksurgeon.integrations.hf_quantizer import KsurgeonQuantizer
 from ksurgeon.surgery.current import standing_record
+from ksurgeon.surgery.readable import require_no_others, require_readable
 from ksurgeon.surgery.record import Record, attach, listeners
 from ksurgeon.surgery.storage import writers
 
@@ -55,6 +56,8 @@ def _completing(save: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         record = _record_to_save(self)
         if record is not None:
+            require_readable(self, record)
+            require_no_others(self, record)
             options["save_original_format"] = False  # the names of the record are the model's own
         save(self, save_directory, is_main_process, *args, **options)
         if record is not None and is_main_process:

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from ksurgeon.files import parse_json, read_regular
+
 __all__ = ["Cache", "cache_folder", "cpu_model", "may_tune"]
 
 _log = logging.getLogger(__name__)
@@ -104,13 +106,13 @@ class Cache:
 
     def _read(self) -> dict[str, Any]:
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+            data = parse_json(read_regular(self.path))
             if data["machine"] == self.machine and isinstance(data["choices"], dict):
                 return data["choices"]
             _log.debug("%s belongs to another machine", self.path)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             _log.debug("%s is ignored: %s", self.path, error)
         return {}
 

@@ -44,8 +44,12 @@ def chosen_backend(device: torch.device | None = None) -> str:
     The variable counts as it is at the first product. What a backend cannot do is left to the reference.
 
     Raises:
-        KsurgeonError: the variable names a backend that this installation does not have.
+        KsurgeonError: the variable names a backend that this installation does not have, or the library or
+            instruction set that ``KSURGEON_CPU_LIBRARY`` or ``KSURGEON_CPU_ISA`` names cannot be had.
     """
+    for name in ("KSURGEON_CPU_LIBRARY", "KSURGEON_CPU_ISA"):
+        if os.environ.get(name) and cpu.why_missing():
+            raise KsurgeonError(f"{name}={os.environ[name]!r}: {cpu.why_missing()}; unset the variable")
     asked = os.environ.get("KSURGEON_BACKEND", "auto")
     if asked == "auto":
         if device is not None and device.type == "cuda":
@@ -114,11 +118,12 @@ def reference_only() -> Iterator[None]:
 
 
 def at_once(
-    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, activation: str | None
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, activation: str | None = None
 ) -> Tensor | None:
-    """``apply_chain(x, factors, -1, bias, activation)`` where a backend can have it without looking further,
-    else None: a short cut for layers, whose own Python takes as long as a small product."""
-    return cpu.at_once(x, factors, bias, activation) if _chosen is cpu.apply_chain else None
+    """``apply_chain(x, factors, dim, bias, activation)`` where a backend can have it without looking further,
+    else None: a short cut for layers, whose own Python takes as long as a small product. It is not for layers
+    that are being compiled."""
+    return cpu.at_once(x, factors, bias, dim, activation) if _chosen is cpu.apply_chain else None
 
 
 def beside(

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["is_eager"]
+from ksurgeon.kernels.compiling import constant
+
+__all__ = ["has_transforms", "is_eager", "is_transformed"]
 
 
 def is_eager(x: Tensor, factors: Sequence[Tensor]) -> bool:
@@ -20,8 +22,24 @@ def is_eager(x: Tensor, factors: Sequence[Tensor]) -> bool:
         return False
     return (
         torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not has_transforms()
         and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0
         and all(factor.is_cpu and type(factor) in (Tensor, nn.Parameter) for factor in factors)
+    )
+
+
+@constant
+def has_transforms() -> bool:
+    """Whether a transform of ``torch.func`` is under way."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor may have a batch or a tangent that only PyTorch's own operations see: under
+    ``torch.func``, in a batch of gradients (``is_grads_batched``), or with forward-mode derivatives."""
+    return (
+        has_transforms()
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)
+        or forward_ad._current_level >= 0
     )

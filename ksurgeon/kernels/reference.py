@@ -9,6 +9,7 @@ from torch import Tensor
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.eager import is_eager
 from ksurgeon.kernels.permutation import permutation_of
+from ksurgeon.kmatrix.rotations import Rotated
 
 __all__ = ["apply_chain", "apply_factor", "gradients_with_graph"]
 
@@ -46,6 +47,8 @@ def apply_chain(
     On the CPU, where no gradient is wanted, factors that are permutations move the entries: as a product,
     one infinite entry would become NaN everywhere.
     """
+    if type(factors) is Rotated:
+        factors = tuple(factors)
     index = permutation_of(factors) if is_eager(x, factors) else None
     if index is not None:
         y = x.index_select(dim, index)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ksurgeon.errors import StructureError
+from ksurgeon.kmatrix.lazy import HasComputed, lazy_dense
 from ksurgeon.kmatrix.linear import new_bias
 from ksurgeon.kmatrix.matrix import KMatrix, Start, like_input
 from ksurgeon.kmatrix.radix import Radix
@@ -14,7 +15,7 @@ from ksurgeon.kmatrix.structures import Structure
 __all__ = ["KPointwiseConv"]
 
 
-class KPointwiseConv(nn.Module):
+class KPointwiseConv(HasComputed):
     """A convolution of kernel size 1 and padding 0 whose channel map is a K-matrix.
 
     Takes and gives what ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` does, batched or not, in any memory
@@ -30,15 +31,11 @@ class KPointwiseConv(nn.Module):
         transposed: whether ``weight`` has the layout of a transposed convolution's (stride 1).
         width, expansion, radix, structure, start, device, dtype: as in ``KLinear``.
 
-    Attributes:
-        activation: as in ``KLinear``.
-
     Raises:
         StructureError: sizes that the structure cannot have, or groups that do not divide them.
     """
 
     padding_mode = "zeros"
-    activation: str | None = None
 
     def __init__(
         self,
@@ -84,10 +81,16 @@ class KPointwiseConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense kernel ``(out_channels, in_channels / groups, 1, …)``, computed anew, differentiable.
+        """The dense kernel ``(out_channels, in_channels / groups, 1, …)``, computed as that of ``KLinear``.
 
         Of a transposed convolution it is ``(in_channels, out_channels / groups, 1, …)``.
         """
+        sizes = (self.in_channels, self.out_channels)
+        first, second = sizes if self.transposed else sizes[::-1]
+        shape = (first, second // self.groups, *self.kernel_size)
+        return lazy_dense(self._dense, shape, self.matrix._held())
+
+    def _dense(self) -> Tensor:
         blocks = self.matrix.to_dense().unflatten(1, (self.groups, -1)).unflatten(0, (self.groups, -1))
         kernel = blocks.diagonal(dim1=0, dim2=2).movedim(-1, 0)
         kernel = (kernel.mT if self.transposed else kernel).flatten(0, 1)
@@ -102,14 +105,17 @@ class KPointwiseConv(nn.Module):
                 f"dimension{'s' * (dims > 1)}, got a tensor of shape {tuple(x.shape)}"
             )
         kept = x
-        if any(step > 1 for step in self.stride):
+        if max(self.stride) > 1:
             steps = [slice(None, None, step) for step in self.stride]
             kept = x[(..., *steps)]  # type: ignore[index]
-        return like_input(self.matrix.affine(kept, -dims - 1, self.bias, self.activation), x)
+        # As in KLinear: an attribute of a module takes as long as a small kernel.
+        parameters = self._parameters
+        matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
+        return like_input(matrix.affine(kept, -dims - 1, bias), x)
 
     def extra_repr(self) -> str:
         return (
             f"in_channels={self.in_channels}, out_channels={self.out_channels}, stride={self.stride}, "
             f"groups={self.groups}, bias={self.bias is not None}"
-            + (f", activation={self.activation}" if self.activation else "")
         )

@@ -19,7 +19,12 @@ def known_matrix(matrix: Tensor) -> dict[str, Any] | None:
     Known are multiples of the DFT and its inverse, the real DFT, the DCT-II, the Hadamard matrix, and
     circulant matrices that are more than a shift.
     """
-    if matrix.dim() != 2 or matrix.shape[1] < _SMALLEST or matrix.numel() > 1 << 24:
+    if (
+        matrix.layout is not torch.strided
+        or matrix.dim() != 2
+        or matrix.shape[1] < _SMALLEST
+        or matrix.numel() > 1 << 24
+    ):
         return None
     rows, n = matrix.shape
     wide = matrix.to("cpu", torch.complex128 if matrix.is_complex() else torch.float64)

@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from ksurgeon.kmatrix.lazy import lazy_dense
+from ksurgeon.kmatrix.lazy import HasComputed, lazy_dense
 from ksurgeon.kmatrix.matrix import KMatrix, Start
 from ksurgeon.kmatrix.radix import Radix
 from ksurgeon.kmatrix.structures import Structure
@@ -14,7 +14,7 @@ from ksurgeon.kmatrix.structures import Structure
 __all__ = ["KLinear"]
 
 
-class KLinear(nn.Module):
+class KLinear(HasComputed):
     """``y = K x + bias`` with a K-matrix K; takes and gives what ``nn.Linear`` does.
 
     Args:
@@ -31,15 +31,9 @@ class KLinear(nn.Module):
         start: "random" (keeps the variance), "orthogonal", "identity" or "empty".
         device, dtype: of the parameters.
 
-    Attributes:
-        activation: None, or the name of one (``kernels.apply_chain`` has the list) that ``forward`` applies
-            to what it gives; surgery sets it where nothing else sees the output.
-
     Raises:
         StructureError: sizes that the structure cannot have.
     """
-
-    activation: str | None = None
 
     def __init__(
         self,
@@ -78,10 +72,11 @@ class KLinear(nn.Module):
     def weight(self) -> Tensor:
         """The dense matrix ``(out_features, in_features)``, differentiable, of the factors when it is read.
 
-        It is computed anew every time; its shape, dtype and device cost nothing.
+        It is computed anew every time; its shape, dtype and device cost nothing. Writing to it raises
+        SurgeryError; ``ksurgeon.load_dense`` fits the factors to another one.
         """
         shape = (self.out_features, self.in_features)
-        return lazy_dense(self._dense, shape[::-1] if self.transposed else shape, self.matrix.parameters())
+        return lazy_dense(self._dense, shape[::-1] if self.transposed else shape, self.matrix._held())
 
     def _dense(self) -> Tensor:
         dense = self.matrix.to_dense()
@@ -99,13 +94,11 @@ class KLinear(nn.Module):
         matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
         if self.parts > 1:
             x = torch.cat([x] * self.parts, -1)
-        return matrix.affine(x, -1, bias, self.activation).contiguous()
+        return matrix.affine(x, -1, bias).contiguous()
 
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-            + (f", activation={self.activation}" if self.activation else "")
-        )
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}"
 
 
 def new_bias(

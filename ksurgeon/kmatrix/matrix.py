@@ -1,23 +1,30 @@
 """A learnable K-matrix, and any other chain of Kronecker-sparse factors, as a module."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from ksurgeon.errors import StructureError
+from ksurgeon.errors import ExportError, StructureError
 from ksurgeon.kernels import apply_chain, at_once, beside
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kmatrix import initialise
+from ksurgeon.kmatrix.held import factors_of
 from ksurgeon.kmatrix.merge import merge_chain
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.offload import fetched
+from ksurgeon.kmatrix.patterns import axis_of
 from ksurgeon.kmatrix.radix import Radix
+from ksurgeon.kmatrix.rotations import Rotations, patterns_of, sources_of
 from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
 
 __all__ = ["KMatrix", "Start", "like_input", "multiply"]
+
+is_compiling = torch.compiler.is_compiling
 
 Start = Literal["random", "orthogonal", "identity", "empty"]
 
@@ -27,7 +34,9 @@ class KMatrix(nn.Module):
 
     The default is the K-matrix ``S · (B₁B₁*)…(B_wB_w*) · Sᵀ`` of Dao et al. (ICLR 2020, definition
     2.4) on an inner size of ``expansion`` times the smaller side. Parameters are the factors, each of
-    shape ``(a, d, b, c)``, in the order they are applied.
+    shape ``(a, d, b, c)``, in the order they are applied; always by their index in ``factors``, however they
+    were registered. Parametrisations, pruning and the hooks of old reparametrisations of that list count.
+    A ``Kaleidoscope`` with the parametrization "orthogonal" has ``Rotations`` in the place of that list.
 
     Args:
         in_features: size of the vectors taken.
@@ -71,9 +80,16 @@ class KMatrix(nn.Module):
         self.structure = structure
         block = structure.patterns(in_features // groups, out_features // groups)
         self.patterns = tuple(pattern._replace(a=pattern.a * groups) for pattern in block)
-        self.factors = nn.ParameterList(
-            nn.Parameter(torch.empty(pattern.shape, device=device, dtype=dtype)) for pattern in self.patterns
-        )
+        self.factors: nn.ParameterList | Rotations
+        if isinstance(structure, Kaleidoscope) and structure.parametrization == "orthogonal":
+            self.factors = Rotations(self.patterns, structure.width, device, dtype)
+        else:
+            self.factors = nn.ParameterList(
+                nn.Parameter(torch.empty(pattern.shape, device=device, dtype=dtype))
+                for pattern in self.patterns
+            )
+        names = tuple(self.factors._parameters)
+        self._sources = itemgetter(*names) if len(names) > 1 else _only_source
         self._padded = self.is_padded
         self.side: KMatrix | None = None
         beside = structure.side(in_features // groups, out_features // groups)
@@ -132,17 +148,19 @@ class KMatrix(nn.Module):
 
     def reset_parameters(self, start: Start = "random") -> None:
         """Draw the factors anew, or make them the identity."""
+        starts: dict[str, Callable[[Sequence[Tensor]], None]] = {
+            "random": partial(initialise.random_, in_features=self.in_features),
+            "orthogonal": initialise.orthogonal_,
+            "identity": initialise.identity_,
+            "empty": lambda factors: None,
+        }
+        if start not in starts:
+            raise StructureError(f"start must be random, orthogonal, identity or empty, got {start!r}")
+        if isinstance(self.factors, Rotations):
+            self.factors.reset_parameters(start)
+            return
         factors = list(self.factors)
-        if start == "random":
-            initialise.random_(factors, self.in_features)
-        elif start != "empty":
-            starts: dict[str, Callable[[Sequence[Tensor]], None]] = {
-                "orthogonal": initialise.orthogonal_,
-                "identity": initialise.identity_,
-            }
-            if start not in starts:
-                raise StructureError(f"start must be random, orthogonal, identity or empty, got {start!r}")
-            starts[start](factors)
+        starts[start](factors)
         if self.side is None or start == "empty":
             return
         # At the start the path beside the chain has half of the variance, or, where the chain is to be
@@ -155,6 +173,17 @@ class KMatrix(nn.Module):
             else:
                 self.side.factors[-1].zero_()
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` calls first.
+
+        Raises:
+            ExportError: always.
+        """
+        raise ExportError(
+            "torch.jit.script cannot compile K-matrices, whose kernels are chosen while they run; export the "
+            "model with ksurgeon.export_model (ONNX, torch.export or AOTInductor), or use torch.compile"
+        )
+
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix."""
         return self.affine(x, dim)
@@ -164,6 +193,9 @@ class KMatrix(nn.Module):
     ) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix, add ``bias``, and activate
         them as ``kernels.apply_chain`` does."""
+        y = self._at_once(x, dim, bias, activation)
+        if y is not None:
+            return y
         factors = self._held()
         if self.side is not None:
             if self._trained_beside(self.side, dim):
@@ -172,16 +204,24 @@ class KMatrix(nn.Module):
                     return activate(y, activation)
             main = multiply(x, factors, dim, *self._sizes, self._padded, bias)
             return activate(main + self.side(x, dim), activation)
-        if dim == -1 and not self._padded:
-            y = at_once(x, factors, bias, activation)
-            if y is not None:
-                return y
         return multiply(x, factors, dim, *self._sizes, self._padded, bias, activation)
 
-    def _held(self) -> tuple[Tensor, ...]:
-        # The list's own iterator is slow; parametrised factors are had through it all the same.
-        held = self._modules["factors"]._parameters  # type: ignore[union-attr]
-        return tuple(held.values()) if len(held) == len(self.patterns) else tuple(self.factors)  # type: ignore[arg-type]
+    def _at_once(
+        self, x: Tensor, dim: int, bias: Tensor | None = None, activation: str | None = None
+    ) -> Tensor | None:
+        """The product if a backend can have it from what the factors are, or are computed from; else None."""
+        held: nn.Module = self._modules["factors"]  # type: ignore[assignment]
+        if self._padded or self.side is not None or held._forward_pre_hooks or is_compiling():
+            return None
+        try:
+            sources = self._sources(held._parameters)
+        except KeyError:  # those that are left may be a chain of their own
+            return None
+        return at_once(x, sources, bias, dim, activation)
+
+    def _held(self) -> Sequence[Tensor]:
+        factors = factors_of(self._modules["factors"], len(self.patterns))  # type: ignore[arg-type]
+        return fetched(self.factors) if sources_of(factors)[0].is_meta else factors
 
     def _trained_beside(self, side: nn.Module, dim: int) -> bool:
         """Whether ``beside`` is to be asked: gradients are wanted, and nobody sees that the path beside the
@@ -200,13 +240,13 @@ class KMatrix(nn.Module):
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the transposed matrix."""
-        factors = tuple(factor.mT for factor in reversed(list(self.factors)))
+        factors = tuple(factor.mT for factor in reversed(tuple(self._held())))
         y = multiply(x, factors, dim, self.groups, self.out_features, self.in_features)
         return y if self.side is None else y + self.side.transposed(x, dim)
 
     def adjoint(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply by the conjugate transpose."""
-        factors = tuple(factor.mH for factor in reversed(list(self.factors)))
+        factors = tuple(factor.mH for factor in reversed(tuple(self._held())))
         y = multiply(x, factors, dim, self.groups, self.out_features, self.in_features)
         return y if self.side is None else y + self.side.adjoint(x, dim)
 
@@ -216,11 +256,11 @@ class KMatrix(nn.Module):
 
     def merged(self, max_radix: int = 32) -> list[Tensor]:
         """Factors of a chain equal to ``factors``, neighbours multiplied out where that saves work."""
-        return merge_chain(list(self.factors), max_radix)
+        return merge_chain(list(self._held()), max_radix)
 
     def to_dense(self) -> Tensor:
         """The matrix, ``(out_features, in_features)``, differentiable in the factors."""
-        first = self.factors[0]
+        first = sources_of(self._held())[0]
         narrow = min(self.in_features, self.out_features)
         basis = torch.eye(narrow, dtype=first.dtype, device=first.device)
         return self.transposed(basis) if self.out_features < self.in_features else self(basis, 0)
@@ -233,6 +273,10 @@ class KMatrix(nn.Module):
         if self.is_padded:
             parts.append(f"padded to {first.in_features} → {last.out_features}")
         return ", ".join(parts)
+
+
+def _only_source(parameters: Mapping[str, Any]) -> tuple[Any]:
+    return (parameters["0"],)
 
 
 def _kaleidoscope(width: int, expansion: int, radix: Radix | Sequence[int]) -> Kaleidoscope:
@@ -249,7 +293,7 @@ def _kaleidoscope(width: int, expansion: int, radix: Radix | Sequence[int]) -> K
 @torch.fx.wrap
 def multiply(
     x: Tensor,
-    factors: tuple[Tensor, ...],
+    factors: Sequence[Tensor],
     dim: int,
     groups: int,
     in_features: int,
@@ -262,16 +306,17 @@ def multiply(
 
     ``padded`` is False only where the chain is known to have the sizes of the map.
     """
-    if x.shape[dim] != in_features:
+    if not x.dim() or x.shape[axis_of(dim, x.dim())] != in_features:
         raise ValueError(
             f"expected {in_features} entries along dimension {dim}, got a tensor of shape {tuple(x.shape)}"
         )
-    if not x.is_complex() and factors[0].is_complex():
-        x = x.to(factors[0].dtype)
+    if not x.is_complex() and (first := sources_of(factors)[0]).is_complex():
+        x = x.to(first.dtype)
     if not padded:
         return apply_chain(x, factors, dim, bias, activation)
     dim = dim % x.dim()
-    chain_in, chain_out = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
+    patterns = patterns_of(factors)
+    chain_in, chain_out = patterns[0].in_features, patterns[-1].out_features
     x = _resize(x, dim, groups, chain_in)
     if chain_out == out_features:
         return apply_chain(x, factors, dim, bias, activation)

@@ -9,6 +9,7 @@ from ksurgeon.errors import StructureError
 
 __all__ = [
     "Pattern",
+    "axis_of",
     "butterfly_patterns",
     "check_chain",
     "hull",
@@ -44,6 +45,11 @@ class Pattern(NamedTuple):
     def numel(self) -> int:
         """Parameters of the factor, and multiplications per vector."""
         return self.a * self.b * self.c * self.d
+
+    @property
+    def rotations(self) -> int:
+        """Angles of a factor whose blocks are rotations, which are square."""
+        return self.a * self.d * self.b * (self.b - 1) // 2
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -84,6 +90,17 @@ def check_chain(patterns: Iterable[Sequence[int]]) -> tuple[Pattern, ...]:
                 f"{first.out_features} entries, {tuple(second)} takes {second.in_features}"
             )
     return chain
+
+
+def axis_of(dim: int, dims: int) -> int:
+    """A dimension of a tensor of ``dims`` dimensions, counted from 0.
+
+    Raises:
+        IndexError: it has no such dimension.
+    """
+    if not -dims <= dim < dims:
+        raise IndexError(f"dimension {dim} of a tensor of {dims} dimensions: expected {-dims} to {dims - 1}")
+    return dim + dims if dim < 0 else dim
 
 
 def transposed_chain(patterns: Iterable[Pattern]) -> tuple[Pattern, ...]:

@@ -15,6 +15,7 @@ LARGEST_PRIME = 31
 """Sizes with a prime factor above this are padded: a dense block that wide saves next to nothing."""
 
 _LARGEST_RADIX = 64
+_LARGEST_PADDED = 2**17
 _MOVE = 16  # what writing an entry costs, in multiplications
 # A rectangular factor of input radix 1 would only repeat its input, scaled.
 _SMALLEST_RECTANGULAR_RADIX = 4
@@ -88,6 +89,24 @@ def _too_large(n: int, radix: Literal["auto"] | int) -> bool:
     return max(prime_factors(n), default=1) > limit
 
 
+def _padded(inner: int, radix: Literal["auto"] | int) -> list[int]:
+    """Sizes up to the next power of two whose prime factors are bearable, in ascending order."""
+    top = 2 ** (inner - 1).bit_length()
+    if radix == "auto" or radix <= LARGEST_PRIME:
+        found = [1]
+        for prime in (p for p in range(2, LARGEST_PRIME + 1) if prime_factors(p) == [p]):
+            for n in found:  # grows while it is read
+                if n * prime <= top:
+                    found.append(n * prime)
+        return sorted(n for n in found if n >= inner)
+    if inner > _LARGEST_PADDED:
+        raise StructureError(
+            f"an inner size of {inner} needs padding, which radix = {radix} knows for sizes up to "
+            f"{_LARGEST_PADDED}; give radix = 'auto' or a list of radices"
+        )
+    return [n for n in range(inner, top + 1) if not _too_large(n, radix)]
+
+
 def _rectangular(inner: int, large: int, radix: Literal["auto"] | int) -> Layout:
     """Cheapest rectangular outermost factor that brings ``inner`` to at least ``large`` entries."""
     radices = _radices(inner, radix)
@@ -134,8 +153,7 @@ def layout(in_features: int, out_features: int, expansion: int = 1, radix: Radix
         return _given(tuple(radix), inner, large)
     if radix != "auto" and radix < 2:
         raise StructureError(f"radix must be 'auto', an integer of at least 2 or a list of them, got {radix}")
-    candidates = range(inner, 2 ** (inner - 1).bit_length() + 1) if _too_large(inner, radix) else (inner,)
-    sizes = [n for n in candidates if not _too_large(n, radix)]
+    sizes = _padded(inner, radix) if _too_large(inner, radix) else [inner]
     if large <= inner:
         squares = (_radices(n, radix) for n in sizes)
         return min((Layout(r, r[-1]) for r in squares), key=lambda c: c.cost)
@@ -143,7 +161,7 @@ def layout(in_features: int, out_features: int, expansion: int = 1, radix: Radix
         unpadded = _unpadded_rectangular(inner, large, radix)
         if unpadded is not None:
             return unpadded
-        sizes = [n for n in range(inner, 2 ** (inner - 1).bit_length() + 1) if not _too_large(n, radix)]
+        sizes = _padded(inner, radix)
     return min((_rectangular(n, large, radix) for n in sizes), key=lambda c: (c.cost, c.large))
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
+from ksurgeon.kmatrix.lazy import HasComputed, lazy_dense
 from ksurgeon.kmatrix.matrix import KMatrix, Start, like_input, multiply
 from ksurgeon.kmatrix.radix import Radix
+from ksurgeon.kmatrix.rotations import sources_of
 from ksurgeon.kmatrix.structures import Structure
 
 __all__ = ["KChannelShuffle", "shuffle_permutation"]
@@ -24,7 +26,7 @@ def shuffle_permutation(channels: int, groups: int) -> tuple[int, ...]:
     return tuple(torch.arange(channels).view(groups, -1).T.flatten().tolist())
 
 
-class KChannelShuffle(nn.Module):
+class KChannelShuffle(HasComputed):
     """A learnable K-matrix along one dimension that starts as a channel shuffle, exactly.
 
     Whatever the dtype of its parameters, and under autocast too, the output has the dtype of the input,
@@ -87,24 +89,26 @@ class KChannelShuffle(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense matrix ``(channels, channels)``, computed anew and differentiable."""
-        return self.matrix.to_dense()
+        """The dense matrix ``(channels, channels)``, computed anew, differentiable, not to be written to."""
+        shape = (self.in_features, self.out_features)
+        return lazy_dense(self.matrix.to_dense, shape, self.matrix._held())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map dimension ``dim`` of ``x``; shape, dtype and memory format stay."""
-        matrix = self.matrix
-        held = matrix._modules["factors"]._parameters  # type: ignore[union-attr]
-        factors = tuple(held.values()) if len(held) == len(matrix.patterns) else tuple(matrix.factors)
-        return like_input(_multiply(x, factors, self.dim, self.in_features, matrix._padded), x)  # type: ignore[arg-type]
+        matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
+        y = matrix._at_once(x, self.dim)
+        if y is None:
+            y = _multiply(x, matrix._held(), self.dim, self.in_features, matrix._padded)
+        return like_input(y, x)
 
     def extra_repr(self) -> str:
         return f"channels={self.in_features}, groups={self.groups}, dim={self.dim}"
 
 
 @torch.fx.wrap
-def _multiply(x: Tensor, factors: tuple[Tensor, ...], dim: int, channels: int, padded: bool) -> Tensor:
+def _multiply(x: Tensor, factors: Sequence[Tensor], dim: int, channels: int, padded: bool) -> Tensor:
     if not torch.is_autocast_enabled(x.device.type):
-        if factors[0].dtype is not x.dtype:
+        if sources_of(factors)[0].dtype is not x.dtype:
             factors = tuple(factor.to(x.dtype) for factor in factors)
         return multiply(x, factors, dim, 1, channels, channels, padded)
     with torch.autocast(x.device.type, enabled=False):

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kernels.eager import is_eager
+from ksurgeon.kmatrix.held import factors_of
 from ksurgeon.kmatrix.matrix import multiply
+from ksurgeon.kmatrix.offload import fetched
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.radix import transform_radices
 from ksurgeon.kmatrix.structures import Butterfly
@@ -157,8 +159,8 @@ class KTransform(nn.Module):
     def real_factors(self, *, takes: Literal["real", "both"], gives: Literal["real", "both"]) -> list[Tensor]:
         """The chain in real arithmetic, as ``as_real`` says; differentiable in the parameters."""
         if not self.is_complex:
-            return list(self.factors)
-        return as_real(list(self.factors), takes=takes, gives=gives)
+            return list(self._held())
+        return as_real(list(self._held()), takes=takes, gives=gives)
 
     def parts(self, x: Tensor, dim: int, window: Tensor | None = None) -> Tensor:
         """Real and imaginary parts, along a new dimension before ``dim``, of the DFT of real ``x``.
@@ -231,23 +233,28 @@ class KTransform(nn.Module):
     def _real(self, x: Tensor, dim: int) -> Tensor:
         if self.order is not None:
             x = x.index_select(dim, self.order)  # type: ignore[arg-type]
-        return multiply(x, tuple(self.factors), dim, 1, self.n, self.n, False)
+        return multiply(x, self._held(), dim, 1, self.n, self.n, False)
+
+    def _held(self) -> Sequence[Tensor]:
+        factors = factors_of(self.factors, len(self.factors))
+        return fetched(self.factors) if factors[0].is_meta else factors
 
     def is_untouched(self, x: Tensor) -> bool:
         """Whether ``torch.fft`` gives the same for ``x``: eager inference with factors nobody has trained."""
         dtype = self.factors[0].dtype
         if self.kind not in _PLAIN or dtype not in (torch.float32, torch.float64):
             return False
-        if x.dtype not in (dtype, dtype.to_complex()) or not is_eager(x, list(self.factors)):
+        factors = self._held()
+        if not is_eager(x, factors) or x.dtype not in (dtype, dtype.to_complex()):
             return False
         started = _started(self.kind, self.n, self.scale, self.radices, dtype)
-        return all(torch.equal(now, then) for now, then in zip(self.factors, started, strict=True))
+        return all(torch.equal(now, then) for now, then in zip(factors, started, strict=True))
 
     @torch.no_grad()
     def is_exact(self) -> bool:
         """Whether the factors are still those of the transform."""
         exact = self._exact()[1]
-        return all(torch.equal(f, e.to(f)) for f, e in zip(self.factors, exact, strict=True))
+        return all(torch.equal(f, e.to(f)) for f, e in zip(self._held(), exact, strict=True))
 
     def extra_repr(self) -> str:
         radices = "·".join(str(factor.shape[2]) for factor in self.factors)

@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from ksurgeon.errors import ModelNotFoundError
 from ksurgeon.models.fetch import Unavailable, hub_cached, hub_endpoint, reachable, torch_cached
+from ksurgeon.models.options import checked_options
 from ksurgeon.models.source import Source
 
 __all__ = ["build", "has", "infer", "input_shape", "names", "pretrained"]
@@ -40,7 +42,8 @@ def build(source: Source) -> nn.Module:
     """The architecture with fresh weights."""
     import timm
 
-    model: nn.Module = timm.create_model(source.name, pretrained=False, **source.options)
+    _require_own(source.name)
+    model: nn.Module = timm.create_model(source.name, pretrained=False, **checked_options(source.options))
     return model
 
 
@@ -52,6 +55,7 @@ def pretrained(source: Source) -> tuple[nn.Module, list[str]]:
     """
     import timm
 
+    _require_own(source.name)
     config = timm.get_pretrained_cfg(source.name)
     if config is None or not (config.hf_hub_id or config.url or config.file):
         raise Unavailable(f"timm has no pretrained weights for {source.name}")
@@ -71,9 +75,17 @@ def pretrained(source: Source) -> tuple[nn.Module, list[str]]:
     elif config.url and not reachable(config.url):
         raise Unavailable(f"{config.url} is not cached and cannot be reached")
     model: nn.Module = timm.create_model(
-        source.name, pretrained=True, pretrained_cfg_overlay=overlay, **source.options
+        source.name, pretrained=True, pretrained_cfg_overlay=overlay, **checked_options(source.options)
     )
     return model, []
+
+
+def _require_own(name: str) -> None:
+    """timm takes folders and hub IDs for names, too: local-dir:…, hf-hub:…"""
+    import timm
+
+    if not timm.is_model(name):
+        raise ModelNotFoundError(f'timm has no model "{name}"')
 
 
 def infer(model: nn.Module) -> Iterator[Source]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ksurgeon.models.fetch import Unavailable, reachable, torch_cached
+from ksurgeon.models.options import checked_options
 from ksurgeon.models.source import Source
 
 __all__ = ["build", "has", "infer", "input_shape", "names", "pretrained", "settled"]
@@ -28,7 +29,7 @@ def build(source: Source) -> nn.Module:
     """The architecture with fresh weights, its backbone's included."""
     import torchvision
 
-    options = dict(source.options)
+    options = checked_options(source.options)
     if "weights_backbone" in signature(torchvision.models.get_model_builder(source.name)).parameters:
         options["weights_backbone"] = None
     model: nn.Module = torchvision.models.get_model(source.name, weights=None, **options)
@@ -48,7 +49,9 @@ def pretrained(source: Source) -> tuple[nn.Module, list[str]]:
         raise Unavailable(f"torchvision has no pretrained weights for {source.name}")
     if torch_cached(weights.url) is None and not reachable(weights.url):
         raise Unavailable(f"{weights.url} is not cached and cannot be reached")
-    model: nn.Module = torchvision.models.get_model(source.name, weights=weights, **source.options)
+    model: nn.Module = torchvision.models.get_model(
+        source.name, weights=weights, **checked_options(source.options)
+    )
     return model, []
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ksurgeon.errors import ModelNotFoundError
 from ksurgeon.models.fetch import Unavailable, hub_endpoint, hub_offline
+from ksurgeon.models.options import checked_config
 from ksurgeon.models.source import Source
 
 __all__ = ["build", "describe", "infer", "pretrained"]
@@ -71,6 +72,14 @@ def pretrained(source: Source) -> tuple[nn.Module, list[str]]:
     """
     load = _class(source).from_pretrained
     settings: dict[str, Any] = {"config": _config(source), "output_loading_info": True}
+    folder = Path(source.name)
+    if folder.is_dir() and not source.options.get("trust_remote_code"):
+        settings["use_safetensors"] = True  # no pickle of a folder is read
+        if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+            raise Unavailable(
+                f"{folder} holds pickled weights only, which are not read: load it with transformers, and "
+                "save_pretrained writes safetensors"
+            )
     try:
         with hub_offline():
             model, info = load(source.name, **settings)
@@ -120,7 +129,10 @@ def _config(source: Source) -> Any:
 
     if source.options.get("trust_remote_code"):
         return AutoConfig.from_pretrained(source.name, trust_remote_code=True)
-    plain = dict(source.options["config"])
+    config = source.options.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelNotFoundError(f"{source.name}: its config tells no model type")
+    plain = checked_config(config)
     kind = plain.pop("model_type")
     try:
         return AutoConfig.for_model(kind, **plain)
@@ -133,13 +145,14 @@ def _config(source: Source) -> Any:
 def _class(source: Source) -> Any:
     import transformers
 
-    architectures = source.options["config"].get("architectures")
     if source.options.get("trust_remote_code"):
         return _remote_class(source)
+    config = _config(source)
+    architectures = config.architectures
     if not architectures:
-        return transformers.AutoModel._model_mapping[type(_config(source))]
-    found = getattr(transformers, architectures[0], None)
-    if found is None:
+        return transformers.AutoModel._model_mapping[type(config)]
+    found = getattr(transformers, str(architectures[0]), None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise ModelNotFoundError(
             f'the installed transformers has no class "{architectures[0]}", of {source.name}'
         )

@@ -1,26 +1,27 @@
 """What a user may write for a model, and which library that means."""
 
-import json
 import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, cast
 
 from ksurgeon.errors import ModelNotFoundError
+from ksurgeon.files import parse_json, read_regular
 from ksurgeon.models import from_timm, from_torchvision
 from ksurgeon.models.source import Kind
 
 __all__ = ["parse"]
 
 _LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_FUNCTION = re.compile(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*")
 
 
 def parse(name: str) -> tuple[Kind | Literal["ksurgeon"], str]:
     """Kind of source and name there; "ksurgeon" for a converted folder.
 
-    ``timm:NAME``, ``torchvision:NAME``, ``hf:ID``, a folder with ksurgeon.json or config.json, or
-    ``package.module:function``; a bare name is looked up in timm, then in torchvision.
+    ``timm:NAME``, ``torchvision:NAME``, ``hf:ID``, a folder with ksurgeon.json or config.json,
+    ``package.module:function`` or ``FILE.py:function``; a bare name is looked up in timm, then
+    in torchvision.
 
     Raises:
         ModelNotFoundError: none of these has it; the message lists the nearest names.
@@ -53,7 +54,7 @@ def parse(name: str) -> tuple[Kind | Literal["ksurgeon"], str]:
 def _holds_record(config: Path) -> bool:
     """Whether ``save_pretrained`` of a converted model wrote the file."""
     try:
-        method = json.loads(config.read_text(encoding="utf-8"))["quantization_config"]
+        method = parse_json(read_regular(config))["quantization_config"]
         return bool(method["quant_method"] == "ksurgeon" and "record" in method)
     except (OSError, ValueError, KeyError, TypeError):
         return False

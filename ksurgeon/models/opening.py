@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ksurgeon.errors import InputError, KsurgeonError, ModelNotFoundError, WeightsError
+from ksurgeon.errors import InputError, KsurgeonError, ModelNotFoundError, RecordError, WeightsError
 from ksurgeon.models import from_function, from_timm, from_torchvision, from_transformers
 from ksurgeon.models.fetch import Unavailable
 from ksurgeon.models.inputs import Inputs, InputSize, inputs_for
@@ -24,6 +25,7 @@ __all__ = [
     "guess_sources",
     "infer_source",
     "open_model",
+    "require_leave",
     "resolve_source",
     "skeleton",
 ]
@@ -48,12 +50,26 @@ _INFERENCE: dict[str, Callable[[nn.Module], Iterator[Source]]] = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode on the CPU, its source, one example for it, and what the user has to be told."""
+    """A model in eval mode, its source, and what the user has to be told.
+
+    ``make_inputs`` is given the model when ``example_inputs`` are first asked for; ``guesses`` tells that no
+    library, record or size says what they are, only the model's first layer.
+    """
 
     model: nn.Module
     source: Source
-    example_inputs: Inputs
+    make_inputs: Callable[[nn.Module], Inputs]
     notes: list[str] = field(default_factory=list)
+    guesses: bool = False
+
+    @cached_property
+    def example_inputs(self) -> Inputs:
+        """One example for the model, where the model is.
+
+        Raises:
+            InputError: nothing tells what the model takes, or a size that was asked for is no size.
+        """
+        return self.make_inputs(self.model)
 
 
 def open_model(
@@ -77,7 +93,7 @@ def open_model(
     Raises:
         ModelNotFoundError: there is no such model.
         WeightsError: the weights asked for are not to be had, or do not fit.
-        InputError: options that the builder does not take, or an input size that makes no sense.
+        InputError: options that the builder does not take.
     """
     file = Path(weights) if weights not in ("auto", "pretrained", "random") else None
     if file is not None and file.suffix != ".safetensors":
@@ -95,7 +111,9 @@ def open_model(
     if kind == "torchvision":
         source = source.model_copy(update={"options": source.options | from_torchvision.settled(model)})
     source = source.model_copy(update={"weights": used, "weights_note": "; ".join(notes) or None})
-    return LoadedModel(model.eval(), source, inputs_for(model, source, input_size, seed), notes)
+    make_inputs = partial(inputs_for, source=source, input_size=input_size, seed=seed)
+    guesses = kind == "function" and input_size is None
+    return LoadedModel(model.eval(), source, make_inputs, notes, guesses)
 
 
 def build(source: Source) -> nn.Module:
@@ -104,6 +122,7 @@ def build(source: Source) -> nn.Module:
     Raises:
         ModelNotFoundError: the installed libraries do not have it.
         InputError: they do not take its options.
+        RecordError: it comes from a file and would run code that the user neither named nor allowed.
     """
     return _build(source, 0)
 
@@ -141,6 +160,8 @@ def skeleton(source: Source) -> nn.Module:
     try:
         with torch.device("meta"):
             return build(source)
+    except RecordError:
+        raise
     except Exception:
         return build(source)
 
@@ -156,7 +177,22 @@ def resolve_source(model: nn.Module, source: str | Source | None) -> Source | No
     return infer_source(model)
 
 
+def require_leave(source: Source, record: object = "the record") -> None:
+    """Return if everything that the source runs may run.
+
+    Raises:
+        RecordError: it comes from a file and would run code that the user neither named nor allowed.
+    """
+    if not source.is_trusted:
+        raise RecordError(
+            f"{record} would build the model with {source.code}, which is not run unless you ask for it: "
+            "read it, then allow it with trust_remote_code=True (--trust-remote-code), or build the model "
+            "yourself and call ksurgeon.load(folder, model=…)"
+        )
+
+
 def _build(source: Source, seed: int) -> nn.Module:
+    require_leave(source)
     try:
         with seeded(seed):
             return _BUILDERS[source.kind](source)

@@ -9,6 +9,7 @@ from ksurgeon.find import Site
 from ksurgeon.planner.budget import Budget
 from ksurgeon.planner.choose import Choice, choose, least
 from ksurgeon.planner.options import Option, SiteOptions, options_for
+from ksurgeon.rules.plan import unmatched_messages
 from ksurgeon.rules.schema import matching
 
 __all__ = ["Candidates"]
@@ -48,7 +49,8 @@ class Candidates:
                 options.reason, options.options = obstacle, options.options[:1]
         self.fixed = 0.0
         if not self.in_play:
-            reasons = "; ".join(sorted({o.reason or "" for o in self.options})[:4])
+            named = unmatched_messages(targets, ignore, sites)
+            reasons = "; ".join([*sorted({o.reason or "" for o in self.options})[:4], *named])
             raise MatchError(
                 "no site of the model can be replaced"
                 + (f": {reasons}" if reasons else ", for it has no linear layer or pointwise convolution")
@@ -145,10 +147,9 @@ class Candidates:
 
 
 def _left(site: Site, targets: tuple[str, ...], ignore: tuple[str, ...]) -> str | None:
-    names = (site.path, site.owner, site.class_name, *site.aliases)
-    if targets and matching(targets, names) is None:
+    if targets and matching(targets, site.names) is None:
         return "not among the targets"
-    ignored = matching(ignore, names)
+    ignored = matching(ignore, site.names)
     return f'ignored by "{ignored}"' if ignored is not None else None
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.calibrate import Calibration, Harm
-from ksurgeon.calibrate.data import row_mask
+from ksurgeon.calibrate.rows import row_mask
 from ksurgeon.errors import InputError
 from ksurgeon.find import Finder, Site
-from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating
+from ksurgeon.find.inputs import ExampleInputs, call_model
+from ksurgeon.find.unchanged import example_run
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.planner.predict import sweeps_for
 from ksurgeon.surgery.kinds import KINDS
@@ -56,7 +57,7 @@ class Judge:
         self._figure = 0.0
         self._built: dict[str, tuple[Structure, nn.Module]] = {}
         model = finder.model
-        with evaluating(model):
+        with example_run(model):
             if metric is not None:
                 self._figure = float(metric(model))
                 if not isfinite(self._figure):
@@ -80,7 +81,7 @@ class Judge:
             roughly: whether to leave it at as many batches as make its standard error a twentieth of it.
         """
         model, found = self._finder.model, list[tuple[float, float]]()
-        with evaluating(model):
+        with example_run(model):
             if self._metric is not None:
                 return self._figure - float(self._metric(model))
             for batch, before in zip(self._batches, self._before, strict=True):

@@ -1,5 +1,6 @@
 """A plan for a budget: the front door of the planner."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,13 +11,16 @@ from ksurgeon.calibrate.harm import HarmName
 from ksurgeon.calibrate.run import Run
 from ksurgeon.errors import PlanError
 from ksurgeon.find import Finder
-from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating
+from ksurgeon.find.inputs import ExampleInputs, call_model, require_weights
+from ksurgeon.find.unchanged import example_run
+from ksurgeon.kernels import chosen_backend
 from ksurgeon.planner.budget import Budget
 from ksurgeon.planner.judge import Metric
 from ksurgeon.planner.options import FAMILIES, SiteOptions
 from ksurgeon.planner.state import fingerprint, open_state
 from ksurgeon.planner.steps import Search, Stage
-from ksurgeon.rules.plan import Plan
+from ksurgeon.rules.plan import Plan, unmatched_messages
+from ksurgeon.surgery.recorded import source_of
 
 __all__ = ["Planning", "Stage", "plan"]
 
@@ -94,6 +98,7 @@ def plan(
     examples: int = 512,
     batch_size: int = 16,
     tokenizer: str | None = None,
+    max_length: int = 128,
     seed: int = 0,
     keep: bool = True,
     stage: Stage | None = None,
@@ -119,22 +124,34 @@ def plan(
         metric: figure of merit of the model, the higher the better; what is lost of it is measured instead.
         run: how the model is run for the moments of its layers' inputs, where a plain call is not it, such as
             through ``generate``.
-        examples, batch_size, tokenizer: of the data; see ``calibrate.open_data``.
+        examples, batch_size, tokenizer, max_length: of the data; see ``calibrate.open_data``.
         seed: of all that is drawn.
         keep: whether what is found is kept in the cache, so that the same search goes on, or costs nothing.
         stage: told of progress.
 
     Raises:
         PlanError: a budget that is none, or one that cannot be met; the message says which one can.
+        DataError: the data cannot be read.
         InputError: the data do not fit the model, or a layer gets NaN or infinite numbers.
         MatchError: no site can be replaced.
     """
+    chosen_backend()  # what the environment asks for is there, before the work
     budget = Budget.parse(budget)
     if not structures or set(structures) - set(FAMILIES):
         raise PlanError(f"structures are of {', '.join(FAMILIES)}, got {', '.join(structures) or 'none'}")
-    batches = open_data(data, model, examples=examples, batch_size=batch_size, tokenizer=tokenizer)
+    require_weights(model)
+    batches = open_data(
+        data,
+        model,
+        examples=examples,
+        batch_size=batch_size,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        source=source_of(model),
+        example_inputs=example_inputs,
+    )
     given = example_inputs if example_inputs is not None else batches.check[0]
-    with evaluating(model):
+    with example_run(model):
         outputs = call_model(model, batches.check[0])
     chosen = harm_for(harm, model, outputs) if isinstance(harm, str) else harm
     search = Search(model, Finder(model, given), batches, chosen, metric, targets, ignore, structures, stage)
@@ -157,6 +174,9 @@ def plan(
         search.state.keep(now=True)
     found = search.plan_of(choice, budget)
     found.measured_harm = search.measured(choice)
+    if messages := unmatched_messages(targets, ignore, search.finder.sites):
+        found.unmatched_names = {1: messages}
+        warnings.warn("; ".join(messages), stacklevel=2)
     return Planning(
         plan=found,
         budget=budget,

@@ -22,7 +22,7 @@ __all__ = ["State", "fingerprint", "open_state"]
 _log = logging.getLogger(__name__)
 _SAMPLE, _EVERY, _ROOM = 4096, 2.0, 4 * 2**30
 _STATE, _CALIBRATION = "state.json", "calibration.safetensors"
-_VERSION = 3
+_VERSION = 4
 
 
 class _Kept(BaseModel):
@@ -56,9 +56,13 @@ class State:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=f".{_STATE}.", dir=self.folder)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(_Kept(sites=self.sites).model_dump_json())
-            os.replace(name, self.folder / _STATE)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                    stream.write(_Kept(sites=self.sites).model_dump_json())
+                os.replace(name, self.folder / _STATE)
+            except BaseException:
+                os.unlink(name)
+                raise
         except OSError as error:
             _log.debug("the planner's state is not kept: %s", error)
         self._written = time.monotonic()

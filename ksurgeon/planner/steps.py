@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from math import isfinite
 
+from safetensors import SafetensorError
 from torch import nn
 
 from ksurgeon.calibrate import Batches, Calibration, Harm, calibrate
@@ -92,7 +93,7 @@ class Search:
             if file is not None:
                 try:
                     save_calibration(known, file)
-                except OSError:
+                except (OSError, SafetensorError):  # a full disk is no reason to lose the search
                     pass
                 else:
                     known = load_calibration(file) or known  # as a search that goes on will find it

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ksurgeon.errors import RecipeError
-from ksurgeon.surgery.storage import written_whole
+from ksurgeon.surgery.folders import written_whole
 
 __all__ = ["descriptions", "unpack_deb", "unpack_wheel"]
 
@@ -46,8 +46,11 @@ def descriptions(folder: Path) -> list[str]:
 
 def _once(place: Path, make: Callable[[Path], None]) -> Path:
     if not place.is_dir():
-        with written_whole(place) as temporary:
-            make(temporary)
+        try:
+            with written_whole(place) as temporary:
+                make(temporary)
+        except RecipeError as error:
+            raise RecipeError(f"{error}; connect to a network, or unpack it yourself to {place}") from error
     return place
 
 

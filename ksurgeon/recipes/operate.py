@@ -12,6 +12,7 @@ from ksurgeon.errors import PlanError, RecipeError
 from ksurgeon.models.functions import find_function
 from ksurgeon.models.opening import LoadedModel
 from ksurgeon.planner import plan
+from ksurgeon.recipes.places import data_of, filled
 from ksurgeon.recipes.prune import prune
 from ksurgeon.recipes.schema import Calibration, Recipe, Search, Variant
 from ksurgeon.rules.files import read_plan, write_plan
@@ -23,7 +24,7 @@ from ksurgeon.train.data import open_data
 from ksurgeon.train.log import Listener
 from ksurgeon.train.settings import make_settings
 
-__all__ = ["filled", "operate"]
+__all__ = ["operate"]
 
 
 def operate(
@@ -47,7 +48,7 @@ def operate(
     if variant.prune is not None:
         prune(student, variant.prune.targets, variant.prune.share)
         return student
-    if not (variant.rule or variant.plan or variant.search or variant.replace):
+    if not (variant.rule or variant.plan or variant.search or variant.replace or variant.insert):
         return student
     options: dict[str, Any] = {"source": source.source, "seed": recipe.seed}
     if recipe.calibrate is not None:
@@ -60,8 +61,8 @@ def operate(
     elif variant.plan is not None:
         given = read_plan(recipe.folder / filled(variant.plan, places))
         convert(student, example_inputs=source.example_inputs, plan=given, **options)
-    elif variant.replace:
-        rule = Rule(name=variant.name, replace=variant.replace)
+    elif variant.replace or variant.insert:
+        rule = Rule(name=variant.name, replace=variant.replace, insert=variant.insert)
         convert(student, rule, source.example_inputs, **options)
     else:
         assert variant.rule is not None
@@ -86,7 +87,7 @@ def _plan_of(
     told: Listener,
 ) -> Plan:
     file, asked = folder / f"{variant.name}.plan.toml", folder / f"{variant.name}.search.json"
-    parts = {"search": search, "model": recipe.model, "calibrate": recipe.calibrate}
+    parts = {"search": search, "model": recipe.model_of(variant), "calibrate": recipe.calibrate}
     same = {name: part.model_dump(mode="json") for name, part in parts.items() if part is not None}
     same["seed"] = {"seed": recipe.seed}
     if resume and file.is_file() and asked.is_file() and json.loads(asked.read_text()) == same:
@@ -124,17 +125,9 @@ def _calibration(
     """Batches of inputs, prepared as those of a training are."""
     function = calibration.transform and find_function(calibration.transform, RecipeError, recipe.folder)
     settings = make_settings(seed=recipe.seed, held_out=0, limit=20 * calibration.examples)
-    data = open_data(filled(calibration.data, places), model, settings, preprocessor=function or None)
+    data = open_data(
+        data_of(recipe, calibration.data, places), model, settings, preprocessor=function or None
+    )
     numbers = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(recipe.seed))
     chosen = numbers[: calibration.examples].tolist()
     return [batch["inputs"] for batch in data.batches(chosen, 16)]
-
-
-def filled(text: str, places: dict[str, str]) -> str:
-    """A text of the recipe with the places that it names in braces."""
-    try:
-        return text.format_map(places)
-    except (KeyError, ValueError, IndexError) as error:
-        raise RecipeError(
-            f'"{text}" names {error}, and the recipe prepares {", ".join(places) or "nothing"}'
-        ) from error

@@ -1,122 +1,53 @@
 """What a recipe file may say."""
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from ksurgeon.calibrate.harm import HarmName
-from ksurgeon.errors import PlanError, RecipeError
-from ksurgeon.planner import Budget
-from ksurgeon.planner.options import FAMILIES
+from ksurgeon.errors import RecipeError
+from ksurgeon.files import parse_toml, read_regular
+from ksurgeon.recipes.parts import (
+    Base,
+    Calibration,
+    Crop,
+    Model,
+    NamedModel,
+    Prune,
+    Quick,
+    Search,
+    TrainStage,
+    Variant,
+)
 from ksurgeon.rules.load import data_folder
-from ksurgeon.rules.schema import Replacement, Target
 
-__all__ = ["Calibration", "Model", "Prune", "Recipe", "Search", "TrainStage", "Variant", "load_recipe"]
-
-
-class _Base(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Model(_Base):
-    """The model before surgery; ``name`` and ``weights`` as every command takes them."""
-
-    name: str
-    weights: str = "auto"
-    input_size: int | tuple[int, ...] | None = None
+__all__ = [
+    "Calibration",
+    "Crop",
+    "Model",
+    "Prune",
+    "Quick",
+    "Recipe",
+    "Search",
+    "TrainStage",
+    "Variant",
+    "load_recipe",
+]
 
 
-class Prune(_Base):
-    """Magnitude pruning in place of surgery, to compare with: ``share`` of each layer's weights stays."""
-
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)]
-    share: Annotated[float, Field(gt=0, lt=1)]
-
-
-class Calibration(_Base):
-    """Data that the surgery fits on; ``data`` and ``transform`` are those of a training, ``compensate`` is
-    that of ``ksurgeon.convert``."""
-
-    data: str
-    transform: str | None = None
-    examples: Annotated[int, Field(ge=1)] = 512
-    compensate: bool = True
-
-
-class Search(_Base):
-    """A plan that is searched for on this machine, on the data of the calibration; see ``ksurgeon.plan``."""
-
-    budget: str
-    targets: tuple[Target, ...] = ()
-    ignore: tuple[Target, ...] = ()
-    structures: tuple[str, ...] = FAMILIES
-    harm: HarmName = "auto"
-
-    @field_validator("budget")
-    @classmethod
-    def _is_one(cls, budget: str) -> str:
-        try:
-            Budget.parse(budget)
-        except PlanError as error:
-            raise ValueError(str(error)) from error
-        return budget
-
-    @field_validator("structures")
-    @classmethod
-    def _are_families(cls, structures: tuple[str, ...]) -> tuple[str, ...]:
-        if not structures or set(structures) - set(FAMILIES):
-            raise ValueError(f"structures are of {', '.join(FAMILIES)}")
-        return structures
-
-
-class Variant(_Base):
-    """One student: by a rule (a name, a file, or its parts), by a plan (its file, or one that is searched
-    for), by pruning, or untouched."""
-
-    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
-    rule: str | None = None
-    plan: str | None = None
-    search: Search | None = None
-    replace: tuple[Replacement, ...] = ()
-    prune: Prune | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if sum(map(bool, (self.rule, self.plan, self.search, self.replace, self.prune))) > 1:
-            raise ValueError("give one of rule, plan, search, replace and prune")
-        return self
-
-
-class TrainStage(BaseModel):
-    """One training; every further key is a setting of ``ksurgeon.train.settings.Settings``.
-
-    ``transform`` is a function that turns one example's value into what the model takes, in place of the
-    preprocessing that belongs to the model.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    kind: Literal["distill", "finetune"] = "distill"
-    data: str
-    transform: str | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings as they are written."""
-        return dict(self.model_extra or {})
-
-
-class Recipe(_Base):
+class Recipe(Base):
     """An experiment: a model, students made from it, how they are trained, and what is measured.
 
     Attributes:
         prepare: function that is given a folder, puts data and models there, and returns their places by
             name; a place stands in braces wherever it is used: ``data = "{sentences}"``.
         evaluate: function that is given a model and these places, and returns metrics by name.
-        calibrate: what the surgery fits on; the weights alone, if left out.
+        seeds: so many seeds, from ``seed`` on, of every variant; results then have their means and spread.
+        baseline: variant that the others are compared with on the same seeds; the first, if left out.
+        latency: whether the models' latency on one CPU thread is measured before they are trained.
+        calibrate: what the surgery fits on, or takes a geometry from; the weights alone, if left out.
+        quick: what a quick run changes; there is none, if left out.
         folder: of the recipe file, which functions in ``FILE.py:function`` are relative to.
     """
 
@@ -126,11 +57,80 @@ class Recipe(_Base):
     prepare: str | None = None
     evaluate: str | None = None
     seed: int = 0
-    model: Model
+    seeds: PositiveInt | None = None
+    baseline: str | None = None
+    latency: bool = False
+    model: NamedModel | None = None
     calibrate: Calibration | None = None
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     train: tuple[TrainStage, ...] = ()
+    quick: Quick | None = None
     folder: Path = Path()
+
+    @property
+    def is_from_scratch(self) -> bool:
+        """Whether models are trained that nothing was learned by before."""
+        return bool(self.train) and self.train[0].kind == "train"
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds of every variant."""
+        return range(self.seed, self.seed + (self.seeds or 1))
+
+    def model_of(self, variant: Variant) -> Model:
+        """The variant's own model, or that of all with the variant's options."""
+        model = variant.model or self.model
+        assert model is not None
+        return model.model_copy(update={"options": model.options | variant.options})
+
+    def stages_of(self, variant: Variant) -> list[TrainStage]:
+        """The variant's trainings in order."""
+        return [stage for stage in self.train if stage.only is None or variant.name in stage.only]
+
+    def quickened(self) -> Self:
+        """The recipe of a quick run, but for the settings that its trainings have.
+
+        Raises:
+            RecipeError: it tells of none.
+        """
+        quick = self.quick
+        if quick is None:
+            raise RecipeError(
+                f"the recipe {self.name} has no quick run; give it a table [quick] (recipes/README.md tells "
+                "what stands there), or run it whole, without --quick"
+            )
+        changed: dict[str, Any] = {
+            "seeds": quick.seeds or self.seeds,
+            "train": tuple(
+                stage.model_copy(update={"trials": min(stage.trials, quick.trials)}) for stage in self.train
+            ),
+        }
+        if self.calibrate is not None and quick.examples is not None:
+            changed["calibrate"] = self.calibrate.model_copy(update={"examples": quick.examples})
+        return self.model_copy(update=changed)
+
+    @model_validator(mode="after")
+    def _kinds_go_together(self) -> Self:
+        kinds = [stage.kind for stage in self.train]
+        if "train" in kinds and (kinds[0] != "train" or "distill" in kinds):
+            raise ValueError(
+                'kind = "train" comes first, and what follows is "train" or "finetune": there is no teacher'
+            )
+        own = [variant.name for variant in self.variants if variant.model is not None or variant.options]
+        if own and not self.is_from_scratch:
+            raise ValueError(f'variant {own[0]} has a model of its own, which needs kind = "train"')
+        if self.model is None and any(variant.model is None for variant in self.variants):
+            raise ValueError("give [model], or a model to every variant that is trained from scratch")
+        if self.latency and not self.is_from_scratch:
+            raise ValueError('latency = true needs kind = "train"; ksurgeon convert measures a student\'s')
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_is_there(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        if self.baseline is not None and self.baseline not in names:
+            raise ValueError(f"baseline is one of {', '.join(names)}, got {self.baseline}")
+        return self
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
@@ -138,15 +138,34 @@ class Recipe(_Base):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"there are two variants {name}; give each a name of its own")
-            if re.fullmatch(r"results\.(json|part)|.*\.(training|plan\.toml|search\.json)", name):
+            if re.fullmatch(r"results\.(json|part|svg)|.*\.(training|plan\.toml|search\.json)", name):
                 raise ValueError(f"a run writes its own {name}; give the variant another name")
         return self
 
     @model_validator(mode="after")
-    def _searches_have_data(self) -> Self:
+    def _stages_are_of_variants(self) -> Self:
+        names = [variant.name for variant in self.variants]
+        lists = [(f"train.{number}.only", stage.only or ()) for number, stage in enumerate(self.train, 1)]
+        lists += [("quick.only", self.quick.only)] if self.quick is not None else []
+        for place, listed in lists:
+            for name in listed:
+                if name not in names:
+                    raise ValueError(f'{place} names "{name}"; the variants are {", ".join(names)}')
+        idle = [variant.name for variant in self.variants if not self.stages_of(variant)]
+        if self.is_from_scratch and idle:
+            raise ValueError(
+                f"variant {idle[0]} is trained by no stage; name it in the only of one, or leave an only out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _needed_data_are_given(self) -> Self:
         searched = [variant.name for variant in self.variants if variant.search is not None]
         if searched and self.calibrate is None:
             raise ValueError(f"variant {searched[0]} searches for a plan, which needs [calibrate] data")
+        arranged = [v.name for v in self.variants if any(part.start == "geometry" for part in v.insert)]
+        if arranged and self.calibrate is None:
+            raise ValueError(f'variant {arranged[0]} has start = "geometry", which needs [calibrate] data')
         return self
 
 
@@ -164,8 +183,8 @@ def load_recipe(recipe: str | Path) -> Recipe:
             raise RecipeError(f"there is no recipe {recipe}; give a .toml file, or one of {', '.join(names)}")
         file = builtin
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = parse_toml(read_regular(file))
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{file}: {error}") from error
     try:
         return Recipe.model_validate({**data, "folder": file.parent})

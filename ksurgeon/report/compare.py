@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
 from ksurgeon.errors import InputError
-from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, evaluating, tensors_of
+from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, tensors_of
+from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.report.measure import device_name, in_turns, milliseconds, multiplications
 
@@ -54,7 +56,7 @@ def compare(first: nn.Module, second: nn.Module, example_inputs: ExampleInputs) 
     """
     outputs = []
     for model in (first, second):
-        with evaluating(model):
+        with example_run(model):
             outputs.append([t for t in tensors_of(call_model(model, example_inputs)) if _is_number(t)])
     shapes = [[tuple(t.shape) for t in given] for given in outputs]
     if shapes[0] != shapes[1]:
@@ -127,7 +129,7 @@ def show_comparison(
 ) -> None:
     """The comparison on the terminal."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for number, column in enumerate(("", *names, "second / first")):
+    for number, column in enumerate(("", *map(escape, names), "second / first")):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for label, pair, shown in (
         ("parameters", comparison.parameters, "{:,}"),

@@ -1,12 +1,14 @@
 """Pictures by matplotlib, which is asked for only when one is drawn."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ksurgeon.errors import FolderError, InputError
 
-__all__ = ["BLUE", "GREY", "RED", "check_picture", "new_figure", "write_figure"]
+__all__ = ["BLUE", "COLOURS", "GREY", "RED", "can_draw", "check_picture", "new_figure", "write_figure"]
 
+COLOURS = ("#2f6f9f", "#c0504d", "#6a994e", "#b07aa1", "#d98c21", "#555555")
 BLUE, RED, GREY = "#2f6f9f", "#c0504d", "#8a8a8a"
 _KINDS = (".png", ".svg", ".pdf")
 
@@ -20,6 +22,11 @@ def check_picture(file: Path) -> None:
     if file.suffix not in _KINDS or file.is_dir():
         raise InputError(f"{file} is no name for a picture: a file that ends in {', '.join(_KINDS)} is")
     _matplotlib()
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def _matplotlib() -> Any:

@@ -2,17 +2,16 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
-from math import prod
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, evaluating, tensors_of
+from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, tensors_of
+from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.surgery.conversion import Conversion
 from ksurgeon.surgery.record import Outcome
@@ -77,22 +76,14 @@ def clock(call: Callable[[], object]) -> float:
 
 def multiplications(model: nn.Module, example_inputs: ExampleInputs) -> int:
     """Multiplications of one call of the model."""
-    known: dict[Any, Any] = {torch.ops.ksurgeon.chain: _operations_of_a_chain}
-    with evaluating(model), FlopCounterMode(display=False, custom_mapping=known) as counter:
+    with example_run(model), FlopCounterMode(display=False) as counter:
         call_model(model, example_inputs)
     return counter.get_total_flops() // 2
 
 
-def _operations_of_a_chain(
-    x: Sequence[int], factors: Sequence[Sequence[int]], bias: object, dim: int, **_: object
-) -> int:
-    """Multiplications and additions of the operator ``ksurgeon::chain``, from the shapes of its arguments."""
-    return 2 * prod(x) // x[dim] * sum(map(prod, factors))
-
-
 def milliseconds(model: nn.Module, example_inputs: ExampleInputs) -> float:
     """Time of one call of the model, after one that is not measured."""
-    with evaluating(model), torch.inference_mode():
+    with example_run(model), torch.inference_mode():
         return clock(lambda: call_model(model, example_inputs))
 
 

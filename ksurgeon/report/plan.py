@@ -36,7 +36,7 @@ def show_planning(console: Console, planning: Planning, *, everything: bool = Fa
             continue
         table.add_row(
             escape(d.path),
-            str(d.structure),
+            escape(str(d.structure)),
             f"{d.parameters_before:,}",
             f"{d.parameters_after:,}",
             _milliseconds(d.latency_before),
@@ -48,6 +48,8 @@ def show_planning(console: Console, planning: Planning, *, everything: bool = Fa
     console.print(table)
     if len(shown) < len(plan.decisions):
         console.print(f"[dim]… and {len(plan.decisions) - len(shown)} more (--all shows them)[/]")
+    for message in (m for found in plan.unmatched_names.values() for m in found):
+        console.print(Text(message, style="yellow"))
     _totals(console, planning)
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ksurgeon.errors import RecipeError
-from ksurgeon.report.figures import GREY, new_figure, write_figure
+from ksurgeon.report.figures import COLOURS, GREY, new_figure, write_figure
 
 __all__ = ["curves_of", "draw_results"]
 
-_COLOURS = ("#2f6f9f", "#c0504d", "#6a994e", "#b07aa1", "#d98c21", "#555555")
 _NUMBERED = re.compile(r"(.+)-\d+")
 
 
@@ -47,7 +46,7 @@ def draw_results(results: dict[str, Any], file: Path) -> None:
     for metric, here in zip(metrics, axes if len(metrics) > 1 else [axes], strict=True):
         here.axhline(metrics[metric], color=GREY, linewidth=1, label="the original")
         for number, (family, points) in enumerate(curves.items()):
-            colour = _COLOURS[number % len(_COLOURS)]
+            colour = COLOURS[number % len(COLOURS)]
             xs = [share for share, _ in points]
             for stage, style, fill in (("after_surgery", "o--", "white"), ("after_training", "o-", colour)):
                 ys = [done[stage].get(metric, float("nan")) for _, done in points]

@@ -21,7 +21,7 @@ from ksurgeon.kmatrix.structures import (
 from ksurgeon.rules.plan import Plan
 from ksurgeon.surgery.record import Operation, Outcome, Record, Training
 
-__all__ = ["new_table", "show_plan", "show_record", "show_sites", "warn"]
+__all__ = ["new_table", "show_insertions", "show_plan", "show_record", "show_sites", "warn"]
 
 _ROWS = 40
 
@@ -45,9 +45,6 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
             console.print(Text("  " + part))
         console.print(_found(record.outcome))
     console.print(_operations(record.operations, everything))
-    fused = sum(o.activation is not None and o.form != "dense" for o in record.operations)
-    if fused:
-        console.print(f"[dim]{fused} activation{'s' * (fused != 1)} fused into the layers before them[/]")
     if record.outcome is not None:
         console.print(_totals(record.outcome))
         if record.outcome.output_change == 0 and any(o.output_error for o in record.operations):
@@ -55,11 +52,15 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
                 "[dim]the replaced layers changed and the outputs did not: with these weights they do not "
                 "reach the output (fresh residual networks often begin with branches scaled by zero)[/]"
             )
-    fitted = [o for o in record.operations if o.start != "exact"]
+    inexact = [o for o in record.operations if o.start != "exact"]
+    fitted = [o for o in inexact if o.kind != "insertion"]
     for training in record.trainings:
         console.print(_training(training))
     if fitted and not record.trainings:
         warn(console, _advice(fitted), "distil before use")
+    if (number := len(inexact) - len(fitted)) and not record.trainings:
+        many = f"{number} inserted map{'s' * (number != 1)} did not start as the identity"
+        warn(console, f"{many}. The model must be trained before it is used.", "train before use")
 
 
 def _training(training: Training) -> Text:
@@ -104,7 +105,7 @@ def new_table(title: str, *columns: str, left: int = 1) -> Table:
 def _found(outcome: Outcome) -> RenderableType:
     table = new_table("\nFound", "kind", "found", "replaced", "left")
     for kind in outcome.found:
-        table.add_row(kind.kind, str(kind.found), str(kind.replaced), str(kind.found - kind.replaced))
+        table.add_row(escape(kind.kind), str(kind.found), str(kind.replaced), str(kind.found - kind.replaced))
     reasons = [
         Text(f"  {number} {kind.kind} left: {reason}", style="dim")
         for kind in outcome.found
@@ -120,7 +121,7 @@ def _operations(operations: list[Operation], everything: bool) -> RenderableType
         kept = o.form == "dense"
         table.add_row(
             escape(o.path),
-            "dense layer (reverted)" if kept else _short(o),
+            "dense layer (reverted)" if kept else escape(_short(o)),
             f"{o.parameters_before:,}",
             f"{o.parameters_after:,}",
             "exact" if o.start == "exact" else _error(o.weight_error),
@@ -210,9 +211,9 @@ def show_sites(
     shown = sites if everything or len(sites) <= 2 * _ROWS else sites[: 2 * _ROWS - 5]
     for site in shown:
         table.add_row(
-            site.kind,
+            escape(site.kind),
             escape(site.path),
-            site.class_name,
+            escape(site.class_name),
             f"{site.in_features} → {site.out_features}",
             str(site.groups),
             f"{site.parameters:,}",
@@ -231,17 +232,50 @@ def show_sites(
         console.print(Text(f"not traced: {path or 'the model itself'}: {failure}", style="yellow"))
 
 
+def show_insertions(console: Console, sites: list[Site], *, everything: bool = False) -> None:
+    """The modules that a map can be inserted before or after, with the shapes of what would be mapped."""
+    rows: dict[str, dict[str, list[Site]]] = {}
+    for site in sites:
+        rows.setdefault(site.owner, {}).setdefault(site.facts["place"], []).append(site)
+    able = [
+        (path, places)
+        for path, places in rows.items()
+        if everything or any(site.reason is None for at in places.values() for site in at)
+    ]
+    table = new_table("Insertions", "path", "class", "before", "after", left=4)
+    shown = able if everything else able[: 2 * _ROWS]
+    for path, places in shown:
+        owner = places["before"][0]
+        sizes = (_sizes(places[place]) for place in ("before", "after"))
+        table.add_row(escape(path or "the model itself"), escape(owner.class_name), *sizes)
+    console.print(table)
+    if len(shown) < len(rows):
+        console.print(f"[dim]… and {len(rows) - len(shown)} more modules (--all shows them)[/]")
+    console.print(
+        "\nA rule says [[insert]], before or after, and dim: one of the numbered dimensions.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _sizes(sites: list[Site]) -> Text:
+    """The dimensions that a map can be inserted along, with their sizes; or why it cannot."""
+    able = [f"{site.dim}: {site.in_features}" for site in sites if site.reason is None]
+    return Text(", ".join(able)) if able else Text(sites[-1].reason or "", style="yellow")
+
+
 def show_plan(console: Console, plan: Plan, parts: list[str]) -> None:
     """What a rule would do to a model."""
     for part in parts:
         console.print(Text("  " + part))
     table = new_table("\nPlan", "site", "decision", "parameters", "→", "multiplications", "→", left=2)
     for d in plan.decisions:
-        replaced = d.action == "replace"
+        grid = f" on {' × '.join(map(str, d.grid))}" if d.grid else ""
+        replaced, verb = d.action == "replace", "insert" if d.kind == "insertion" else "replace"
         table.add_row(
             escape(d.path),
             Text(
-                f"replace: {d.structure}, start {d.start}" if replaced else f"leave: {d.reason}",
+                f"{verb}: {d.structure}, start {d.start}{grid}" if replaced else f"leave: {d.reason}",
                 style="" if replaced else "dim",
             ),
             f"{d.parameters_before:,}",

@@ -2,10 +2,11 @@
 
 from ksurgeon.rules.load import builtin_rules, data_folder, load_rule
 from ksurgeon.rules.plan import Decision, Plan, make_plan, require_matches
-from ksurgeon.rules.schema import Replacement, Rule, Where
+from ksurgeon.rules.schema import Insertion, Replacement, Rule, Where
 
 __all__ = [
     "Decision",
+    "Insertion",
     "Plan",
     "Replacement",
     "Rule",

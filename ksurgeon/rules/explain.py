@@ -1,5 +1,6 @@
 """Pydantic's errors in the words of a rule file: the key, what is wrong with it, what would be allowed."""
 
+import reprlib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ksurgeon.kmatrix.structures import Structure
-from ksurgeon.rules.schema import Replacement, Rule, Where
+from ksurgeon.rules.schema import Rule, Where
 
 __all__ = ["explain"]
 
@@ -65,7 +66,7 @@ def _message(item: ErrorDetails) -> str:
         message = words.get(item["type"]) or item["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
     given = item["input"]
-    return message if isinstance(given, (dict, list)) else f"{message}, got {given!r}"
+    return message if isinstance(given, (dict, list, tuple)) else f"{message}, got {reprlib.repr(given)}"
 
 
 def _path(loc: Sequence[str | int], data: Any) -> _Path:
@@ -96,8 +97,7 @@ def _keys(table: _Path, data: Any, root: type[BaseModel]) -> list[str]:
     if names[-1:] == ["where"]:
         model = Where
     elif names:
-        inner = get_args(root.model_fields[names[0]].annotation)
-        model = Replacement if root is Rule else inner[0]
+        model = get_args(root.model_fields[names[0]].annotation)[0]
     if names[-1:] == ["with"] or names[-1:] == ["structure"]:
         for part in table:
             data = data[part]

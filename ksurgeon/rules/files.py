@@ -1,17 +1,17 @@
 """Plans as TOML files, for people to read and to edit."""
 
-import os
-import tempfile
-import tomllib
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from ksurgeon.errors import FolderError, PlanError, StructureError
+from ksurgeon.files import parse_toml, read_regular
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.rules.explain import explain
 from ksurgeon.rules.plan import Decision, Plan, structure_cost
+from ksurgeon.rules.schema import INSERTION, insertion_problem
 
 if TYPE_CHECKING:
     from ksurgeon.find.site import Site
@@ -54,13 +54,13 @@ def write_plan(plan: Plan, file: str | Path) -> None:
     target = Path(file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        part = target.with_name(f".plan.{token_hex(8)}")  # readable to whom any new file is
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            with part.open("x", encoding="utf-8") as stream:
                 stream.write(tomlkit.dumps(document))
-            os.replace(name, target)
+            part.replace(target)
         except BaseException:
-            os.unlink(name)
+            part.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise FolderError(f"{target} cannot be written: {error.strerror}") from error
@@ -74,14 +74,14 @@ def read_plan(file: str | Path) -> Plan:
     """
     path = Path(file)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = parse_toml(read_regular(path))
     except FileNotFoundError as error:
         raise PlanError(f"{path}: no such plan; `ksurgeon plan … -o {path.name}` makes one") from error
     except OSError as error:
         raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise PlanError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise PlanError(f"{path}: not valid TOML: {error}") from error
     schema = data.pop("schema", None)
     if schema != _SCHEMA:
@@ -133,23 +133,32 @@ def _problem(decision: Decision, site: "Site | None") -> str | None:
         )
     if site.reason is not None:
         return f"it cannot be replaced: {site.reason}"
+    if decision.dim is not None and not site.is_along(decision.dim):
+        return f"dim = {decision.dim} is not the dimension of the site; its dim is {site.dim}"
     if decision.structure is None:
         return "no structure is given (with = { structure = … })"
     try:
-        structure_cost(site, decision.structure, decision.parts)
+        problem = None
+        if site.kind == INSERTION:
+            problem = insertion_problem(decision.structure, decision.start, site.in_features, decision.grid)
+        elif decision.start == "geometry" or decision.grid:
+            problem = 'start = "geometry", and a grid, are for insertions'
+        if problem is None:
+            structure_cost(site, decision.structure, decision.parts)
+        return problem
     except StructureError as error:
         return str(error)
-    return None
 
 
 def _counted(decision: Decision, site: "Site") -> Decision:
     after = site.parameters, site.multiplications
+    start = "exact" if decision.kind == INSERTION else "fit"
     if decision.action == "replace":
         assert decision.structure is not None
         after = structure_cost(site, decision.structure, decision.parts)
     return decision.model_copy(
         update={
-            "start": decision.start or ("fit" if decision.action == "replace" else None),
+            "start": decision.start or (start if decision.action == "replace" else None),
             "in_features": site.in_features,
             "out_features": site.out_features,
             "parameters_before": site.parameters,

@@ -1,12 +1,12 @@
 """Where rules come from: the built-in ones, TOML files, and rules made in Python."""
 
-import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ksurgeon.errors import RuleError
+from ksurgeon.files import parse_toml, read_regular
 from ksurgeon.rules.explain import explain
 from ksurgeon.rules.schema import Rule
 
@@ -55,7 +55,7 @@ def find_rule_file(rule: str | Path) -> Path:
 
 def _read(file: Path) -> Rule:
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        data = parse_toml(read_regular(file))
     except FileNotFoundError as error:
         raise RuleError(
             f"{file}: no such rule file; give a TOML file or one of the built-in rules: "
@@ -65,7 +65,7 @@ def _read(file: Path) -> Rule:
         raise RuleError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RuleError(f"{file}: not a text file in UTF-8 (byte {error.start})") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise RuleError(f"{file}: not valid TOML: {error}") from error
     try:
         return Rule.model_validate(data)

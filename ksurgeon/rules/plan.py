@@ -1,7 +1,9 @@
 """A plan: for every site of a model one decision, with its reason and what it costs or saves."""
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -9,21 +11,48 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from ksurgeon.errors import MatchError, StructureError
 from ksurgeon.kmatrix.structures import Butterfly, GroupedKaleidoscope, Structure
 from ksurgeon.rules.load import builtin_rules, load_rule
-from ksurgeon.rules.schema import Replacement, Rule, Start, holds, matching
+from ksurgeon.rules.schema import (
+    INSERTION,
+    Grid,
+    Insertion,
+    Part,
+    Rule,
+    SiteStart,
+    holds,
+    insertion_problem,
+    matching,
+)
 
 if TYPE_CHECKING:
     from ksurgeon.find.site import Site  # imports torch, which listing rules does not need
 
-__all__ = ["Decision", "Plan", "describe_parts", "make_plan", "require_matches", "structure_cost"]
+__all__ = [
+    "Decision",
+    "Plan",
+    "describe_parts",
+    "make_plan",
+    "require_matches",
+    "structure_cost",
+    "unmatched_messages",
+]
+
+_FLAGS = {
+    ("read", True): "a forward reads its weight, which would be multiplied out at every call",
+    ("read", False): "no forward reads its weight",
+    ("head", True): "it belongs to the output head",
+    ("head", False): "it does not belong to the output head",
+}
 
 
 class Decision(BaseModel):
-    """What happens to one site, and why. ``part`` is the ``[[replace]]`` that decided, counted from 1.
+    """What happens to one site, and why. ``part`` is the part of the rule that decided, counted from 1.
 
-    ``parts`` is the number of matrices that a fused layer gets. In a file ``structure`` is called ``with``,
-    as in a rule, and what is counted here is counted again when the plan is used. A planner says besides what
-    it expects: relative ``error`` of the site's output, harm to the model's outputs, predicted and measured
-    with this site alone replaced, and milliseconds of the site's product.
+    To replace an insertion is to insert; ``grid`` is that of the start "geometry". ``parts`` is the number of
+    matrices that a fused layer gets. In a file ``structure`` is called ``with``, as in a rule, and what is
+    counted here is counted again when the plan is used. ``dim`` is that of an insertion as its rule says it:
+    -1 is the last of whatever tensor it gets. A planner says besides what it expects: relative ``error`` of
+    the site's output, harm to the model's outputs, predicted and measured with this site alone replaced, and
+    milliseconds of the site's product.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,10 +63,12 @@ class Decision(BaseModel):
     structure: Structure | None = Field(
         default=None, validation_alias=AliasChoices("structure", "with"), serialization_alias="with"
     )
-    start: Start | None = None
+    start: SiteStart | None = None
+    grid: Grid = ()
     reason: str = ""
     part: int | None = None
     parts: int = 1
+    dim: int | None = None
     in_features: int = 0
     out_features: int = 0
     parameters_before: int = 0
@@ -61,8 +92,9 @@ class Plan(BaseModel):
     """Decisions about all sites, in the order they were found; JSON both ways.
 
     ``unmatched`` are the rule's parts that applied to no site, ``skipped`` those that ``unless_found``
-    ruled out and why; both count parts from 1. Of a plan made for a budget, ``harm`` is what was kept small
-    (see ``calibrate.harm``), and the harms those of all decisions together.
+    ruled out and why, and ``unmatched_names`` has a sentence for each target, and each path or class to
+    ignore, that matches nothing; all count parts from 1. Of a plan made for a budget, ``harm`` is what was
+    kept small (see ``calibrate.harm``), and the harms those of all decisions together.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -75,6 +107,7 @@ class Plan(BaseModel):
     decisions: list[Decision]
     unmatched: list[int] = []
     skipped: dict[int, str] = {}
+    unmatched_names: dict[int, list[str]] = {}
 
     @property
     def replacements(self) -> list[Decision]:
@@ -88,18 +121,63 @@ def make_plan(sites: Sequence["Site"], rule: Rule) -> Plan:
     A part applies to sites of its kind that its targets name, that it does not ignore, and that meet its
     conditions. The site is left alone all the same if it cannot be replaced, if the structure does not
     fit its sizes, or if it would have more parameters than before (permutations excepted: those had none).
+    Of the many places where a map could be inserted, only those that a part names get a decision.
     """
     kinds = Counter(site.kind for site in sites)
     skipped = {
         number: f"skipped, because the model has {_count(kinds[part.unless_found], part.unless_found)}"
-        for number, part in enumerate(rule.replace, 1)
+        for number, part in enumerate(rule.parts, 1)
         if part.unless_found and kinds[part.unless_found]
     }
-    parts = {number: part for number, part in enumerate(rule.replace, 1) if number not in skipped}
-    decisions = [_decide(site, parts) for site in sites]
+    parts = {number: part for number, part in enumerate(rule.parts, 1) if number not in skipped}
+    named = [site for site in sites if site.kind != INSERTION or any(map(_names(site), rule.insert))]
+    decisions = [_decide(site, parts) for site in named]
     applied = {decision.part for decision in decisions}
     unmatched = [number for number in parts if number not in applied]
-    return Plan(rule=rule.name, decisions=decisions, unmatched=unmatched, skipped=skipped)
+    unmatched_names = {}
+    for number, part in parts.items():
+        among = [site for site in sites if (site.kind == INSERTION) == (part.find == INSERTION)]
+        if messages := unmatched_messages(part.targets, part.ignore, among, part.find):
+            unmatched_names[number] = messages
+    return Plan(
+        rule=rule.name,
+        decisions=decisions,
+        unmatched=unmatched,
+        skipped=skipped,
+        unmatched_names=unmatched_names,
+    )
+
+
+def _names(site: "Site") -> Callable[[Insertion], bool]:
+    return lambda part: part.is_about(site) and matching(part.targets, site.names) is not None
+
+
+def unmatched_messages(
+    targets: Sequence[str], ignore: Sequence[str], sites: Sequence["Site"], kind: str | None = None
+) -> list[str]:
+    """What to say of targets, and of paths and classes to ignore, that no site of the kind has."""
+    eligible = [site for site in sites if kind is None or site.kind == kind]
+    messages = []
+    exact = [name for name in ignore if not name.startswith("re:")]  # expressions serve many models
+    for word, names, among in (("target", targets, eligible), ("ignore", exact, sites)):
+        for name in names:
+            if not any(matching((name,), site.names) for site in among):
+                messages.append(f'{word} "{name}" matches nothing{_hint(name, sites, among)}')
+    return messages
+
+
+def _hint(name: str, sites: Sequence["Site"], eligible: Sequence["Site"]) -> str:
+    others = sorted({site.kind for site in sites if matching((name,), site.names)})
+    if others:
+        return f" of this kind, only {', '.join(others)}"
+    below = [site for site in eligible if f".{site.path}.".find(f".{name}.") >= 0]
+    if below:
+        return (
+            f'; a target is a whole path or a class: "re:(.*\\.)?{re.escape(name)}(\\..*)?" matches '
+            + _count(len(below))
+        )
+    near = get_close_matches(name, [n for site in eligible for n in site.names], n=1)
+    return f'; did you mean "{near[0]}"?' if near else ""
 
 
 def require_matches(plan: Plan, sites: Sequence["Site"]) -> None:
@@ -111,7 +189,7 @@ def require_matches(plan: Plan, sites: Sequence["Site"]) -> None:
     """
     if plan.replacements:
         return
-    if not sites:
+    if not (sites or plan.decisions):
         raise MatchError(
             f'rule "{plan.rule}" matched nothing: the model has no linear layer, pointwise convolution or '
             f"channel shuffle at all"
@@ -124,6 +202,7 @@ def require_matches(plan: Plan, sites: Sequence["Site"]) -> None:
         lines.append(f"  {_count(number, kind)} left: {reason}")
     if len(reasons) > 6:
         lines.append(f"  and {len(reasons) - 6} more reasons")
+    lines += [f"  part {number}: {m}" for number, found in plan.unmatched_names.items() for m in found]
     would = {name: len(make_plan(sites, load_rule(name)).replacements) for name in builtin_rules()}
     helpful = [f'"{name}" ({_count(number)})' for name, number in would.items() if number]
     lines.append(
@@ -137,22 +216,25 @@ def require_matches(plan: Plan, sites: Sequence["Site"]) -> None:
 def describe_parts(plan: Plan, rule: Rule | None) -> list[str]:
     """One line for each part of the rule: what it was for, and what came of it."""
     lines = []
-    for number, part in enumerate(rule.replace if rule else (), 1):
+    for number, part in enumerate(rule.parts if rule else (), 1):
         sites = sum(decision.part == number for decision in plan.replacements)
-        what = f"part {number}, {part.find} → {part.structure.structure}, start {part.start}: "
+        kind = f"insertion {part.place}, dim {part.dim}" if isinstance(part, Insertion) else part.find
+        what = f"part {number}, {kind} → {part.structure.structure}, start {part.start}: "
         if number in plan.skipped:
             lines.append(what + plan.skipped[number])
         else:
+            verb, past = ("insert", "inserted at") if part.find == INSERTION else ("replace", "replaced")
             lines.append(
-                what + (f"replaced {sites} site{'s' * (sites != 1)}" if sites else "found nothing to replace")
+                what + (f"{past} {sites} site{'s' * (sites != 1)}" if sites else f"found nothing to {verb}")
             )
+            lines += [f"part {number}: {message}" for message in plan.unmatched_names.get(number, ())]
     return lines
 
 
-def _decide(site: "Site", parts: dict[int, Replacement]) -> Decision:
+def _decide(site: "Site", parts: dict[int, Part]) -> Decision:
     reason = "no part of the rule is about this kind of site"
     for number, part in parts.items():
-        if part.find != site.kind:
+        if part.find != site.kind or (isinstance(part, Insertion) and not part.is_about(site)):
             continue
         obstacle = _obstacle(site, part)
         if obstacle is None:
@@ -161,11 +243,11 @@ def _decide(site: "Site", parts: dict[int, Replacement]) -> Decision:
     return _leave(site, site.reason or reason)
 
 
-def _obstacle(site: "Site", part: Replacement) -> str | None:
+def _obstacle(site: "Site", part: Part) -> str | None:
     """Why the part does not apply to a site of its kind, or None if it does."""
-    if part.targets and matching(part.targets, _names(site)) is None:
+    if part.targets and matching(part.targets, site.names) is None:
         return "not among its targets"
-    ignored = matching(part.ignore, _names(site))
+    ignored = matching(part.ignore, site.names)
     if ignored is not None:
         return f'ignored by "{ignored}"'
     for field, condition in part.where:
@@ -176,27 +258,29 @@ def _obstacle(site: "Site", part: Replacement) -> str | None:
             return f"its condition vectors {condition} cannot be checked without example inputs"
         if isinstance(condition, bool):
             if value != condition:
-                return (
-                    "a forward reads its weight, which would be multiplied out at every call"
-                    if value
-                    else "no forward reads its weight"
-                )
+                return _FLAGS[field, value]
         elif not holds(condition, value):
             return f"{field} = {value} is not {condition}"
+    if isinstance(part, Insertion) and not part.has_dimension(site):
+        return f"tensors of {site.ndim} dimensions have no dimension {part.dim}"
     return None
 
 
-def _replace(site: "Site", number: int, part: Replacement) -> Decision:
+def _replace(site: "Site", number: int, part: Part) -> Decision:
     if site.reason is not None:
         return _leave(site, site.reason, number)
     try:
         parts = site.parts if part.split else 1
         after, multiplications = structure_cost(site, part.structure, parts)
+        if isinstance(part, Insertion) and (
+            problem := insertion_problem(part.structure, part.start, site.in_features, part.grid)
+        ):
+            raise StructureError(problem)
     except StructureError as error:
         return _leave(site, f"structure: {error}", number)
     if after > site.parameters and site.weight_parameters:
         return _leave(site, f"would grow from {site.parameters} to {after} parameters", number)
-    target = matching(part.targets, _names(site))
+    target = matching(part.targets, site.names)
     return Decision(
         path=site.path,
         kind=site.kind,
@@ -204,8 +288,10 @@ def _replace(site: "Site", number: int, part: Replacement) -> Decision:
         reason=f"part {number}" + (f', target "{target}"' if target else ""),
         part=number,
         structure=part.structure,
-        start=part.start,
+        start="exact" if part.find == INSERTION and part.start == "identity" else part.start,
+        grid=part.grid if isinstance(part, Insertion) else (),
         parts=parts,
+        dim=part.dim if isinstance(part, Insertion) else None,
         parameters_before=site.parameters,
         parameters_after=after,
         multiplications_before=site.multiplications,
@@ -221,11 +307,11 @@ def structure_cost(site: "Site", structure: Structure, parts: int = 1) -> tuple[
     Raises:
         StructureError: the structure cannot have the site's sizes.
     """
-    numel = _numel(site, structure, parts)
-    multiplications = site.vectors * numel
+    parameters, each = _counts(site, structure, parts)
+    multiplications = site.vectors * each
     if site.read:  # multiplied out at every call: the structure times a basis of its smaller side
-        multiplications = site.multiplications + min(site.in_features, site.out_features) * numel
-    return numel + site.parameters - site.weight_parameters, multiplications
+        multiplications = site.multiplications + min(site.in_features, site.out_features) * each
+    return parameters + site.parameters - site.weight_parameters, multiplications
 
 
 def _leave(site: "Site", reason: str, number: int | None = None) -> Decision:
@@ -244,8 +330,8 @@ def _leave(site: "Site", reason: str, number: int | None = None) -> Decision:
     )
 
 
-def _numel(site: "Site", structure: Structure, parts: int) -> int:
-    """Parameters of the structure on all groups of the site, which are also multiplications per vector."""
+def _counts(site: "Site", structure: Structure, parts: int) -> tuple[int, int]:
+    """Parameters of the structure on all groups of the site, and its multiplications per vector."""
     groups = site.groups if site.kind == "pointwise_conv" else 1
     if groups > 1 and isinstance(structure, GroupedKaleidoscope):
         raise StructureError(
@@ -254,13 +340,11 @@ def _numel(site: "Site", structure: Structure, parts: int) -> int:
     if isinstance(structure, Butterfly):
         from ksurgeon.kmatrix.transform import count_parameters
 
-        return count_parameters(site.facts, structure)
+        numel = count_parameters(site.facts, structure)
+        return numel, numel
     sizes = site.in_features // groups, site.out_features // groups // parts
-    return groups * parts * structure.parameters(*sizes)
-
-
-def _names(site: "Site") -> tuple[str, ...]:
-    return (site.path, site.owner, site.class_name, *site.aliases)
+    count = groups * parts
+    return count * structure.parameters(*sizes), count * structure.multiplications(*sizes)
 
 
 def _count(number: int, kind: str = "") -> str:

@@ -2,16 +2,40 @@
 
 import operator
 import re
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ksurgeon.kmatrix.structures import Butterfly, Dense, Kaleidoscope, Structure, Sum
+from ksurgeon.rules.targets import compile_target
 
-__all__ = ["Kind", "Replacement", "Rule", "Start", "Where", "holds", "matching"]
+if TYPE_CHECKING:
+    from ksurgeon.find.site import Site
+
+__all__ = [
+    "INSERTION",
+    "Grid",
+    "Insertion",
+    "Kind",
+    "Part",
+    "Replacement",
+    "Rule",
+    "SiteKind",
+    "SiteStart",
+    "Start",
+    "Where",
+    "holds",
+    "insertion_problem",
+    "matching",
+]
 
 Kind = Literal["linear", "pointwise_conv", "channel_shuffle", "permutation", "transform", "filterbank"]
+SiteKind = Literal[Kind, "insertion"]
+INSERTION: Literal["insertion"] = "insertion"
 Start = Literal["exact", "fit", "random", "orthogonal", "identity"]
+SiteStart = Literal[Start, "geometry"]
 
 _OPERATORS = {
     ">=": operator.ge,
@@ -23,12 +47,12 @@ _OPERATORS = {
 }
 _KNOWN = ("channel_shuffle", "permutation", "transform", "filterbank")  # maps whose matrix is known
 _BUTTERFLIES = ("transform", "filterbank")
-_CONDITION = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+)\s*")
+_CONDITION = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d{1,18})\s*", re.ASCII)
 
 
 def _condition(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"== {value}"
+        value = f"== {value}"
     found = _CONDITION.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         raise ValueError('expected an integer, or a comparison with one such as ">= 64", "!= 3" or "< 4096"')
@@ -37,15 +61,13 @@ def _condition(value: object) -> object:
 
 def _target(value: str) -> str:
     if value.startswith("re:"):
-        try:
-            re.compile(value[3:])
-        except re.error as error:
-            raise ValueError(f"not a regular expression ({error})") from error
+        compile_target(value[3:])
     return value
 
 
 Condition = Annotated[str, BeforeValidator(_condition)]
 Target = Annotated[str, Field(min_length=1), AfterValidator(_target)]
+Grid = Annotated[tuple[Annotated[int, Field(ge=3)], ...], Field(max_length=2)]
 
 
 def _default_start(data: dict[str, object]) -> Start:
@@ -58,11 +80,41 @@ def holds(condition: str, value: int) -> bool:
     return bool(_OPERATORS[comparison](value, int(limit)))
 
 
+def insertion_problem(
+    structure: Structure, start: str | None, size: int = 0, grid: Sequence[int] = ()
+) -> str | None:
+    """Why a structure cannot be inserted with that start; None if it can, or if that depends on the size."""
+    if isinstance(structure, (Butterfly, Sum)):
+        return f'structure = "{structure.structure}" cannot be inserted; only one chain of factors can'
+    if start == "fit":
+        return 'nothing was there to fit to; start is "exact" (the identity), "orthogonal" or "random"'
+    if grid and start != "geometry":
+        return f'a grid goes with start = "geometry", not "{start}"'
+    if start == "geometry":
+        return _geometry_problem(structure, size, grid)
+    square = not size or all(pattern.b == pattern.c for pattern in structure.patterns(size, size))
+    if not square and start not in ("orthogonal", "random"):
+        return f'{structure} cannot be the identity; give start = "random", or structure = "kaleidoscope"'
+    return None
+
+
+def _geometry_problem(structure: Structure, size: int, grid: Sequence[int]) -> str | None:
+    if not isinstance(structure, Kaleidoscope):
+        return (
+            'start = "geometry" is a permutation, which structure = "kaleidoscope" holds, '
+            f'not "{structure.structure}"'
+        )
+    if size and (prod(grid or (size,)) != size or size < 3):
+        shape = " × ".join(map(str, grid)) or "line"
+        return f"{size} entries form no grid {shape}: give one or two sides of at least 3 with that product"
+    return None
+
+
 def matching(targets: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     """First of ``targets`` that one of ``names`` equals, or matches in full if it starts with ``re:``."""
     for target in targets:
         if target.startswith("re:"):
-            if any(re.fullmatch(target[3:], name) for name in names):
+            if any(map(compile_target(target[3:]), names)):
                 return target
         elif target in names:
             return target
@@ -76,7 +128,8 @@ class _Base(BaseModel):
 class Where(_Base):
     """Conditions on a site, all of which must hold: an integer, or a comparison with one.
 
-    ``read`` is whether a forward reads the weight instead of calling the layer; see ``Site``.
+    ``read`` is whether a forward reads the weight instead of calling the layer, ``head`` whether the site
+    belongs to the output head; see ``Site``.
     """
 
     in_features: Condition | None = None
@@ -85,6 +138,7 @@ class Where(_Base):
     parameters: Condition | None = None
     vectors: Condition | None = None
     read: bool | None = None
+    head: bool | None = None
 
 
 class Replacement(_Base):
@@ -111,6 +165,12 @@ class Replacement(_Base):
                 f'structure = "{self.structure.structure}" is for trained weights '
                 f'(find = "linear", "pointwise_conv"), not for "{self.find}"'
             )
+        parametrization = getattr(self.structure, "parametrization", "free")
+        if parametrization == "orthogonal" and self.start in ("exact", "fit"):
+            raise ValueError(
+                f'start = "{self.start}" needs parametrization = "free"; with "orthogonal", start is '
+                f'"identity", "orthogonal" or "random"'
+            )
         if self.start == "exact" and not isinstance(self.structure, Dense):
             if self.find not in _KNOWN:
                 allowed = ", ".join(f'"{kind}"' for kind in _KNOWN)
@@ -135,10 +195,80 @@ class Replacement(_Base):
         return self
 
 
+class Insertion(_Base):
+    """One ``[[insert]]`` part: a map before or after modules, where there was none.
+
+    Targets, ``ignore`` and ``where`` are those of a replacement. What a module takes first, or what it gives,
+    is mapped along dimension ``dim``, where -1 is the last of whatever tensor comes. With
+    ``start = "identity"`` the outputs stay exactly as they are. With ``start = "geometry"`` the map is the
+    permutation that arranges the entries on ``grid``, or without one on a line, as data tell (see
+    ``find_arrangement``).
+    """
+
+    before: tuple[Target, ...] = ()
+    after: tuple[Target, ...] = ()
+    ignore: tuple[Target, ...] = ()
+    where: Where = Where()
+    dim: int
+    structure: Structure = Field(alias="with")
+    start: Literal["identity", "orthogonal", "random", "geometry"] = "identity"
+    grid: Grid = ()
+
+    @model_validator(mode="after")
+    def _is_one_square_chain(self) -> "Insertion":
+        if bool(self.before) == bool(self.after):
+            raise ValueError("give one of before and after: a list of paths, re:expressions or class names")
+        if problem := insertion_problem(self.structure, self.start, grid=self.grid):
+            raise ValueError(problem)
+        return self
+
+    find: ClassVar = INSERTION
+    split: ClassVar = False
+    unless_found: ClassVar = None
+
+    @property
+    def place(self) -> Literal["before", "after"]:
+        """Where the map stands, from the modules that are named."""
+        return "before" if self.before else "after"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The modules that are named."""
+        return self.before or self.after
+
+    def has_dimension(self, site: "Site") -> bool:
+        """Whether the tensor at the site has the dimension; it is not known everywhere."""
+        return site.dim is None or -site.ndim <= self.dim < site.ndim
+
+    def is_about(self, site: "Site") -> bool:
+        """Whether the site is at the place and along the dimension; the last answers for a missing one."""
+        if site.facts["place"] != self.place or site.dim is None:
+            return bool(site.facts["place"] == self.place)
+        return site.dim == (self.dim % site.ndim if self.has_dimension(site) else site.ndim - 1)
+
+
+Part = Replacement | Insertion
+
+
 class Rule(_Base):
-    """A rule: parts in order, of which the first that matches a site decides about it."""
+    """A rule: parts in order, of which the first that matches a site decides about it.
+
+    Parts count from 1, the insertions after the replacements.
+    """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: Annotated[str, Field(min_length=1)]
     summary: str = ""
-    replace: Annotated[tuple[Replacement, ...], Field(min_length=1)]
+    replace: tuple[Replacement, ...] = ()
+    insert: tuple[Insertion, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> "Rule":
+        if not self.parts:
+            raise ValueError("a rule needs at least one [[replace]] or [[insert]]")
+        return self
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts in order."""
+        return (*self.replace, *self.insert)

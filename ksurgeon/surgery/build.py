@@ -1,6 +1,7 @@
 """Build the module that takes a site's place, and hand over what the old one had."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Site
 from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.lazy import plain
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
@@ -24,6 +26,7 @@ __all__ = [
     "dense_weight",
     "hand_over",
     "in_parts",
+    "note",
     "set_dense",
     "site_weight",
 ]
@@ -34,7 +37,21 @@ _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
+_TENSORS = ("weight", "bias", "matrix")
+# What the layers' own constructors set, of torch.nn and of ours.
+_SIZES = frozenset(
+    name
+    for layer in (
+        *(cls(2, 2, 1, device="meta") for cls in _CONVOLUTIONS.values()),
+        nn.ConvTranspose1d(2, 2, 1, device="meta"),
+        KPointwiseConv(2, 2, device="meta"),
+        KLinear(2, 2, device="meta"),
+        KChannelShuffle(2, 1, device="meta"),
+    )
+    for name in vars(layer)
+) | {"nf", "nx"}  # transformers' Conv1D
 
 
 def build_layer(
@@ -80,10 +97,18 @@ def build_layer(
 
 
 def _emptied(module: nn.Module) -> nn.Module:
-    """A copy of the layer that holds no tensors."""
+    """A copy of the layer that holds no tensors, and no children, which are handed over."""
     shell = copy.copy(module)
-    vars(shell)["_parameters"] = dict.fromkeys(module._parameters)
+    vars(shell)["_parameters"], vars(shell)["_modules"] = dict.fromkeys(module._parameters), {}
+    for name in ("_hf_hook", "_old_forward", "forward"):  # accelerate's, which are bound to the layer
+        vars(shell).pop(name, None)
     return shell
+
+
+def _weights_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that make the weight of a layer."""
+    matrix = module._modules.get("matrix")
+    return [module._parameters["weight"]] if matrix is None else list(matrix.parameters())  # type: ignore[list-item]
 
 
 @torch.no_grad()
@@ -123,11 +148,34 @@ def build_shuffle(
 
 
 def hand_over(old: nn.Module, new: nn.Module) -> None:
-    """Training flag and hooks of the old module become the new one's; both share the hooks."""
+    """Training flag and hooks of the old module, accelerate's too, become the new one's; both share them.
+
+    So do attributes, buffers and children that somebody gave the layer, and what was noted on its weight
+    (``lr_mult``, ``no_decay``), which every factor gets.
+    """
     new.train(old.training)
+    for name, value in vars(old).items():
+        if not name.startswith("_") and name not in _SIZES and name not in ("forward", "shell"):
+            vars(new)[name] = value
+    for held in ("_parameters", "_buffers", "_modules"):
+        added = {name: value for name, value in vars(old)[held].items() if name not in _TENSORS}
+        vars(new)[held] = {**vars(new)[held], **added}
+    new._non_persistent_buffers_set = set(old._non_persistent_buffers_set)
+    note(_weights_of(old)[0], _weights_of(new))
     for name in _HOOKS:
         if name in vars(old):
             object.__setattr__(new, name, vars(old)[name])
+    if "_hf_hook" in vars(old):
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(new, vars(old)["_hf_hook"])
+
+
+def note(old: nn.Parameter, parameters: Iterable[nn.Parameter]) -> None:
+    """What somebody noted on a parameter is noted on those that come in its place."""
+    notes = {name: value for name, value in vars(old).items() if not name.startswith("_ksurgeon")}
+    for parameter in parameters:
+        vars(parameter).update(notes)
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -185,6 +233,7 @@ def build_parameter(
         weight = parameter.detach().T if transposed else parameter.detach()
         set_dense(new.matrix, in_parts(weight, parts))
     new.matrix.requires_grad_(parameter.requires_grad)
+    note(parameter, new.matrix.parameters())
     return new.train(training)
 
 
@@ -197,8 +246,8 @@ def build_dense(module: nn.Module, ndim: int = 0) -> nn.Module:
         SurgeryError: a shuffle along a dimension that no dense layer of torch.nn maps.
     """
     assert isinstance(module, (KLinear, KPointwiseConv, KChannelShuffle))
-    weight = module.weight.detach()
-    factor = module.matrix.factors[0]
+    weight = plain(module.weight.detach())
+    first = next(module.matrix.parameters())
     new: nn.Module
     if "shell" in vars(module):
         new = _emptied(vars(module)["shell"])
@@ -214,15 +263,15 @@ def build_dense(module: nn.Module, ndim: int = 0) -> nn.Module:
         )
     elif isinstance(module, KLinear) or module.dim in (-1, ndim - 1):
         new = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-    elif module.dim == 1 and ndim - 2 in _CONVOLUTIONS:
+    elif module.dim in (1, 1 - ndim) and ndim - 2 in _CONVOLUTIONS:
         new = _CONVOLUTIONS[ndim - 2](module.in_features, module.out_features, 1, bias=False, device="meta")
         weight = weight.reshape(*weight.shape, *[1] * (ndim - 2))
     else:
         raise SurgeryError(
             f"no dense layer maps dimension {module.dim} of a tensor of {ndim} dimensions; "
-            "set the K-matrix back to its shuffle, or keep it"
+            "set the K-matrix back to the map that stood there (the identity if it was inserted), or keep it"
         )
-    new.weight = nn.Parameter(weight.contiguous(), requires_grad=factor.requires_grad)
+    new.weight = nn.Parameter(weight.contiguous(), requires_grad=first.requires_grad)
     new.bias = getattr(module, "bias", None)  # type: ignore[assignment]
     hand_over(module, new)
     return new

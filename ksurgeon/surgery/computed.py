@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ksurgeon.kmatrix.lazy import HasComputed
 from ksurgeon.surgery.rewrite import Code, base_class, subclass
 
 __all__ = ["child_of", "class_below", "computed_class", "computed_names"]
@@ -23,9 +24,11 @@ def computed_class(base: type[nn.Module], name: str) -> type[nn.Module]:
         "__reduce_ex__": _reduce,
         "_ksurgeon_below": base,
         "_ksurgeon_computed": name,
+        "_computed": (name, *(base._computed if issubclass(base, HasComputed) else ())),
         name: property(computed),
     }
-    new = type(base.__name__, (base,), space)
+    bases = (base,) if issubclass(base, HasComputed) else (HasComputed, base)
+    new = type(base.__name__, bases, space)
     new.__qualname__ = base.__qualname__
     return new
 

@@ -1,28 +1,31 @@
 """Find, plan, operate, verify: one call that converts a model."""
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ksurgeon.calibrate import Data, open_data
-from ksurgeon.errors import WeightsError
+from ksurgeon.errors import SurgeryError, WeightsError
 from ksurgeon.find import Site, open_finder
-from ksurgeon.find.inputs import ExampleInputs
-from ksurgeon.models.opening import resolve_source
+from ksurgeon.find.inputs import ExampleInputs, require_weights
+from ksurgeon.kernels import chosen_backend
 from ksurgeon.models.source import Source
 from ksurgeon.rules.files import checked_plan
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import Decision, Plan, describe_parts, make_plan, require_matches
-from ksurgeon.rules.schema import Rule
-from ksurgeon.surgery.activation import find_fusions
+from ksurgeon.rules.schema import Rule, SiteKind
 from ksurgeon.surgery.build import site_weight
 from ksurgeon.surgery.conversion import Conversion, Result
 from ksurgeon.surgery.current import current_record
+from ksurgeon.surgery.inserted import called_alike
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
+from ksurgeon.surgery.readable import NOT_FOUND_AGAIN, finds_again, require_builds
 from ksurgeon.surgery.record import (
     Found,
     Operation,
@@ -31,6 +34,7 @@ from ksurgeon.surgery.record import (
     attach,
     describe_inputs,
 )
+from ksurgeon.surgery.recorded import source_of
 from ksurgeon.surgery.replacements import Progress, build_replacements
 from ksurgeon.surgery.verify import (
     amplified,
@@ -53,69 +57,98 @@ def convert(
     data: Data | None = None,
     examples: int = 512,
     tokenizer: str | None = None,
+    max_length: int = 128,
     compensate: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
-    fuse_activations: bool = True,
+    fuse_activations: bool | None = None,
 ) -> Conversion:
     """Replace linear maps of a model by K-matrices, in place, as a rule says.
 
     Args:
         model: any module. A call that raises leaves it as it was.
         rule: name of a built-in rule, a rule file, or a ``Rule``.
-        example_inputs: as for ``find``; the operation is verified on them.
+        example_inputs: as for ``find``; the operation is verified on them. Left out, one example of ``data``.
         source: where the architecture comes from (``"torchvision:resnet18"``, ``"package.module:function"``),
             for the record; found out for models of timm, torchvision and transformers.
         plan: decisions to carry out in place of those the rule would give; they are checked against the
             model, and counted anew.
         data: what the model takes in real use (see ``calibrate.open_data``): what starts with "fit" is then
-            fitted to what its site does on them, not to its weight alone.
-        examples, tokenizer: of the data.
+            fitted to what its site does on them, not to its weight alone. What starts with "geometry" needs
+            them.
+        examples, tokenizer, max_length: of the data.
         compensate: whether layers fitted to data are fitted front to back, each so that it makes up for the
             errors of those before it; for models whose order of layers does not depend on the data.
         seed: of random starting values.
         progress: called before each site and once at the end.
-        fuse_activations: whether K-layers apply the activation module behind them, where the example run
-            and the traced forward prove that nothing else sees the layer's output.
+        fuse_activations: deprecated, and without effect: K-layers apply no activations.
+
+    Warns:
+        UserWarning: a target matches nothing while others do; ``plan.unmatched_names`` has them all.
 
     Raises:
         MatchError: the rule matches nothing.
         RuleError: there is no such rule, or it is malformed.
-        InputError: the model does not run on the inputs.
+        InputError: the model does not run on the inputs, or has no weights yet.
         WeightsError: a weight to be replaced is not finite.
         PlanError: the plan does not fit the model.
-        SurgeryError: an operation is refused.
+        SurgeryError: an operation is refused, the source does not build this model, or it is given and what
+            is in a forward could not be found again by ``load``.
+        DataError: the data cannot be read, are missing, or tell no geometry.
     """
+    if fuse_activations is not None:
+        warnings.warn(
+            "fuse_activations has no effect any more and will be removed: K-layers apply no activations, "
+            "activation modules stay in place. Leave it out",
+            FutureWarning,
+            stacklevel=2,
+        )
+    chosen_backend()  # what the environment asks for is there, before the fit
     chosen = load_rule(rule) if plan is None else None
+    require_weights(model)
+    origin, batches = source_of(model, source), None
+    if data is not None:
+        batches = open_data(
+            data,
+            model,
+            examples=examples,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            source=origin,
+            example_inputs=example_inputs,
+        )
+        example_inputs = example_inputs if example_inputs is not None else batches.example
     finder = open_finder(model, example_inputs)
     example_inputs = finder.example_inputs
     if plan is None:
         assert chosen is not None
-        plan = make_plan(finder.sites, chosen)
+        plan = make_plan(finder.all_sites, chosen)
     else:
-        plan = checked_plan(plan, finder.sites)
+        plan = checked_plan(plan, finder.all_sites)
     require_matches(plan, finder.sites)
-    pairs = _pair(plan, finder.sites)
+    for messages in plan.unmatched_names.values():
+        warnings.warn("; ".join(messages), stacklevel=2)
+    pairs = _pair(plan, finder.all_sites)
+    record = _extended_record(model, origin, source is not None, example_inputs)
+    if any(KINDS[site.kind].is_original for _, site in pairs) and not finds_again(model, record):
+        record.inputs = None
+        if source is not None:  # it is to be saved
+            raise SurgeryError(NOT_FOUND_AGAIN)
+        warnings.warn(f"ksurgeon.save will refuse this model: {NOT_FOUND_AGAIN}", stacklevel=2)
     _require_finite(model, [site for _, site in pairs])
-    batches = None
-    if data is not None and any(decision.start == "fit" for decision, _ in pairs):
-        batches = open_data(data, model, examples=examples, tokenizer=tokenizer)
     built = build_replacements(
         model, pairs, batches=batches, compensate=compensate, harm=plan.harm, seed=seed, progress=progress
     )
     replacements = [(site, new.module) for (_, site), new in zip(pairs, built, strict=True)]
     swaps, paths = prepare(model, finder, replacements)
-    fusions = find_fusions(model, finder, replacements) if fuse_activations else {}
-    swaps += fusions.values()
     before, output_errors = outputs_and_errors(model, example_inputs, replacements)
-    record = _extended_record(model, source, example_inputs)
     record.rules.append(plan.rule)
     record.seed = seed
     stage = record.stages
     results = []
     for (decision, site), new in zip(pairs, built, strict=True):
         assert decision.structure is not None and decision.start is not None
-        output_error, fusion = output_errors.get(site.path), fusions.get(site.path)
+        output_error = output_errors.get(site.path)
         results.append(
             Result(
                 path=paths[site.path],
@@ -132,10 +165,12 @@ def convert(
         record.operations.append(
             Operation(
                 path=site.path,
-                kind=site.kind,
+                aliases=site.aliases,
+                kind=cast(SiteKind, site.kind),
                 structure=decision.structure,
                 start=decision.start,
-                permutation=site.permutation,
+                calibrated=new.calibrated,
+                permutation=new.permutation,
                 dim=site.dim,
                 ndim=site.ndim,
                 groups=site.groups,
@@ -147,8 +182,6 @@ def convert(
                 parameters_after=decision.parameters_after,
                 weight_error=new.error,
                 output_error=output_error,
-                activation=fusion.name if fusion else None,
-                activation_path=fusion.path if fusion else "",
             )
         )
     parameters = _count_parameters(model)
@@ -174,7 +207,8 @@ def _swap_and_verify(
     """Change of the outputs, and what the user has to be told; a model that is refused is as it was."""
     swap_all(swaps)
     try:
-        change = output_change(model, example_inputs, before)
+        with called_alike(swaps):
+            change = output_change(model, example_inputs, before)
     except BaseException:
         undo_all(swaps)
         raise
@@ -223,8 +257,10 @@ def _found(plan: Plan) -> list[Found]:
 
 
 def _pair(plan: Plan, sites: Sequence[Site]) -> list[tuple[Decision, Site]]:
+    """Every decision that replaces something with its site, along the dimension that the decision says."""
     known = {(site.path, site.kind): site for site in sites}
-    return [(decision, known[decision.path, decision.kind]) for decision in plan.replacements]
+    found = [(decision, known[decision.path, decision.kind]) for decision in plan.replacements]
+    return [(d, site if d.dim is None else replace(site, dim=d.dim)) for d, site in found]
 
 
 def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
@@ -242,15 +278,18 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
 
 
 def _extended_record(
-    model: nn.Module, source: str | Source | None, example_inputs: ExampleInputs | None
+    model: nn.Module, origin: Source | None, is_given: bool, example_inputs: ExampleInputs | None
 ) -> Record:
-    """The model's record so far, or a new one."""
+    """The model's record so far, or a new one; an origin that was given has to build the model."""
     present = current_record(model)
     if present is not None:
+        present.inputs = present.inputs or describe_inputs(example_inputs)
         return present
     record = Record.begin(model)
     record.inputs = describe_inputs(example_inputs)
-    record.source = resolve_source(model, source)
+    record.source = origin
+    if is_given and (origin is None or origin.is_trusted):
+        require_builds(record.source, record.architecture)
     if record.source is not None and record.source.weights_note:
         record.warnings.append(record.source.weights_note)
     return record

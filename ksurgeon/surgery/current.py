@@ -3,23 +3,19 @@
 from torch import nn
 
 from ksurgeon.errors import KsurgeonError, SurgeryError
+from ksurgeon.find.inputs import is_offloaded
 from ksurgeon.models.opening import build, guess_sources, skeleton
 from ksurgeon.models.source import Source
-from ksurgeon.surgery.activation import FusedActivation
 from ksurgeon.surgery.computed import child_of
-from ksurgeon.surgery.kinds import KINDS, kind_of
+from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Operation, Record, record_of, signature
 from ksurgeon.surgery.replay import replay
 
-__all__ = ["current_record", "standing_record"]
+__all__ = ["current_record", "layer_paths", "replacements_of", "standing_record"]
 
 
 def standing_record(model: nn.Module) -> Record | None:
-    """A copy of the model's record without the operations whose K-module is gone; asks for no tensor.
-
-    Raises:
-        SurgeryError: a K-module is gone, and with it the activation that it had taken over.
-    """
+    """A copy of the model's record without the operations whose K-module is gone; asks for no tensor."""
     record = record_of(model)
     if record is None:
         return None
@@ -28,7 +24,6 @@ def standing_record(model: nn.Module) -> Record | None:
         return record  # a dense layer in the place of a shuffle is not told from those of the architecture
     stands = [operation for operation in record.operations if _stands(model, operation)]
     if len(stands) < len(record.operations):
-        _require_activations(model, [operation for operation in record.operations if operation not in stands])
         record.operations = stands
         _forget_measures(model, record)
     return record
@@ -42,14 +37,19 @@ def current_record(model: nn.Module) -> Record | None:
     measured on the model is forgotten if it changed.
 
     Raises:
-        SurgeryError: as of ``standing_record``.
+        SurgeryError: accelerate offloads weights of the model.
     """
     before, record = record_of(model), standing_record(model)
     if before is None or record is None:
         return None
+    if is_offloaded(model):
+        raise SurgeryError(
+            "accelerate keeps weights of this model elsewhere; bring them back first: "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
     if not record.architecture or any(operation.form == "dense" for operation in record.operations):
         return record
-    record.architecture = _architecture(model, record, record.operations)
+    record.architecture = _architecture(model, record)
     if len(record.operations) < len(before.operations) or record.architecture != before.architecture:
         _forget_measures(model, record)
         record.source = next((s for s in _sources(model, record) if _gives(s, record, model)), None)
@@ -68,51 +68,57 @@ def _forget_measures(model: nn.Module, record: Record) -> None:
 
 def _stands(model: nn.Module, operation: Operation) -> bool:
     """Whether the K-module of an operation is still in the model."""
+    return bool(replacements_of(model, operation))
+
+
+def replacements_of(model: nn.Module, operation: Operation) -> list[nn.Module]:
+    """The K-modules that an operation put into the model, as far as they are there; usually one."""
     kind = KINDS[operation.kind]
     if kind.is_original is not None:
-        return any(
-            getattr(m, "site", None) == operation.path for m in model.modules() if isinstance(m, kind.modules)
-        )
+        ours = (m for m in model.modules() if isinstance(m, kind.modules))
+        return [m for m in ours if getattr(m, "site", None) == operation.path]
+    return [
+        module
+        for path in layer_paths(operation)
+        for module in modules_at(model, path)
+        if isinstance(module, kind.modules)
+    ]
+
+
+def modules_at(model: nn.Module, path: str) -> list[nn.Module]:
+    """The module of that path and all inside it, as an adapter holds the layer; none if there is none."""
     try:
-        there = model.get_submodule(_layer_path(operation))
+        return list(model.get_submodule(path).modules())
     except AttributeError:
-        return False
-    return any(isinstance(module, kind.modules) for module in there.modules())  # inside an adapter, too
+        return []
 
 
-def _require_activations(model: nn.Module, gone: list[Operation]) -> None:
-    for operation in gone:
-        path = operation.activation_path
-        try:
-            present = model.get_submodule(path) if path else None
-        except AttributeError:
-            continue
-        if isinstance(present, FusedActivation):
-            raise SurgeryError(
-                f"{operation.path} was a K-layer that applied {present.replaced[0]} in place of {path}, and "
-                f"is none any more: nothing applies it now. Put it back, model.set_submodule({path!r}, "
-                f"torch.nn.{present.replaced[0]}), or torch.nn.Identity() where it is to go"
-            )
+def layer_paths(operation: Operation) -> list[str]:
+    """Where the K-module of an operation on a layer or parameter stands; several of a shared layer."""
+    name, paths = operation.parameter, [operation.path, *operation.aliases]
+    return [f"{path.removesuffix(name)}{child_of(name)}" for path in paths] if name else paths
 
 
-def _layer_path(operation: Operation) -> str:
-    if not operation.parameter:
-        return operation.path
-    return f"{operation.path.removesuffix(operation.parameter)}{child_of(operation.parameter)}"
-
-
-def _architecture(
-    model: nn.Module, record: Record, operations: list[Operation]
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model without K-modules, those still there in the order of the record."""
-    ours = [(p, m) for p, m in model.named_modules(remove_duplicate=False) if kind_of(m) is not None]
-    inside = [f"{path}." for path, _ in ours]
+def _architecture(model: nn.Module, record: Record) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model without the K-modules that the operations put there, those still there in
+    the order of the record; K-modules of the model's own are part of it."""
+    put = {id(m): o for o in record.operations for m in replacements_of(model, o)}
+    ours = [(p, m, put[id(m)]) for p, m in model.named_modules(remove_duplicate=False) if id(m) in put]
+    inside = [f"{path}." for path, _, _ in ours]
     own = {n: shape for n, shape in signature(model).items() if not n.startswith(tuple(inside))}
-    replaced = {operation.path for operation in operations if operation.parameter}
-    below = [f"{o.path.partition(':')[0]}." for o in operations if not o.parameter]
-    for path, module in ours:
+    replaced = {o.path for o in record.operations if o.parameter}
+    below = [
+        f"{o.path.partition(':')[0]}."
+        for o in record.operations
+        if not (o.parameter or o.kind == "insertion")
+    ]
+    for path, module, operation in ours:
         parent = path.removesuffix(path.rpartition(".")[2])
         below += [f"{parent}{name}." for name, _ in getattr(module, "replaced", ())]
+        if operation.parameter:
+            replaced.add(parent + operation.parameter)
+        else:
+            below.append(f"{path}.")
     kept = {
         name: own.get(name, shape)
         for name, shape in record.architecture.items()

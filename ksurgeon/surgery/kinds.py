@@ -15,6 +15,7 @@ from ksurgeon.frontend.modules import replacement_of
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.permutation import permutation_
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
 from ksurgeon.kmatrix.structures import Butterfly, Structure
 from ksurgeon.kmatrix.transform import KTransform
@@ -51,8 +52,9 @@ class Kind:
     Attributes:
         modules: classes of the replacements.
         build: takes the model, the site (its ``parts`` as the plan wants them), the structure, the start
-            ("empty": the values are loaded afterwards) and what is known of the site's inputs; gives the
-            replacement, and its relative weight error where there is one.
+            ("empty": the values are loaded afterwards; "geometry": those of the site's ``permutation``) and
+            what is known of the site's inputs; gives the replacement, and its relative weight error where
+            there is one.
         dense: takes a replacement and the number of dimensions of what it maps; gives a plain module that
             computes the same, or raises SurgeryError.
         child: stem of the name of a replacement that a rewritten forward calls.
@@ -99,6 +101,24 @@ def _shuffle(
     new = build_shuffle(
         structure, site.in_features, site.groups, site.dim, site.permutation, start, model, training
     )
+    return new, 0.0 if start == "exact" else None
+
+
+def _insertion(
+    model: nn.Module, site: Site, structure: Structure, start: str, known: SiteMoments | None = None
+) -> tuple[nn.Module, float | None]:
+    """The identity as a permutation, which any chain of square blocks can be, or that of the site."""
+    assert site.dim is not None
+    owner, size = model.get_submodule(site.owner), site.in_features
+    like = owner if any(p.dtype.is_floating_point for p in owner.parameters()) else model
+    began = {"exact": "identity", "geometry": "empty"}.get(start, start)
+    new = build_shuffle(structure, size, 1, site.dim, tuple(range(size)), began, like, owner.training)
+    if start == "geometry":
+        assert site.permutation is not None
+        permutation_(new.matrix, site.permutation)
+    dtype = getattr(torch, site.dtype)
+    if dtype.itemsize > 2 or any(p.dtype is dtype for p in model.parameters()):  # autocast is no reason
+        new.to(dtype)
     return new, 0.0 if start == "exact" else None
 
 
@@ -166,6 +186,7 @@ KINDS: dict[str, Kind] = {
     "pointwise_conv": _LAYER,
     "channel_shuffle": _SHUFFLE,
     "permutation": replace(_SHUFFLE, child="kpermutation"),
+    "insertion": replace(_SHUFFLE, build=_insertion),
     "transform": _TRANSFORM,
     "filterbank": replace(_TRANSFORM, modules=(KFrontend, KFilters), build=_filterbank),
 }

@@ -83,6 +83,7 @@ def load_dense(
         model.load_state_dict(rest, strict=False)
     for operation, _, _, error in fitted:
         operation.weight_error, operation.output_error = error, None
+        operation.calibrated = False
     if record.outcome is not None:
         record.outcome.output_change = None
     attach(model, record)

@@ -1,7 +1,7 @@
 """The only code that changes a model: prepared swaps, done all or not at all, and undone."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -11,10 +11,20 @@ from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.match import Match
 from ksurgeon.surgery.computed import child_of, computed_class, computed_names
+from ksurgeon.surgery.inserted import InsertSwap
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
 
-__all__ = ["ModuleSwap", "ParameterSwap", "RewriteSwap", "Swap", "prepare", "swap_all", "undo_all"]
+__all__ = [
+    "ModuleSwap",
+    "ParameterSwap",
+    "RewriteSwap",
+    "Swap",
+    "new_owners",
+    "prepare",
+    "swap_all",
+    "undo_all",
+]
 
 
 @dataclass
@@ -76,7 +86,7 @@ class ParameterSwap:
         self.owner.__class__ = self.before
 
 
-Swap = ModuleSwap | RewriteSwap | ParameterSwap
+Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap
 
 
 def swap_all(swaps: Iterable[Swap]) -> None:
@@ -111,13 +121,17 @@ def prepare(
     swaps: list[Swap] = []
     paths: dict[str, str] = {}
     inside: dict[str, list[tuple[Site, nn.Module]]] = defaultdict(list)
-    parameters: list[Swap] = []
+    later: list[Swap] = []
+    inserted: list[tuple[Site, nn.Module]] = []
     for site, new in replacements:
         if site.parameter:
             owner = model.get_submodule(site.owner)
-            parameters.append(ParameterSwap(owner, site.parameter, new))
+            later.append(ParameterSwap(owner, site.parameter, new))
             child = child_of(site.parameter)
             paths[site.path] = f"{site.owner}.{child}" if site.owner else child
+            continue
+        if site.kind == "insertion":
+            inserted.append((site, new))
             continue
         if site.nodes:
             inside[site.owner].append((site, new))
@@ -142,7 +156,56 @@ def prepare(
         rewrite, names = _rewrite(owner, finder, owner_path, found)
         swaps.append(rewrite)
         paths.update({path: prefix + name for path, name in names.items()})
-    return swaps + parameters, paths
+    owners, erased = new_owners(swaps), _erased(model, finder, replacements)
+    taken: dict[int, list[str]] = defaultdict(list)
+    for site, new in inserted:
+        _remember(new, site, [])
+        owner, place = model.get_submodule(site.owner), str(site.facts["place"])
+        if (gone := erased.get((id(owner), place))) is not None:
+            raise SurgeryError(
+                f"nothing is {place} {site.owner} once {gone} is replaced; insert {place} another module"
+            )
+        old, owner = owner, owners.get(id(owner), owner)
+        name = _free_name(owner, f"k{place}", taken[id(owner)])
+        taken[id(owner)].append(name)
+        later.append(InsertSwap(owner, place, name, new, None if old is owner else old))
+        paths[site.path] = f"{site.owner}.{name}"
+    return swaps + later, paths
+
+
+def new_owners(swaps: Iterable[Swap]) -> dict[int, nn.Module]:
+    """What takes the place of each module that the swaps take out, by ``id``."""
+    found = [swap for swap in swaps if isinstance(swap, ModuleSwap)]
+    return {id(old): new for swap in found for old, new in zip(swap.old, swap.new, strict=True)}
+
+
+def _erased(
+    model: nn.Module, finder: Finder, replacements: Sequence[tuple[Site, nn.Module]]
+) -> dict[tuple[int, str], str]:
+    """Places, by the ``id`` of the module, that are gone with a map that is replaced, and the map's path.
+
+    Of the modules that did it in an ``nn.Sequential``, the places before the first and after the last stay.
+    """
+    found: dict[tuple[int, str], str] = {}
+    for site, _ in replacements:
+        if KINDS[site.kind].is_original is None or site.kind == "insertion":
+            continue
+        owner, places = model.get_submodule(site.owner), ("before", "after")
+        nodes = finder.matches[site.path].region.nodes if site.nodes else []
+        calls = [owner.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
+        stay = set()
+        if type(owner) is nn.Sequential and calls:
+            stay = {(id(calls[0]), "before"), (id(calls[-1]), "after")}
+        if site.is_module:
+            calls = [owner]
+            stay = {(id(owner), place) for place in places}
+        inner = {(id(m), place) for call in calls for m in call.modules() for place in places}
+        found |= dict.fromkeys(inner - stay, site.path)
+    return found
+
+
+def _free_name(owner: nn.Module, stem: str, taken: Collection[str]) -> str:
+    return next(n for number in count() if not hasattr(owner, n := f"{stem}{number}") and n not in taken)
 
 
 def _remember(new: nn.Module, site: Site, replaced: list[tuple[str, nn.Module]]) -> None:
@@ -169,13 +232,16 @@ def _sequential(owner: nn.Sequential, match: Match, new: nn.Module) -> ModuleSwa
 def _rewrite(
     owner: nn.Module, finder: Finder, path: str, found: list[tuple[Site, nn.Module]]
 ) -> tuple[RewriteSwap, dict[str, str]]:
+    if "_hf_hook" in vars(owner):
+        raise SurgeryError(
+            f"accelerate's hooks wrap the forward of {path or 'the model'}, which is to be rewritten; take "
+            "them away (accelerate.hooks.remove_hook_from_module(model, recurse=True)) and dispatch again"
+        )
     if is_rewritten(owner) or computed_names(owner) or "forward" in vars(owner):
         raise SurgeryError(f"the forward of {path or 'the model'} was changed before; it cannot be rewritten")
     names: dict[str, str] = {}
     for site, _ in found:
-        stem = KINDS[site.kind].child
-        free = (f"{stem}{number}" for number in count())
-        names[site.path] = next(n for n in free if not hasattr(owner, n) and n not in names.values())
+        names[site.path] = _free_name(owner, KINDS[site.kind].child, names.values())
     call = finder.call_of(owner)
     wanted = [(finder.matches[site.path], names[site.path]) for site, _ in found]
     after = rewritten_class(owner, call, finder.movers_of(owner), wanted)

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from math import prod
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ksurgeon.errors import RecordError
 from ksurgeon.find.inputs import ExampleInputs, as_call
 from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.models.inputs import Inputs
 from ksurgeon.models.source import Source
+from ksurgeon.rules.schema import SiteKind
 
 __all__ = [
     "Found",
@@ -28,37 +32,46 @@ __all__ = [
 ]
 
 _ATTRIBUTE = "_ksurgeon_record"
+_LARGEST_INPUTS = 10**7
 
 
 class _Base(BaseModel):
-    model_config = ConfigDict(extra="forbid", serialize_by_alias=True, validate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", serialize_by_alias=True, validate_by_name=True, ser_json_inf_nan="strings"
+    )
 
 
 class Operation(_Base):
     """One replaced site; ``form`` tells what stands there: a K-module, or after a revert a dense layer.
 
-    ``activation`` is what the K-module applies in place of the module at ``activation_path``.
+    ``calibrated`` tells whether it was fitted to what the site does on data, not to its weight alone;
+    ``aliases`` are further paths of the same site. ``permutation`` is that of a shuffle, or what an insertion
+    with the start "geometry" began as. Records that earlier versions wrote may name an ``activation`` that
+    the K-layer applied, and the ``activation_path`` of the module that it applied it for. Both are read and
+    ignored: the module applies it itself, and the outputs are the same.
     """
 
     path: str
-    kind: str
+    aliases: tuple[str, ...] = ()
+    kind: SiteKind
     form: Literal["kaleidoscope", "dense"] = "kaleidoscope"
     structure: Structure
     start: str
+    calibrated: bool = False
     permutation: tuple[int, ...] | None = None
     dim: int | None = None
     ndim: int = 0
-    groups: int = 1
+    groups: Annotated[int, Field(ge=1)] = 1
     facts: dict[str, Any] = {}
     parameter: str = ""
-    parts: int = 1
-    stage: int = 0
+    parts: Annotated[int, Field(ge=1, le=1024)] = 1
+    stage: Annotated[int, Field(ge=0, lt=1000)] = 0
     parameters_before: int = 0
     parameters_after: int = 0
     weight_error: float | None = None
     output_error: float | None = None
-    activation: str | None = None
-    activation_path: str = ""
+    activation: str | None = Field(default=None, exclude=True)
+    activation_path: str = Field(default="", exclude=True)
 
 
 class Found(_Base):
@@ -95,6 +108,7 @@ class Training(_Base):
     """One training of the model: by what, on what, and its held-out metrics before and after.
 
     ``teacher`` is None where there were only labels; ``settings`` are those that were not the defaults.
+    ``metric`` is the one that decided what is kept, on ``held_out`` examples.
     """
 
     teacher: str | None = None
@@ -104,6 +118,8 @@ class Training(_Base):
     batch: int
     seconds: float
     settings: dict[str, Any] = {}
+    metric: str = ""
+    held_out: int = 0
     before: dict[str, float] = {}
     after: dict[str, float] = {}
     teacher_metrics: dict[str, float] = {}
@@ -114,7 +130,8 @@ class Record(_Base):
 
     ``architecture`` gives name and shape of every tensor of the model before surgery; ``inputs`` describes
     the example inputs, which maps inside a ``forward`` are found again with; ``buffers`` gives the dtypes of
-    buffers that are not part of the state; ``files`` are copies of what stood beside the original.
+    buffers that are not part of the state; ``files`` are copies of what stood beside the original;
+    ``shared`` gives the first name of what has several (see ``sharing``), None where the save tells nothing.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -129,6 +146,7 @@ class Record(_Base):
     inputs: dict[str, Any] | None = None
     buffers: dict[str, str] = {}
     files: list[str] = []
+    shared: dict[str, str] | None = None
     outcome: Outcome | None = None
     trainings: list[Training] = []
 
@@ -178,24 +196,39 @@ def attach(model: nn.Module, record: Record | None) -> None:
 
 
 def describe_inputs(example_inputs: ExampleInputs | None) -> dict[str, Any] | None:
-    """Shapes and dtypes of example inputs as plain data; None where they are no such thing."""
+    """Shapes and dtypes of example inputs as plain data; None where they are no such thing.
+
+    Of more than ten million numbers, which ``inputs_from`` does not make, as many examples as are fewer.
+    """
     if example_inputs is None:
         return None
     args, kwargs = as_call(example_inputs)
+    call = {"args": list(args), "kwargs": dict(kwargs)}
+    tensors = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
+    numbers, batches = sum(leaf.numel() for leaf in tensors), {leaf.shape[:1] for leaf in tensors}
+    if numbers > _LARGEST_INPUTS:
+        rows = next(iter(batches)).numel() * _LARGEST_INPUTS // numbers if len(batches) == 1 else 0
+        if rows == 0:
+            return None
+        call = tree_map(lambda leaf: leaf[:rows] if isinstance(leaf, Tensor) else leaf, call)
     try:
-        return {"args": [_describe(a) for a in args], "kwargs": {k: _describe(v) for k, v in kwargs.items()}}
+        return {name: _tree(part) for name, part in call.items()}
     except TypeError:
         return None
 
 
+def _tree(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: _describe(value) for key, value in part.items()}
+    return [_describe(value) for value in part]
+
+
 def _describe(value: Any) -> Any:
     if isinstance(value, Tensor):
-        largest = (
-            int(value.max())
-            if value.numel() and not value.dtype.is_floating_point and not value.dtype.is_complex
-            else 0
-        )
-        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch."), "max": largest}
+        counts = value.numel() and not value.dtype.is_floating_point and not value.dtype.is_complex
+        least, most = (int(value.min()), int(value.max())) if counts else (0, 0)
+        described = {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        return {**described, "max": most, **({"min": least} if least > 0 else {})}
     if isinstance(value, (tuple, list)):
         return {"list": [_describe(item) for item in value]}
     if isinstance(value, dict):
@@ -205,21 +238,27 @@ def _describe(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
-def inputs_from(description: dict[str, Any], device: torch.device | str = "cpu") -> ExampleInputs:
-    """Inputs of the shapes described: normally distributed numbers, or integers up to those there were.
+def inputs_from(description: dict[str, Any], device: torch.device | str = "cpu", seed: int = 0) -> Inputs:
+    """Inputs of the shapes described: normally distributed numbers, or integers between those there were.
 
     Raises:
-        RecordError: the description is damaged.
+        RecordError: the description is damaged, or of more than ten million numbers.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
+    left = _LARGEST_INPUTS
 
     def make(value: dict[str, Any]) -> Any:
+        nonlocal left
         if "tensor" in value:
             dtype = getattr(torch, value["dtype"])
             shape = tuple(value["tensor"])
+            left -= prod(shape)
+            if left < 0 or min(shape, default=1) < 0 or not isinstance(dtype, torch.dtype):
+                raise ValueError(f"{dtype} of shape {shape}")
             if dtype.is_floating_point or dtype.is_complex:
                 return torch.randn(shape, generator=generator).to(device, dtype)
-            return torch.randint(0, max(value["max"], 0) + 1, shape, generator=generator).to(device, dtype)
+            least, most = value.get("min", 0), max(value["max"], 0)
+            return torch.randint(least, most + 1, shape, generator=generator).to(device, dtype)
         if "list" in value:
             return tuple(make(item) for item in value["list"])
         if "dict" in value:
@@ -231,6 +270,6 @@ def inputs_from(description: dict[str, Any], device: torch.device | str = "cpu")
             tuple(map(make, description["args"])),
             {k: make(v) for k, v in description["kwargs"].items()},
         )
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever there may be in the place of a number, a list or a table
         raise RecordError(f"the record's description of example inputs is damaged ({error!r})") from error
     return kwargs if kwargs and not args else args

@@ -1,12 +1,12 @@
 """Reading a record: from ``ksurgeon.json``, or from what ``save_pretrained`` of transformers wrote."""
 
-import json
 import re
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from ksurgeon.errors import RecordError
+from ksurgeon.files import parse_json, read_regular
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.record import Record, own_version
 
@@ -43,19 +43,22 @@ def read_record(folder: str | Path) -> Record:
         if key not in ("quantization_config", "transformers_weights")
     }
     source = record.source or Source(kind="transformers", name=str(folder))
-    record.source = source.model_copy(update={"options": {**source.options, "config": plain}})
+    source = source.model_copy(update={"options": {**source.options, "config": plain}})
+    record.source = source.as_read()
     return record
 
 
 def _read_json(file: Path) -> object | None:
     """What the file holds; None if there is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        text = read_regular(file)
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{file} cannot be read: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+        raise RecordError(f"{file} cannot be read: {getattr(error, 'strerror', error)}") from error
+    try:
+        return parse_json(text)
+    except ValueError as error:
         raise RecordError(f"{file} is damaged: not valid JSON ({error}); convert the model again") from error
 
 
@@ -72,7 +75,10 @@ def parse_record(data: object, file: str | Path) -> Record:
             f"ksurgeon ({data.get('ksurgeon', 'unknown')}): install that version or later"
         )
     try:
-        return Record.model_validate(data)
+        record = Record.model_validate(data)
+        if record.source is not None:
+            record.source = record.source.as_read()
+        return record
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the top"
@@ -86,5 +92,5 @@ def parse_record(data: object, file: str | Path) -> Record:
 
 
 def _numbers(release: object) -> list[int]:
-    """The numbers of a release, to compare; none of "unknown"."""
-    return [int(part) for part in re.findall(r"\d+", str(release))[:3]]
+    """The numbers of a release, to compare; none of "unknown", or where they are no release's."""
+    return [int(part) for part in re.findall(r"\d+", str(release))[:3] if len(part) < 10]

@@ -10,8 +10,11 @@ from torch import nn
 from ksurgeon.calibrate import Batches, SiteMoments, calibrate, harm_for
 from ksurgeon.calibrate.harm import HarmName, is_harm
 from ksurgeon.calibrate.lockstep import can_compensate
+from ksurgeon.errors import DataError
 from ksurgeon.find import Site
-from ksurgeon.find.inputs import call_model, evaluating
+from ksurgeon.find.inputs import call_model
+from ksurgeon.find.unchanged import example_run
+from ksurgeon.geometry import arrangement_from_moments
 from ksurgeon.rules.plan import Decision
 from ksurgeon.surgery.compensate import compensating
 from ksurgeon.surgery.kinds import KINDS
@@ -24,11 +27,20 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """A replacement, the relative error of its weight where there is one, and the time it took."""
+    """A replacement.
+
+    Attributes:
+        error: relative, of its weight where there is one.
+        seconds: that it took.
+        calibrated: whether it was fitted to data.
+        permutation: of the map that it replaces, or that it starts as where it is inserted.
+    """
 
     module: nn.Module
     error: float | None
     seconds: float
+    calibrated: bool
+    permutation: tuple[int, ...] | None = None
 
 
 def build_replacements(
@@ -46,7 +58,8 @@ def build_replacements(
     Args:
         model: that has the sites.
         pairs: decisions that replace, and their sites.
-        batches: inputs to fit to; without any, the weights alone are fitted.
+        batches: inputs to fit to; without any, the weights alone are fitted, and nothing can start from
+            geometry.
         compensate: whether layers are fitted front to back, each to the inputs that the replacements before
             it give (see ``compensating``).
         harm: what a plan keeps small, and so do the fits if it is one of ``calibrate.harm``.
@@ -54,6 +67,7 @@ def build_replacements(
         progress: called before each site and once at the end.
 
     Raises:
+        DataError: a start from geometry without data, or with data that tell none.
         InputError: the model takes or gives NaN or infinite entries on the batches.
         SurgeryError: a changed model calls its layers in another order.
     """
@@ -63,23 +77,31 @@ def build_replacements(
     def build(site: Site, known: SiteMoments | None) -> nn.Module:
         begin, decision = time.perf_counter(), decisions[site]
         assert decision.structure is not None and decision.start is not None
-        new, error = KINDS[site.kind].build(
-            model, replace(site, parts=decision.parts), decision.structure, decision.start, known
-        )
-        made[site] = Built(new, error, time.perf_counter() - begin)
+        planned = replace(site, parts=decision.parts)
+        if decision.start == "geometry":
+            planned = replace(planned, permutation=_arrangement(site, decision.grid, known))
+        new, error = KINDS[site.kind].build(model, planned, decision.structure, decision.start, known)
+        calibrated = known is not None and decision.start == "fit"
+        made[site] = Built(new, error, time.perf_counter() - begin, calibrated, planned.permutation)
         return new
 
     def tell(site: Site | None) -> None:
         if progress is not None:
             progress(len(made), len(pairs), site.path if site is not None else "")
 
+    arranged = [site for decision, site in pairs if decision.start == "geometry"]
+    if arranged and batches is None:
+        raise DataError(
+            f'start = "geometry" at {arranged[0].path} needs data that tell which entries are neighbours: '
+            "give convert data, the command --data, or a recipe [calibrate]"
+        )
     devices = [p.device.index for p in model.parameters() if p.device.type == "cuda"]
     with torch.random.fork_rng(devices=sorted(set(devices))):
         torch.manual_seed(seed)
         known: dict[str, SiteMoments] = {}
         fitted = [site for decision, site in pairs if decision.start == "fit"]
         if batches is not None and fitted:
-            with evaluating(model):
+            with example_run(model):
                 outputs = call_model(model, batches.fit[0])
             name: HarmName = harm if is_harm(harm) else "auto"
             known = calibrate(
@@ -89,9 +111,24 @@ def build_replacements(
                 able = [site for site in fitted if can_compensate(site)]
                 for site in compensating(model, able, batches.fit, known, build, seed):
                     tell(site)
+        if batches is not None and arranged:
+            largest = max(site.in_features for site in arranged)
+            known |= calibrate(model, arranged, batches.fit, largest=largest, seed=seed).sites
         for _, site in pairs:
             if site not in made:
                 tell(site)
                 build(site, known.get(site.path))
         tell(None)
     return [made[site] for _, site in pairs]
+
+
+def _arrangement(site: Site, grid: Sequence[int], known: SiteMoments | None) -> tuple[int, ...]:
+    """The permutation that puts what reaches a place on a grid, or on a line."""
+    if known is None:
+        raise DataError(f"no example reaches {site.path}; give data that do")
+    shape = tuple(grid) or (site.in_features,)
+    try:
+        found = arrangement_from_moments(known.moment[0], known.mean, known.rows, shape)
+    except DataError as error:
+        raise DataError(f"at {site.path}: {error}") from error
+    return tuple(found.tolist())

@@ -1,14 +1,15 @@
 """Do again to a fresh architecture what a record says was done to a model."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from ksurgeon.errors import RecordError
+from ksurgeon.errors import KsurgeonError, RecordError, StructureError
 from ksurgeon.find import Finder, Site
-from ksurgeon.surgery.activation import replay_fusions
+from ksurgeon.rules.plan import structure_cost
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import Operation, Record, inputs_from
@@ -16,8 +17,13 @@ from ksurgeon.surgery.record import Operation, Record, inputs_from
 __all__ = ["replay"]
 
 
-def replay(model: nn.Module, record: Record) -> list[Swap]:
+def replay(model: nn.Module, record: Record, room: int | None = None) -> list[Swap]:
     """Put the K-modules of a record in place; their values are to be loaded afterwards.
+
+    Args:
+        model: an unconverted model, changed in place.
+        record: what was done to such a model.
+        room: how many numbers there are to be loaded; a record whose K-modules take more is damaged.
 
     Returns:
         What was done, in order.
@@ -27,18 +33,27 @@ def replay(model: nn.Module, record: Record) -> list[Swap]:
     """
     done: list[Swap] = []
     try:
-        for swaps in _stages(model, record):
+        for swaps in _stages(model, record, room):
             swap_all(swaps)
             done += swaps
-    except BaseException:
+    except BaseException as error:
         undo_all(done)
-        raise
+        if isinstance(error, KsurgeonError) or not isinstance(error, Exception):
+            raise
+        raise RecordError(
+            f"the record does not fit this {type(model).__name__}: {type(error).__name__}: {error}"
+        ) from error
     return done
 
 
-def _stages(model: nn.Module, record: Record) -> Iterator[Sequence[Swap]]:
+def _stages(model: nn.Module, record: Record, room: int | None) -> Iterator[Sequence[Swap]]:
     """Swaps to be done before the next ones are asked for."""
-    for stage in range(record.stages):
+    twice = Counter((o.path, o.kind, o.stage) for o in record.operations).most_common(1)
+    if twice and twice[0][1] > 1:
+        raise RecordError(
+            f"the record replaces {twice[0][0][0]!r} twice: it is damaged; convert the model again"
+        )
+    for stage in sorted({operation.stage for operation in record.operations}):
         operations = [operation for operation in record.operations if operation.stage == stage]
         inside = any(KINDS[operation.kind].is_original is not None for operation in operations)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -48,29 +63,57 @@ def _stages(model: nn.Module, record: Record) -> Iterator[Sequence[Swap]]:
                 "with"
             )
         finder = Finder(model, inputs_from(record.inputs, device) if inside and record.inputs else None)
-        known = {(site.path, site.kind): site for site in finder.sites}
+        known = {(site.path, site.kind): site for site in finder.all_sites}
         replacements: list[tuple[Site, nn.Module]] = []
         for operation in operations:
             site = known.get((operation.path, operation.kind)) or _parameter(model, operation)
-            there = (operation.permutation, operation.dim, operation.facts)
-            if site is None or (site.permutation, site.dim, site.facts) != there:
+            if site is None or not _fits(site, operation):
                 raise RecordError(
                     f"the record replaces {operation.kind} {operation.path!r}, which this model does not "
                     "have; it was made with another version of the model's code"
                 )
+            site = replace(site, dim=operation.dim)
+            room = _left(room, site, operation)
             replacements.append((site, _rebuild(model, site, operation)))
         swaps, _ = prepare(model, finder, replacements)
         yield swaps
-        yield replay_fusions(model, operations)
+
+
+def _fits(site: Site, operation: Operation) -> bool:
+    """Whether the site is what the operation was done to; earlier records may not tell ``ndim``."""
+    known = None if operation.kind == "insertion" else operation.permutation  # which data told
+    same = (site.permutation, site.facts) == (known, operation.facts)
+    return same and site.is_along(operation.dim) and operation.ndim in (0, site.ndim)
+
+
+def _left(room: int | None, site: Site, operation: Operation) -> int | None:
+    """What is left of ``room`` once the K-module stands, whose size is known before it is made."""
+    try:
+        after, _ = structure_cost(site, operation.structure, operation.parts)
+    except StructureError as error:
+        raise RecordError(
+            f"the record is damaged: {operation.path!r} cannot be replaced so: {error}"
+        ) from error
+    if room is None or operation.form == "dense":
+        return room
+    room -= after - site.parameters + site.weight_parameters
+    if room < 0:
+        raise RecordError(
+            f"the K-modules up to {operation.path!r} have more numbers than the tensors beside the record: "
+            "one of them is damaged; convert the model again"
+        )
+    return room
 
 
 def _parameter(model: nn.Module, operation: Operation) -> Site | None:
     """The site of a parameter, which only a run would find."""
+    if operation.kind != "linear" or operation.parameter != operation.path.rpartition(".")[2]:
+        return None
     try:
-        shape = model.get_parameter(operation.path).shape if operation.parameter else None
+        shape = model.get_parameter(operation.path).shape
     except AttributeError:
         return None
-    if shape is None or len(shape) != 2:
+    if len(shape) != 2 or operation.facts.keys() != {"transposed"}:
         return None
     out_features, in_features = shape[::-1] if operation.facts.get("transposed") else shape
     return Site(

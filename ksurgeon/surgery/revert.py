@@ -1,17 +1,25 @@
 """Back to layers of torch.nn: the original shuffle where it still is one, a dense layer everywhere else."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
 
 import torch
 from torch import nn
 
-from ksurgeon.errors import SurgeryError
-from ksurgeon.surgery.activation import activation_name, restorations
+from ksurgeon.kmatrix.lazy import plain
+from ksurgeon.surgery.build import note
 from ksurgeon.surgery.computed import child_of, class_below, computed_names
 from ksurgeon.surgery.current import current_record
+from ksurgeon.surgery.inserted import InsertSwap, RemoveSwap, insertions_of
 from ksurgeon.surgery.kinds import KINDS, kind_of
-from ksurgeon.surgery.operate import ModuleSwap, ParameterSwap, RewriteSwap, Swap, swap_all
+from ksurgeon.surgery.operate import (
+    ModuleSwap,
+    ParameterSwap,
+    RewriteSwap,
+    Swap,
+    new_owners,
+    swap_all,
+    undo_all,
+)
 from ksurgeon.surgery.record import attach
 from ksurgeon.surgery.rewrite import base_class, is_rewritten
 
@@ -22,15 +30,52 @@ def revert(model: nn.Module) -> nn.Module:
     """Take every K-module out of a model, in place, and return it; it computes the same function.
 
     A K-matrix that is still the map without parameters that it started as, such as a shuffle, gives way to
-    the original modules and the original ``forward``. Every other K-module becomes the dense layer that
-    computes the same, and the activations that such modules applied are put back.
+    the original modules and the original ``forward``; one that was inserted and is still the identity goes.
+    Every other K-module becomes the dense layer that computes the same.
 
     Raises:
-        SurgeryError: a trained shuffle that no dense layer can stand for, or a part of a model which holds a
-            layer but not the activation it took over, or the other way round; the model is as it was.
+        SurgeryError: a trained shuffle, or a trained map that was inserted, that no dense layer can stand
+            for; the model is as it was.
     """
     record = current_record(model)
     shapes = {operation.path: operation.ndim for operation in record.operations} if record else {}
+    inserted = [
+        RemoveSwap(owner, *found)
+        for owner in model.modules()
+        for found in insertions_of(owner)
+        if kind_of(found[2]) is not None
+    ]
+    swap_all(inserted)
+    try:
+        swaps, restored = _reversals(model, shapes)
+        owners = new_owners(swaps)
+        for gone in inserted:
+            kind, site = kind_of(gone.new), str(getattr(gone.new, "site", ""))
+            if _is_original(gone.new):
+                restored.add(site)
+                continue
+            assert kind is not None
+            dense = kind.dense(gone.new, shapes.get(site, 0))
+            owner = owners.get(id(gone.owner), gone.owner)
+            old = None if owner is gone.owner else gone.owner
+            swaps.append(InsertSwap(owner, gone.place, gone.name, dense, old, followers=gone.followers))
+        swap_all(swaps)
+    except BaseException:
+        undo_all(inserted)
+        raise
+    if record is not None:
+        record.operations = [
+            operation.model_copy(update={"form": "dense"})
+            for operation in record.operations
+            if operation.form == "dense"
+            or (KINDS[operation.kind].is_original is not None and operation.path not in restored)
+        ]
+        attach(model, record)
+    return model
+
+
+def _reversals(model: nn.Module, shapes: dict[str, int]) -> tuple[list[Swap], set[str]]:
+    """What takes the place of every K-module that was not inserted, and the sites that are then restored."""
     restored: set[str] = set()
     swaps: list[Swap] = []
     inside: set[int] = set()
@@ -59,27 +104,7 @@ def revert(model: nn.Module) -> nn.Module:
         else:
             dense = kind.dense(module, shapes.get(str(getattr(module, "site", "")), 0))
             swaps.append(ModuleSwap(places, [module] * len(places), [dense] * len(places)))
-    activations = restorations(model)
-    _check_pairs(_places(model), activations)
-    swap_all([*swaps, *activations])
-    if record is not None:
-        record.operations = [
-            operation.model_copy(update={"form": "dense"})
-            for operation in record.operations
-            if KINDS[operation.kind].is_original is not None and operation.path not in restored
-        ]
-        attach(model, record)
-    return model
-
-
-def _check_pairs(modules: Iterable[nn.Module], activations: Iterable[ModuleSwap]) -> None:
-    applied = Counter(name for module in modules if (name := getattr(module, "activation", None)))
-    standing = Counter(activation_name(swap.new[0]) for swap in activations)
-    if applied != standing:
-        raise SurgeryError(
-            f"the layers to revert apply {dict(applied)} for other modules, and of those "
-            f"{dict(standing)} are here; revert the whole model that was converted"
-        )
+    return swaps, restored
 
 
 def _had_no_weights(module: nn.Module) -> bool:
@@ -118,10 +143,11 @@ class _MadeParameter(ParameterSwap):
     def do(self) -> None:
         factor = next(self.new.parameters())
         self.before = type(self.owner)
-        weight = getattr(self.owner, self.name).detach().clone(memory_format=torch.contiguous_format)
+        weight = plain(getattr(self.owner, self.name).detach()).clone(memory_format=torch.contiguous_format)
         del self.owner._modules[child_of(self.name)]
         self.owner.__class__ = self.before._ksurgeon_below  # type: ignore[attr-defined]
-        self.owner._parameters[self.name] = nn.Parameter(weight, requires_grad=factor.requires_grad)
+        made = self.owner._parameters[self.name] = nn.Parameter(weight, requires_grad=factor.requires_grad)
+        note(factor, [made])
 
     def undo(self) -> None:
         assert self.before is not None

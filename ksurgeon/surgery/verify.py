@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ksurgeon.errors import InputError, SurgeryError
 from ksurgeon.find import Site
-from ksurgeon.find.inputs import ExampleInputs, call_model, evaluating, tensors_of
+from ksurgeon.find.inputs import ExampleInputs, call_model, tensors_of
+from ksurgeon.find.unchanged import example_run
 
 __all__ = ["amplified", "is_exact", "output_change", "outputs_and_errors", "require_steady"]
 
@@ -30,7 +31,7 @@ def outputs_and_errors(
     squares: dict[str, list[float]] = {}
     handles = []
     for site, new in replacements:
-        if site.nodes or site.parameter:
+        if not site.is_module:
             continue
 
         def compare(_: nn.Module, args: Any, output: Any, site: Site = site, new: nn.Module = new) -> None:
@@ -45,7 +46,7 @@ def outputs_and_errors(
 
         handles.append(model.get_submodule(site.path).register_forward_hook(compare))
     try:
-        with evaluating(model):
+        with example_run(model):
             outputs = [t.clone() for t in tensors_of(call_model(model, example_inputs))]
     finally:
         for handle in handles:
@@ -64,7 +65,7 @@ def output_change(
     if example_inputs is None or not before:
         return None
     try:
-        with evaluating(model):
+        with example_run(model):
             after = tensors_of(call_model(model, example_inputs))
     except InputError as error:
         raise SurgeryError(

@@ -1,5 +1,6 @@
 """What one model may take: CPU time and memory, as far as the system can hold a process to it."""
 
+import math
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ def cpu_time(seconds: int) -> Iterator[None]:
 
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
-    end = int(used.ru_utime + used.ru_stime) + 2 * seconds
+    end = math.ceil(used.ru_utime + used.ru_stime) + 2 * seconds  # whole seconds are what a limit knows
     resource.setrlimit(resource.RLIMIT_CPU, (end if most < 0 else min(end, most), most))
     signal.signal(signal.SIGPROF, ring)
     signal.setitimer(signal.ITIMER_PROF, seconds)

@@ -1,7 +1,6 @@
 """Worker processes, and what becomes of a model whose worker dies or does not answer."""
 
 import multiprocessing
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,13 +9,13 @@ from typing import Any
 
 from ksurgeon.survey.result import Result
 from ksurgeon.survey.worker import Task, serve
+from ksurgeon.workers import cause_of_end
 
 __all__ = ["look_at_all"]
 
 _PATIENCE = 10  # times the CPU time that a model has
 _STARTING = 600  # seconds that a process may take to begin
 _MODELS = 50  # a worker looks at so many; libraries keep things
-_MEANINGS = {"SIGKILL": ", as a system does that runs out of memory", "SIGXCPU": ": out of CPU time"}
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -113,7 +112,7 @@ def look_at_all(
 def _collect(worker: _Worker, answer: str | None, idle: list[_Worker]) -> Result:
     """The worker's result, or what it died of; a worker that may go on waits in ``idle``."""
     if answer is None:
-        return _failed(worker, _cause(worker.end()))
+        return _failed(worker, cause_of_end(worker.end()))
     result = Result.model_validate_json(answer)
     assert worker.task is not None
     if result.state != "analysed" or worker.task.convert or worker.done >= _MODELS:
@@ -126,13 +125,3 @@ def _collect(worker: _Worker, answer: str | None, idle: list[_Worker]) -> Result
 def _failed(worker: _Worker, reason: str) -> Result:
     assert worker.task is not None
     return Result(library=worker.task.library, name=worker.task.name, state="failed", reason=reason)
-
-
-def _cause(status: int) -> str:
-    if status >= 0:
-        return f"its process ended with status {status}"
-    name = signal.Signals(-status).name
-    why = {"SIGKILL": ", as a system does that runs out of memory", "SIGXCPU": ": out of CPU time"}.get(
-        name, ""
-    )
-    return f"its process was killed by {name}{why}"

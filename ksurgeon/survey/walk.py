@@ -1,18 +1,18 @@
 """Walk through libraries of models, and keep what each tells in a file."""
 
-import os
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ksurgeon.errors import ModelNotFoundError
+from ksurgeon.errors import FolderError, ModelNotFoundError
 from ksurgeon.survey.limits import physical_memory
 from ksurgeon.survey.pool import look_at_all
 from ksurgeon.survey.result import Result, open_results
 from ksurgeon.survey.tiny import LIBRARIES, names
 from ksurgeon.survey.worker import Task
+from ksurgeon.workers import cores
 
-__all__ = ["SECONDS", "choose", "survey"]
+__all__ = ["SECONDS", "choose", "cores", "survey"]
 
 SECONDS = 120
 Progress = Callable[[int, int, str], None]
@@ -80,14 +80,19 @@ def survey(
     """
     known = {(result.library, result.name): result for result in open_results(path)}
     left = [task for task in tasks if not _is_known(task, known.get((task.library, task.name)), again)]
-    workers = workers or _processors()
+    workers = workers or cores()
     gibibytes = gibibytes or physical_memory() / workers
     results = look_at_all(left, workers=workers, seconds=seconds, gibibytes=gibibytes)
     with path.open("a", encoding="utf-8") as file:
         for done, result in enumerate(results):
             known[result.library, result.name] = result
-            file.write(result.model_dump_json(exclude_defaults=True) + "\n")
-            file.flush()
+            try:
+                file.write(result.model_dump_json(exclude_defaults=True) + "\n")
+                file.flush()
+            except OSError as error:
+                raise FolderError(
+                    f"{path} cannot be written: {error.strerror}; make room and go on"
+                ) from error
             if progress is not None:
                 progress(done, len(left), f"{result.library} {result.name}: {result.state}")
     if progress is not None:
@@ -100,9 +105,3 @@ def _is_known(task: Task, result: Result | None, again: bool) -> bool:
     if result is None or (again and failed):
         return False
     return not task.convert or result.trip is not None or result.state != "analysed"
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ksurgeon.errors import TrainingError
-from ksurgeon.surgery.storage import written_whole
+from ksurgeon.files import parse_json, read_regular, require_regular
+from ksurgeon.surgery.folders import written_whole
 
 __all__ = [
     "Checkpoints",
@@ -31,10 +32,12 @@ __all__ = [
     "random_state",
     "restore",
     "restore_weights",
+    "seed_all",
     "set_random_state",
 ]
 
 _TENSORS, _PLAIN = "state.safetensors", "state.json"
+_LARGEST = 2**28
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _LENIENT = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 
@@ -73,7 +76,8 @@ class Checkpoints:
         failure = None
         for place in reversed(self._whole()):
             try:
-                plain = json.loads((place / _PLAIN).read_text(encoding="utf-8"))
+                plain = parse_json(read_regular(place / _PLAIN, _LARGEST))
+                require_regular(place / _TENSORS)
                 with safe_open(place / _TENSORS, framework="pt") as stored:
                     return {name: stored.get_tensor(name) for name in stored.keys()}, plain  # noqa: SIM118
             except (OSError, ValueError, SafetensorError) as error:
@@ -157,6 +161,13 @@ def random_state() -> Saved:
     tensors["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
     plain = {"python": [version, gauss], "numpy": [kind, position, has_gauss, cached]}
     return tensors, plain
+
+
+def seed_all(seed: int) -> None:
+    """Begin PyTorch's, Python's and NumPy's random numbers anew."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def set_random_state(saved: Saved) -> None:

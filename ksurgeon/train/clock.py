@@ -34,6 +34,10 @@ class Clock:
         self.used = self.before = used
         self._begin = time.perf_counter()
 
+    def start(self) -> None:
+        """The first step comes now: what was spent so far is not of the time that progress is measured by."""
+        self.used = self.elapsed
+
     @property
     def elapsed(self) -> float:
         """Seconds since the training began, those before a resumption included."""
@@ -48,8 +52,13 @@ class Clock:
         return min(1.0, max(by_steps, by_time))
 
 
-def rate_at(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: a linear rise, then half a cosine."""
+def rate_at(progress: float, settings: Settings) -> float:
+    """Share of the peak learning rate: a linear rise, then what the schedule says."""
+    warmup = settings.warmup
     if progress < warmup:
         return max(progress / warmup, 0.01)
+    if settings.schedule == "constant":
+        return 1.0
+    if settings.schedule == "multistep":
+        return settings.gamma ** sum(progress >= milestone for milestone in settings.milestones)
     return 0.5 + 0.5 * cos(pi * min(1.0, (progress - warmup) / (1 - warmup)))

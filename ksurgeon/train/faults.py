@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.find.inputs import as_call, tensors_of
-from ksurgeon.train.preprocess import Batch
 
 __all__ = ["describe_fault"]
 

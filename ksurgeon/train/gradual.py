@@ -18,7 +18,7 @@ from ksurgeon.train.data import Data, open_data
 from ksurgeon.train.groups import Order, operate_on_group, operations_in_groups
 from ksurgeon.train.log import Evaluation, Group, Listener, Stage, logged
 from ksurgeon.train.processes import Stop, is_first_process, signals
-from ksurgeon.train.saving import require_same
+from ksurgeon.train.saving import FORMAT, require_same
 from ksurgeon.train.session import CHECKPOINTS, place_of, train
 from ksurgeon.train.settings import Settings, make_settings
 from ksurgeon.train.teacher import FoundTeacher
@@ -28,8 +28,6 @@ __all__ = ["Gradual", "Metric", "Order", "Stage", "distill_gradually"]
 
 Metric = Callable[[nn.Module], float]
 """What a model is worth; higher is better."""
-
-_RISING = ("accuracy", "agreement", "cosine")  # metrics on held-out examples, the best one first
 
 
 @dataclass
@@ -198,6 +196,7 @@ class _Surgery:
             self.stages.append(stage)
             self._save()
 
+        whole = number + 1 == len(self.parts) and signature(self.model) == signature(self.student)
         inner = self.checkpoints.folder / f"group-{group.number}" if self.checkpoints is not None else None
         try:
             train(
@@ -213,6 +212,7 @@ class _Surgery:
                 sites=[result.path for result in conversion.results],
                 keep=judge,
                 stop=self.stop,
+                start=self._as_it_came if whole else None,
             )
         except TrainingError as error:
             raise TrainingError(f"{group}: {error}{self._advice(inner)}") from error
@@ -234,6 +234,10 @@ class _Surgery:
                 where = f"the checkpoint is in {self.checkpoints.folder}; go on with --resume"
             raise TrainingStopped(f"stopped by a signal after {group}; {where}")
 
+    def _as_it_came(self, model: nn.Module) -> None:
+        """With all groups the model is the student again, and must not be worse than that was."""
+        model.load_state_dict(self.student.state_dict())
+
     def end(self) -> None:
         """Remove all checkpoints."""
         if self.checkpoints is not None and is_first_process():
@@ -250,13 +254,11 @@ class _Surgery:
             value = self.metric(self.model)
             return "metric", value, self.whole, self.whole - value
         assert best is not None
-        for name in _RISING:
-            if name in best.student:
-                teacher = best.teacher.get(name, 1.0)
-                return name, best.student[name], teacher, teacher - best.student[name]
-        name = "error" if "error" in best.student else "loss"
-        value = best.student.get("error", best.loss)
-        return name, value, 0.0, value
+        name, value = best.metric, best.value
+        if not best.rises:
+            return name, value, 0.0, value
+        teacher = best.teacher.get(name, 1.0)
+        return name, value, teacher, teacher - value
 
     def _save(self) -> None:
         if self.checkpoints is None or self.trained is None or not is_first_process():
@@ -274,6 +276,7 @@ class _Surgery:
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must have in common with the surgery that goes on from it."""
         return {
+            "format": FORMAT,
             "data": [self.data.source.name, len(self.data.source)],
             "groups": [[operation.path for operation in part] for part in self.parts],
         }

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ksurgeon.rules.plan import Decision, Plan
+from ksurgeon.rules.schema import INSERTION, Start
 from ksurgeon.surgery.conversion import Conversion
 from ksurgeon.surgery.convert import convert
 from ksurgeon.surgery.kinds import KINDS
@@ -45,8 +46,9 @@ def operate_on_group(
             action="replace",
             reason="gradual surgery",
             structure=operation.structure,
-            start="exact" if operation.start == "exact" else "identity",
+            start=_start(operation),
             parts=operation.parts,
+            dim=operation.dim if operation.kind == INSERTION else None,
             parameters_before=operation.parameters_before,
             parameters_after=operation.parameters_after,
             multiplications_before=0,
@@ -62,11 +64,19 @@ def operate_on_group(
         _copy_values(model.get_submodule(result.path), student, result.path)
     own = record_of(model)
     assert own is not None
-    errors = {o.path: (o.start, o.weight_error, o.output_error) for o in operations}
+    known = {o.path: o for o in operations}
     for operation in own.operations:
-        if operation.path in errors:
-            operation.start, operation.weight_error, operation.output_error = errors[operation.path]
+        if (its := known.get(operation.path)) is not None:
+            operation.start, operation.permutation = its.start, its.permutation
+            operation.calibrated = its.calibrated or bool(record.trainings)
+            operation.weight_error, operation.output_error = its.weight_error, its.output_error
     return conversion
+
+
+def _start(operation: Operation) -> Start:
+    """Values are copied, whatever the start; that of an insertion is kept, as not all can be the identity."""
+    keeps = operation.start == "exact" or operation.kind == INSERTION
+    return cast(Start, operation.start) if keeps else "identity"
 
 
 def _copy_values(module: nn.Module, student: nn.Module, path: str) -> None:

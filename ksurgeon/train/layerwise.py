@@ -1,27 +1,27 @@
 """Stage 1: every replaced layer learns its original's outputs on its original's real inputs, on its own."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from math import cos, pi
 
 import torch
 from torch import Tensor, nn
 
+from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.find.inputs import as_call, evaluating
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.rotations import Rotations
 from ksurgeon.surgery.build import dense_weight, in_parts
 from ksurgeon.train.log import Listener
-from ksurgeon.train.parameters import balance_factors
-from ksurgeon.train.preprocess import Batch
 from ksurgeon.train.settings import Settings
 
-__all__ = ["SiteResult", "collect_rows", "layer_pairs", "train_layers"]
+__all__ = ["SiteResult", "collect_rows", "descend", "layer_pairs", "least_squares", "train_layers"]
 
-_RATE = 0.02  # of Adam, times the factors' root mean square
+_RATE = 0.02  # of Adam, times the parameter's size
 _ROWS = 512  # of a step
 _HELD_OUT = 8  # one row of so many tells whether a layer got better
 _EXACT = 1e-5
@@ -57,34 +57,31 @@ def layer_pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Layer
 
 
 def train_layers(
-    student: nn.Module,
-    teacher: nn.Module,
-    batches: Iterable[Batch],
-    settings: Settings,
+    name: str,
+    pairs: Mapping[str, tuple[Layer, nn.Module]],
+    rows: Mapping[str, Tensor],
+    change: "Change",
+    results: list[SiteResult],
     listener: Listener,
-    sites: Collection[str] | None = None,
-) -> list[SiteResult]:
-    """Train every replaced layer for some steps on inputs that one run of the teacher gave it.
+    is_over: Callable[[], bool],
+) -> None:
+    """Change every layer, on its own; it keeps its values where they are not bettered on rows held out.
 
-    A layer keeps its values where they are not bettered on inputs that were held out. What is kept of the
-    inputs stays below ``settings.memory``; layers that get the same input share it. ``sites`` are the paths
-    of those to train, all if left out.
+    Args:
+        pairs: as ``layer_pairs`` gives them.
+        rows: input vectors, as ``collect_rows`` gives them; layers without any stay as they are.
+        results: gets one for every layer that was tried.
+        is_over: asked before every layer; those that are left then stay as they are.
     """
-    pairs = layer_pairs(student, teacher)
-    if sites is not None:
-        pairs = {path: pair for path, pair in pairs.items() if path in sites}
-    if not pairs or not (settings.layerwise or settings.least_squares):
-        return []
-    rows = collect_rows(teacher, {path: pair for path, (_, pair) in pairs.items()}, batches, settings)
-    listener.stage("layer by layer", len(pairs))
-    results = []
+    listener.stage(name, len(pairs))
     for number, (path, (layer, original)) in enumerate(pairs.items()):
+        if is_over():
+            listener.note(f"{name}: there was time for {number} of {len(pairs)} layers")
+            break
         listener.part(number, path)
         if path in rows:
-            results.append(_train_layer(path, layer, original, rows[path], settings))
+            results.append(_train_layer(path, layer, original, rows[path], change))
     listener.part(len(pairs), "")
-    balance_factors(student)
-    return results
 
 
 def collect_rows(
@@ -172,7 +169,7 @@ class _Problem:
         """Relative error on the rows held out."""
         return float(self.error(self.held).sqrt())
 
-    def keep_if_better(self, change: Callable[["_Problem"], None], before: float) -> float:
+    def keep_if_better(self, change: "Change", before: float) -> float:
         """Change the layer, and change it back if that did not better it; its error then."""
         values = [p.detach().clone() for p in self.parameters]
         change(self)
@@ -185,20 +182,18 @@ class _Problem:
         return before
 
 
-def _train_layer(
-    path: str, layer: Layer, original: nn.Module, rows: Tensor, settings: Settings
-) -> SiteResult:
+Change = Callable[[_Problem], None]
+
+
+def _train_layer(path: str, layer: Layer, original: nn.Module, rows: Tensor, change: Change) -> SiteResult:
     problem = _Problem(layer, original, rows)
     before = after = problem.judge()
     if before > _EXACT and problem.parameters:
-        if settings.least_squares:
-            after = problem.keep_if_better(_least_squares, after)
-        if settings.layerwise:
-            after = problem.keep_if_better(partial(_descend, settings=settings), after)
+        after = problem.keep_if_better(change, before)
     return SiteResult(path, before, after)
 
 
-def _least_squares(problem: _Problem) -> None:
+def least_squares(problem: _Problem) -> None:
     """The fit of least error on the second moment of the inputs; trains the matrix, not the bias."""
     matrix = problem.layer.matrix
     parts = getattr(problem.layer, "parts", 1)
@@ -207,18 +202,18 @@ def _least_squares(problem: _Problem) -> None:
     fit_(matrix, in_parts(problem.weight, parts), moment=moment[0] if len(moment) == 1 else moment)
 
 
-def _descend(problem: _Problem, settings: Settings) -> None:
+def descend(problem: _Problem, steps: int, seed: int) -> None:
     """Steps of Adam on random rows, half a cosine of them."""
-    size = [_RATE * float(p.detach().square().mean().sqrt().clamp_min(1e-8)) for p in problem.parameters]
+    size = [_RATE * _size(p, problem.layer.matrix) for p in problem.parameters]
     optimiser = torch.optim.Adam(
         [{"params": [p], "lr": s, "peak": s} for p, s in zip(problem.parameters, size, strict=True)],
         betas=(0.9, 0.95),
     )
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(seed)
     count = len(problem.rows)
-    for step in range(settings.layerwise):
+    for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * (0.5 + 0.5 * cos(pi * step / settings.layerwise))
+            group["lr"] = group["peak"] * (0.5 + 0.5 * cos(pi * step / steps))
         chosen = torch.randint(count, (min(_ROWS, count),), generator=generator)
         optimiser.zero_grad()
         problem.error(problem.rows[chosen.to(problem.rows.device)]).backward()
@@ -226,9 +221,17 @@ def _descend(problem: _Problem, settings: Settings) -> None:
     optimiser.zero_grad()
 
 
+def _size(parameter: nn.Parameter, matrix: KMatrix) -> float:
+    """Root mean square; 1 for angles, as a radian changes a rotation by about its own norm."""
+    factors = matrix.factors
+    if isinstance(factors, Rotations) and parameter is factors.angles:
+        return 1.0
+    return float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))
+
+
 def _apply(layer: Layer, rows: Tensor) -> Tensor:
-    """The layer on vectors, without the activation that it may have taken over."""
-    dtype = layer.matrix.factors[0].dtype
+    """The layer on vectors, whatever the layout of its inputs."""
+    dtype = next(layer.matrix.parameters()).dtype
     parts = getattr(layer, "parts", 1)
     rows = rows.to(dtype)
     return layer.matrix.affine(torch.cat([rows] * parts, -1), -1, layer.bias).float()

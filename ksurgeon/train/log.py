@@ -5,13 +5,26 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
 from ksurgeon.errors import FolderError
 from ksurgeon.train.processes import is_first_process
 
-__all__ = ["Evaluation", "Group", "JsonLog", "Listener", "Listeners", "Stage", "Step", "logged"]
+__all__ = [
+    "Evaluation",
+    "Group",
+    "JsonLog",
+    "Listener",
+    "Listeners",
+    "Phase",
+    "Stage",
+    "Step",
+    "logged",
+]
+
+_RISING = ("accuracy", "agreement", "cosine")  # metrics that decide, the first of them that there is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +50,70 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Held-out examples: their loss, and metrics of teacher and student side by side."""
+    """Held-out examples: their loss, and metrics of teacher and student side by side.
+
+    Attributes:
+        examples: number of them.
+        is_best: whether no evaluation before was as good.
+    """
 
     step: int
     seconds: float
     loss: float
     student: dict[str, float] = field(default_factory=dict)
     teacher: dict[str, float] = field(default_factory=dict)
+    examples: int = 0
     is_best: bool = False
+
+    @property
+    def metric(self) -> str:
+        """Name of what decides: accuracy, agreement, cosine or error, the first there is, or the loss."""
+        return next((name for name in (*_RISING, "error") if name in self.student), "loss")
+
+    @property
+    def value(self) -> float:
+        """What decides."""
+        return self.student.get(self.metric, self.loss)
+
+    @property
+    def rises(self) -> bool:
+        """Whether more of what decides is better."""
+        return self.metric in _RISING
+
+    def is_finite(self) -> bool:
+        """Whether the loss and the metric that decides are."""
+        return isfinite(self.loss) and isfinite(self.value)
+
+    def betters(self, other: "Evaluation") -> bool:
+        """Whether it is better by the metric that decides; where that is the same, by the loss."""
+        return self._worth() > other._worth()
+
+    def _worth(self) -> tuple[bool, float, float]:
+        if not self.is_finite():
+            return False, 0.0, 0.0
+        return True, self.value if self.rises else -self.value, -self.loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a training that is over: the model before and after, and whether the change was kept."""
+
+    name: str
+    before: Evaluation
+    after: Evaluation
+    kept: bool
+
+    def __str__(self) -> str:
+        told = ", ".join(
+            f"{name} {before:.4f} → {after:.4f}"
+            for name, before, after in (
+                (self.before.metric, self.before.value, self.after.value),
+                ("loss", self.before.loss, self.after.loss),
+            )
+        )
+        return f"{self.name}: {told} on {self.after.examples} held-out examples: " + (
+            "kept" if self.kept else "no better, undone"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,11 +165,21 @@ class Listener:
     def group(self, group: Group) -> None:
         """Gradual surgery goes on to a group of sites; what follows is about it."""
 
+    def judged(self, phase: Phase) -> None:
+        """A part of the training is over, and was kept or undone."""
+
     def healed(self, stage: Stage) -> None:
         """The group was trained, and kept or undone."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+    def job(self, name: str) -> "Listener":
+        """A listener for one of several trainings side by side."""
+        return self
+
+    def close(self) -> None:
+        """Nothing more is told."""
 
 
 class Listeners(Listener):
@@ -128,6 +207,10 @@ class Listeners(Listener):
     def group(self, group: Group) -> None:
         for listener in self.listeners:
             listener.group(group)
+
+    def judged(self, phase: Phase) -> None:
+        for listener in self.listeners:
+            listener.judged(phase)
 
     def healed(self, stage: Stage) -> None:
         for listener in self.listeners:
@@ -166,6 +249,9 @@ class JsonLog(Listener):
     def group(self, group: Group) -> None:
         self._group = {"group": group.number}
         self._write("group", {"groups": group.groups, "paths": group.paths})
+
+    def judged(self, phase: Phase) -> None:
+        self._write("phase", asdict(phase))
 
     def healed(self, stage: Stage) -> None:
         self._write("healed", asdict(stage))

@@ -2,91 +2,89 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from itertools import chain
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import torch
 
-from ksurgeon.errors import DataError, FolderError, TrainingError, TrainingStopped
+from ksurgeon.calibrate.preprocess import Batch
+from ksurgeon.errors import FolderError, TrainingError, TrainingStopped
 from ksurgeon.train.checkpoint import Checkpoints
-from ksurgeon.train.clock import Clock, rate_at
-from ksurgeon.train.data import Data
-from ksurgeon.train.evaluate import evaluate
+from ksurgeon.train.clock import rate_at
+from ksurgeon.train.evaluate import Evaluator
 from ksurgeon.train.faults import describe_fault
-from ksurgeon.train.log import Evaluation, Listener, Step
+from ksurgeon.train.keeper import Keeper
+from ksurgeon.train.log import Listener, Step
 from ksurgeon.train.modes import training_mode
-from ksurgeon.train.objective import Objective
 from ksurgeon.train.parameters import Averaged, balance_factors, make_optimiser
 from ksurgeon.train.passes import Passes
 from ksurgeon.train.permutations import relaxed, set_temperature
-from ksurgeon.train.preprocess import Batch
-from ksurgeon.train.processes import Stop, signals
+from ksurgeon.train.processes import Stop, agreed, signals
 from ksurgeon.train.saving import pack, unpack
 from ksurgeon.train.settings import Settings
 from ksurgeon.train.state import State
-from ksurgeon.train.targets import TargetSource
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["Loop"]
+
+_FEW = 50  # steps of which the user is told that they were few
 
 
 class Loop:
     """Trains an objective, and leaves the best weights it met in the student.
 
     Args:
-        targets: gives the teacher's outputs for a batch; None without a teacher.
+        passes: of the objective.
+        keeper: of the best weights; holds those of the start.
+        finish: brings the student, its weights averaged, into its last form, before the last evaluation.
+        fallback: as ``State`` has it.
         checkpoints: where they go; None keeps none.
         resume: go on from the last checkpoint there, if there is one; otherwise those there are removed when
             the training begins.
-        used: seconds that were spent before, of those that the settings allow.
         stop: is told of signals.
     """
 
     def __init__(
         self,
-        objective: Objective,
-        targets: TargetSource | None,
-        data: Data,
+        passes: Passes,
+        evaluator: Evaluator,
+        keeper: Keeper,
+        finish: Callable[[], None],
         settings: Settings,
-        accelerator: "Accelerator",
         listener: Listener,
+        fallback: Keeper | None = None,
         checkpoints: Checkpoints | None = None,
         resume: bool = False,
-        used: float = 0.0,
         stop: Stop | None = None,
     ) -> None:
-        self.objective, self.targets, self.data, self.settings = objective, targets, data, settings
-        self.accelerator, self.listener = accelerator, listener
+        self.passes, self.objective, self.accelerator = passes, passes.objective, passes.accelerator
+        self.data, self.settings, self.listener, self.finish = evaluator.data, settings, listener, finish
         self.checkpoints, self.stop = checkpoints, Stop() if stop is None else stop
-        self.passes = Passes(objective, targets, accelerator, data.batch)
-        optimiser = make_optimiser(objective, settings)
-        model, wrapped = accelerator.prepare(objective, optimiser)
+        optimiser = make_optimiser(self.objective, settings)
+        model, wrapped = self.accelerator.prepare(self.objective, optimiser)
+        clock = evaluator.clock
+        clock.start()
         trained = [p for group in optimiser.param_groups for p in group["params"]]
         self.state = State(
-            objective=objective,
+            objective=self.objective,
             model=model,
             optimiser=wrapped,
             average=Averaged(trained, settings.ema),
-            clock=Clock(settings, data.batches_per_epoch, used),
-            data=data,
+            clock=clock,
+            data=self.data,
             settings=settings,
+            evaluator=evaluator,
+            keeper=keeper,
+            fallback=fallback,
         )
-        self._saved = self._mark = used
+        self._saved = self._mark = clock.elapsed
         self._anew = not resume
         if checkpoints is not None and resume:
             self._resume(checkpoints)
 
-    def run(self, started: Callable[[], None] = lambda: None) -> list[Evaluation]:
-        """Train to the end; the student then holds the best weights.
-
-        Args:
-            started: called when all that can be checked before the first step was.
+    def run(self) -> None:
+        """Train to the end; the student then holds the best weights, also where this raises.
 
         Raises:
-            TrainingError: the loss is not finite; the student holds the last good weights.
+            TrainingError: the loss is not finite.
             TrainingStopped: a signal came; a checkpoint was written where there is a folder.
             DataError: too many examples cannot be read, or labels are out of range.
             FolderError: a checkpoint could not be written; earlier ones are as they were.
@@ -94,27 +92,23 @@ class Loop:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         with (
             signals(self.stop),
-            training_mode(self.objective.student, self.settings, self.targets is not None),
+            training_mode(self.objective.student, self.settings, self.passes.targets is not None),
         ):
             try:
-                self._run(self.data.training_batches(self.state.step, rank, processes), started)
-            except (TrainingError, DataError):
-                self._take_best()
-                raise
-        self._take_best()
-        return self.state.history
+                self._run(self.data.training_batches(self.state.step, rank, processes))
+            finally:
+                self.state.keeper.restore()
 
-    def _run(self, batches: Iterator[list[Batch]], started: Callable[[], None]) -> None:
+    def _run(self, batches: Iterator[list[Batch]]) -> None:
         state = self.state
-        if not state.scales:
-            first = next(batches)
-            state.scales = self.passes.scales(first, self.settings.balance)
-            batches = chain([first], batches)
-        if not state.history:
+        if state.keeper.best is None:
             self._evaluate()
+        elif not state.keeper.best.is_finite():
+            raise self._broken()
         if self._anew and self.checkpoints is not None and self.accelerator.is_main_process:
             self.checkpoints.remove()
-        started()
+        if not state.planned:
+            state.planned = max(1, min(self.settings.evaluate, state.evaluator.affordable()))
         while self._goes_on():
             self._train(next(batches))
             if self._due():
@@ -122,8 +116,19 @@ class Loop:
             self._keep()
         if not state.step:
             self.listener.note("no step of the whole was taken: the time was over before; give more minutes")
-        if not state.history or state.history[-1].step != state.step:
-            self._evaluate()
+        elif self._takes_last or state.keeper.history[-1].step != state.step:
+            if self._takes_last:
+                state.evaluator.take_all()
+            self._evaluate(self.finish)
+        if 0 < state.step < _FEW and state.clock.total is None:
+            self.listener.note(
+                f"only {state.step} steps fitted into the time; give more minutes, or a smaller batch than "
+                f"{self.data.batch}"
+            )
+
+    @property
+    def _takes_last(self) -> bool:
+        return self.settings.final == "last"
 
     def _goes_on(self) -> bool:
         state = self.state
@@ -133,24 +138,26 @@ class Loop:
         return self._progress() < 1
 
     def _progress(self) -> float:
-        elapsed = self.state.clock.elapsed
-        if self.state.clock.seconds is not None and self.accelerator.num_processes > 1:
-            elapsed = self.accelerator.reduce(torch.tensor(elapsed, device=self.accelerator.device)).item()
-            elapsed /= self.accelerator.num_processes
-        return self.state.clock.progress(self.state.step, elapsed)
+        clock = self.state.clock
+        elapsed = clock.elapsed
+        if clock.seconds is not None:
+            elapsed = agreed(self.accelerator, elapsed)
+        return clock.progress(self.state.step, elapsed)
 
     def _train(self, micro_batches: list[Batch]) -> None:
         state = self.state
         progress = self._progress()
-        factor = rate_at(progress, self.settings.warmup)
+        self.objective.progress = progress
+        factor = rate_at(progress, self.settings)
         for group in state.optimiser.param_groups:
             group["lr"] = group["peak"] * factor
         if relaxed(self.objective.student):
             first, last = self.settings.temperatures
             set_temperature(self.objective, first * (last / first) ** progress)
-        values = self.passes.backward(state.model, micro_batches, state.scales)
+        scales = state.evaluator.scales
+        values = self.passes.backward(state.model, micro_batches, scales)
         norm = self.accelerator.clip_grad_norm_(state.parameters, self.settings.clip or float("inf"))
-        loss = self._weigh(values)
+        loss = self.passes.weigh(values, scales)
         gradient = float(norm) if norm is not None else 0.0
         scaled = self.accelerator.mixed_precision == "fp16"  # whose scaler leaves out such a step itself
         if not isfinite(loss) or not (isfinite(gradient) or scaled):
@@ -181,57 +188,43 @@ class Loop:
         if self.accelerator.trackers:
             self.accelerator.log({"loss": loss, "lr": self.settings.lr * factor, **values}, step=state.step)
 
-    def _weigh(self, terms: dict[str, float]) -> float:
-        return self.passes.weigh(terms, self.state.scales)
-
     def _explain(self, what: str, batches: Iterable[Batch]) -> str:
         fault = describe_fault(self.objective.student, map(self.passes.here, batches))
-        kept = "the best weights so far" if self.state.best else "the weights of the start"
         place = f"; the last checkpoint is in {self.checkpoints.folder}" if self.checkpoints else ""
         return (
-            f"{what}: {fault}. The model holds {kept}{place}; try a smaller learning rate than "
-            f"{self.settings.lr:g}, or precision no"
+            f"{what}: {fault}. The model holds the best weights so far{place}; try a smaller learning rate "
+            f"than {self.settings.lr:g}, or precision no"
         )
+
+    def _broken(self) -> TrainingError:
+        what = f"the loss of the held-out examples is not finite after step {self.state.step}"
+        return TrainingError(self._explain(what, self.data.batches(self.state.evaluator.numbers)))
 
     def _due(self) -> bool:
-        return self._progress() >= self.state.evaluations / self.settings.evaluate
+        """Whether it is time for an evaluation, and there is time for it; the last one is not due here."""
+        progress = self._progress()
+        if not self.state.evaluations / self.state.planned <= progress < 1:
+            return False
+        return self.state.evaluator.affordable() > 1
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, finish: Callable[[], None] = lambda: None) -> None:
         state = self.state
-        state.evaluations += 1
-        while state.evaluations / self.settings.evaluate <= self._progress() < 1:
+        while state.planned and state.evaluations / state.planned <= self._progress() < 1:
             state.evaluations += 1
         with state.average.in_place() if state.step else nullcontext():
-            found = evaluate(self.objective, self.targets, self.data, self.accelerator, self._weigh)
-            if found is None:
-                state.best = (float("inf"), state.values())
-                return
-            loss, student, teacher = found
-            if not isfinite(loss):
-                held_out = self.data.batches(self.data.held_out)
-                what = f"the loss of the held-out examples is not finite after step {state.step}"
-                raise TrainingError(self._explain(what, held_out))
-            is_best = state.best is None or loss < state.best[0]
-            if is_best:
-                state.best = (loss, state.values())
-        state.stale = 0 if is_best else state.stale + 1
-        evaluation = Evaluation(
-            step=state.step,
-            seconds=state.clock.elapsed,
-            loss=loss,
-            student=student,
-            teacher=teacher,
-            is_best=is_best,
-        )
-        state.history.append(evaluation)
+            finish()
+            evaluation = state.evaluator(state.step)
+            if not evaluation.is_finite():
+                raise self._broken()
+            earlier = [each for each in state.keeper.history if each.step]
+            is_better = state.keeper.consider(evaluation, anyway=self._takes_last)
+        if self._takes_last:
+            is_better = all(evaluation.betters(each) for each in earlier)
+        state.stale = 0 if is_better else state.stale + 1
         self._mark = state.clock.elapsed
-        self.listener.evaluated(evaluation)
         if self.accelerator.trackers:
-            self.accelerator.log({f"held_out/{k}": v for k, v in student.items()}, step=state.step)
-
-    def _take_best(self) -> None:
-        if self.state.best is not None:
-            self.state.assign(self.state.best[1])
+            metrics = {f"held_out/{name}": value for name, value in evaluation.student.items()}
+            self.accelerator.log(metrics, step=state.step)
 
     def _keep(self) -> None:
         """A checkpoint, if one is due or a signal came."""

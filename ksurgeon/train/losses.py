@@ -1,16 +1,30 @@
 """Loss terms; each gives one number for every example, so that a batch may be split anywhere."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ksurgeon.errors import DataError, TrainingError
-from ksurgeon.train.preprocess import IGNORED
+from ksurgeon.calibrate.preprocess import IGNORED
+from ksurgeon.errors import DataError, KsurgeonError, TrainingError
 from ksurgeon.train.settings import Task
 
-__all__ = ["TERMS", "cosine_and_square", "relative_square", "softened_divergence", "task_loss"]
+__all__ = [
+    "TERMS",
+    "Loss",
+    "check_range",
+    "cosine_and_square",
+    "own_loss",
+    "relative_square",
+    "softened_divergence",
+    "task_loss",
+]
+
+Loss = Callable[[nn.Module, Any, float], Tensor]
+"""A user's loss: is given the model, the inputs of a batch (a tuple of positional or a mapping of keyword
+arguments) and the share of the training that is done; gives a number for each example, or their mean."""
 
 _TINY = 1e-12
 
@@ -79,14 +93,48 @@ def task_loss(outputs: dict[str, Tensor], labels: Tensor, task: Task) -> Tensor:
         raise DataError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(output.shape)}"
         )
-    _check_range(labels, output.shape[-1])
+    check_range(labels, output.shape[-1])
     losses = F.cross_entropy(
         output.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return _mean(losses.view(labels.shape), labels != IGNORED if labels.dim() > 1 else None)
 
 
-def _check_range(labels: Tensor, classes: int) -> None:
+def own_loss(loss: Loss, model: nn.Module, inputs: Any, examples: int, progress: float) -> Tensor:
+    """What a user's loss gives for a batch, ``(batch,)``.
+
+    Raises:
+        TrainingError: it raised, or gives something else, or what no parameter has an influence on.
+    """
+    try:
+        value = loss(model, inputs, progress)
+    except (KsurgeonError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"the loss {_name(loss)} raised {type(error).__name__}: {error}; it is called with the model, "
+            "the inputs of a batch and the share of the training that is done"
+        ) from error
+    if not isinstance(value, Tensor) or value.shape not in ((), (examples,)):
+        given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TrainingError(
+            f"the loss {_name(loss)} gave {given}; return a tensor of shape ({examples},), one number for "
+            "each example, or their mean, a tensor without dimensions"
+        )
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise TrainingError(
+            f"the loss {_name(loss)} depends on no parameter that is trained; compute it from what the model "
+            "gives, without detach() and no_grad(), and see what freeze names"
+        )
+    return value.float().expand(examples)
+
+
+def _name(loss: Loss) -> str:
+    return getattr(loss, "__name__", type(loss).__name__)
+
+
+def check_range(labels: Tensor, classes: int) -> None:
+    """Return if all labels are classes of the model, or ``IGNORED``; raises ``DataError`` otherwise."""
     outside = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
     if outside.numel():
         raise DataError(

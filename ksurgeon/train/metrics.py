@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ksurgeon.calibrate.preprocess import IGNORED, Batch
 from ksurgeon.train.outputs import mask_of
-from ksurgeon.train.preprocess import IGNORED, Batch
 
 __all__ = ["agreement", "with_labels"]
 

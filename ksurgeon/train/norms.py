@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
 
+from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.find.inputs import as_call, evaluating
-from ksurgeon.train.preprocess import Batch
 
 __all__ = ["batch_norms", "carry_batch_norms", "estimate_batch_norms", "norms_match"]
 
@@ -38,22 +38,17 @@ def norms_match(student: nn.Module, teacher: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def carry_batch_norms(
-    student: nn.Module, teacher: nn.Module, batches: Iterable[Batch], shared: bool = True
-) -> None:
+def carry_batch_norms(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> None:
     """Change the student's running statistics as its surgery changed what the layers see.
 
     The teacher's statistics are of the data that it was trained on, which need not be those of the batches.
     What counts is the difference: a channel that has mean ``m`` and variance ``v`` in the teacher, and ``m'``
     and ``v'`` in the student on the same batches, is taken for ``x' = m' + a (x - m)`` with ``a² = v' / v``,
     on any data, and so the normalised channel stays what it was. Layers that the teacher has not at the same
-    path get the averages over the batches; those that do not run stay as they are, and without ``shared``
-    all that the teacher has.
+    path get the averages over the batches; those that do not run stay as they are.
     """
     own = batch_norms(student)
     pairs = _pairs(own, teacher)
-    if not shared and len(pairs) == len(own):
-        return
     calls: dict[str, list[Tensor]] = defaultdict(list)
     now: dict[str, _Sums] = defaultdict(_Sums)
     before: dict[str, _Sums] = defaultdict(_Sums)
@@ -66,7 +61,7 @@ def carry_batch_norms(
         if original is None:
             now[path].add(_input_of(args, kwargs))
             _put(norm, now[path].mean, now[path].variance)
-        elif shared and calls[path]:
+        elif calls[path]:
             before[path].add(calls[path].pop(0))
             now[path].add(_input_of(args, kwargs))
             _put(norm, *_carried(norm, original, now[path], before[path]))
@@ -89,25 +84,23 @@ def carry_batch_norms(
 
 
 class _Sums:
-    """Mean and variance of every channel over all that was added, in double precision."""
+    """Mean and variance of every channel over all that was added, those of batches put together in double
+    precision (Chan, Golub and LeVeque 1983)."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.sum = self.squares = torch.zeros((), dtype=torch.float64)
+        self.mean = self.variance = torch.zeros((), dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
-        rows = x.movedim(1, 0).flatten(1).double()
-        self.count += rows.shape[1]
-        self.sum = self.sum.to(x.device) + rows.sum(1)
-        self.squares = self.squares.to(x.device) + rows.square().sum(1)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.sum / self.count
-
-    @property
-    def variance(self) -> Tensor:
-        return (self.squares / self.count - self.mean.square()).clamp(min=0)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        rows = [dim for dim in range(x.dim()) if dim != 1]
+        variance, mean = (part.double() for part in torch.var_mean(x, rows, correction=0))
+        whole = self.count + x.numel() // x.shape[1]
+        share, self.count = 1 - self.count / whole, whole
+        away = mean - self.mean.to(x.device)
+        self.mean = self.mean.to(x.device) + share * away
+        self.variance = self.variance.to(x.device)
+        self.variance = self.variance + share * (variance - self.variance + (1 - share) * away.square())
 
 
 def _pairs(own: dict[str, Norm], teacher: nn.Module) -> dict[str, Norm]:

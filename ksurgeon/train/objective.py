@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.errors import TrainingError
 from ksurgeon.find.inputs import as_call, evaluating, tensors_of
-from ksurgeon.train.losses import TERMS, task_loss
-from ksurgeon.train.outputs import Reader, detached, mask_of, term_of
+from ksurgeon.train.losses import TERMS, Loss, own_loss, task_loss
+from ksurgeon.train.outputs import Reader, batch_size, detached, mask_of, term_of
 from ksurgeon.train.permutations import mean_entropy, relaxed
-from ksurgeon.train.preprocess import Batch
 from ksurgeon.train.settings import Settings
 
 __all__ = ["DEFAULT_WEIGHTS", "Objective", "Teacher", "captured"]
@@ -24,6 +24,7 @@ DEFAULT_WEIGHTS = {
     "outputs": 1.0,
     "hidden": 1.0,
     "task": 1.0,
+    "loss": 1.0,
     "entropy": 0.0,
 }
 
@@ -57,6 +58,10 @@ class Objective(nn.Module):
         student: is called in whatever mode it is in.
         reader: of the student's outputs.
         pairs: blocks of the student and of the teacher whose outputs are to be alike.
+        loss: in place of the terms of outputs and labels, which are then not computed.
+
+    Attributes:
+        progress: share of the training that is done.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Objective(nn.Module):
         reader: Reader,
         settings: Settings,
         pairs: Sequence[tuple[str, str]] = (),
+        loss: Loss | None = None,
     ) -> None:
         super().__init__()
         unknown = settings.weights.keys() - DEFAULT_WEIGHTS.keys()
@@ -74,6 +80,7 @@ class Objective(nn.Module):
             )
         self.student = student
         self.reader, self.settings, self.pairs = reader, settings, list(pairs)
+        self.loss, self.progress = loss, 0.0
         self.weights = DEFAULT_WEIGHTS | settings.weights
         self.projections = nn.ModuleDict()
 
@@ -89,10 +96,25 @@ class Objective(nn.Module):
         self, batch: Batch, targets: Mapping[str, Tensor] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Loss terms, and the student's outputs, by name."""
+        terms: dict[str, list[Tensor]] = {}
+        outputs: dict[str, Tensor] = {}
+        if self.loss is not None:
+            given = self.loss, self.student, batch["inputs"]
+            terms["loss"] = [own_loss(*given, batch_size(batch), self.progress)]
+        else:
+            outputs = self._compared(batch, targets, terms)
+        if terms and self.wants("entropy") and (soft := relaxed(self.student)):
+            first = next(iter(terms.values()))[0]
+            terms["entropy"] = [mean_entropy(soft).expand_as(first)]
+        return {name: torch.stack(values).mean(0) for name, values in terms.items()}, outputs
+
+    def _compared(
+        self, batch: Batch, targets: Mapping[str, Tensor] | None, terms: dict[str, list[Tensor]]
+    ) -> dict[str, Tensor]:
+        """The student's outputs; their loss terms are added to ``terms``."""
         blocks = [mine for mine, _ in self.pairs] if targets is not None and self.wants("hidden") else []
         with captured(self.student, blocks) as hidden:
             outputs = self.reader(_call(self.student, batch), batch)
-        terms: dict[str, list[Tensor]] = {}
         if targets is not None:
             for name, output in outputs.items():
                 term = term_of(name)
@@ -105,10 +127,7 @@ class Objective(nn.Module):
                 terms.setdefault("hidden", []).append(value)
         if batch.get("labels") is not None and self.wants("task"):
             terms["task"] = [task_loss(outputs, batch["labels"], self.reader.task)]
-        if terms and self.wants("entropy") and (soft := relaxed(self.student)):
-            first = next(iter(terms.values()))[0]
-            terms["entropy"] = [mean_entropy(soft).expand_as(first)]
-        return {name: torch.stack(values).mean(0) for name, values in terms.items()}, outputs
+        return outputs
 
     def _compare(self, term: str, output: Tensor, target: Tensor, batch: Batch) -> Tensor:
         if output.shape != target.shape:

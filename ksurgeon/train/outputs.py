@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ksurgeon.train.preprocess import IGNORED, Batch
+from ksurgeon.calibrate.preprocess import IGNORED, Batch
 from ksurgeon.train.settings import Task
 
 __all__ = ["Reader", "term_of"]

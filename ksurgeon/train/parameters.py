@@ -1,5 +1,6 @@
 """Parameters in groups, factors of even norms, averaged weights."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["Averaged", "balance_factors", "factors_of", "freeze", "make_optimise
 
 # A gradient that is nothing but rounding, as that of a key's bias, must not be blown up to a whole step.
 _EPSILON = 1e-6
+_NORM = re.compile(r"norm(act)?(\dd)?$", re.IGNORECASE)  # libraries have classes of their own
 
 
 def factors_of(model: nn.Module) -> set[int]:
@@ -34,22 +36,23 @@ def factors_of(model: nn.Module) -> set[int]:
 
 
 def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """Groups for AdamW: factors with a rate of their own, matrices with weight decay, and all the rest."""
-    factors = factors_of(model)
+    """Groups for an optimiser: factors with a rate of their own, matrices with weight decay, and all the
+    rest."""
+    factors, free = factors_of(model), _without_decay(model, settings.decay_depthwise)
     groups: dict[str, list[nn.Parameter]] = {"factors": [], "matrices": [], "vectors": []}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            kind = "factors" if id(parameter) in factors else "matrices" if parameter.dim() > 1 else "vectors"
+            decays = parameter.dim() > 1 and id(parameter) not in free
+            kind = "factors" if id(parameter) in factors else "matrices" if decays else "vectors"
             groups[kind].append(parameter)
     if not any(groups.values()):
         raise TrainingError("no parameter of the model is to be trained: all are frozen")
     rates = {"factors": settings.lr * settings.factor_lr}
-    decays = {"matrices": settings.weight_decay}
     return [
         {
             "params": parameters,
             "lr": rates.get(kind, settings.lr),
-            "weight_decay": decays.get(kind, 0.0),
+            "weight_decay": settings.weight_decay if kind == "matrices" else 0.0,
             "peak": rates.get(kind, settings.lr),
         }
         for kind, parameters in groups.items()
@@ -60,11 +63,30 @@ def parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any
 def make_optimiser(
     model: nn.Module, settings: Settings, betas: tuple[float, float] = (0.9, 0.99), eps: float = _EPSILON
 ) -> torch.optim.Optimizer:
-    """AdamW with the groups of ``parameter_groups``, in one pass over each parameter where that is safe:
-    students have many small ones."""
+    """AdamW or SGD with the groups of ``parameter_groups``, in one pass over each parameter where that is
+    safe: students have many small ones."""
     groups = parameter_groups(model, settings)
     fused = all(_can_be_fused(parameter) for group in groups for parameter in group["params"])
+    if settings.optimiser == "sgd":
+        how: dict[str, Any] = {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        return torch.optim.SGD(groups, lr=settings.lr, fused=fused or None, **how)
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused or None)
+
+
+def _without_decay(model: nn.Module, decay_depthwise: bool) -> set[int]:
+    """``id`` of parameters that have no weight decay, of however many dimensions: biases, and of norms."""
+    return {
+        id(parameter)
+        for layer in model.modules()
+        for name, parameter in layer.named_parameters(recurse=False)
+        if name == "bias"
+        or _NORM.search(type(layer).__name__)
+        or (not decay_depthwise and _is_depthwise(layer))
+    }
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups == layer.in_channels
 
 
 def _can_be_fused(parameter: nn.Parameter) -> bool:
@@ -108,7 +130,8 @@ def _paths(name: str) -> tuple[str, ...]:
 
 @torch.no_grad()
 def balance_factors(model: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:
-    """Give the factors of every K-matrix the same gain; the products, and Adam's steps, stay the same.
+    """Give the factors of every K-matrix the same gain; the products, and what the
+    optimiser remembers of gradients, stay the same.
 
     A factor's gain is the ratio by which it changes the norm of a random vector. Without an optimiser, whose
     state could not follow, the factors are those of least norm up to these gains (``balance_``), where all of
@@ -135,6 +158,8 @@ def balance_factors(model: nn.Module, optimiser: torch.optim.Optimizer | None = 
             if "exp_avg" in state:
                 state["exp_avg"].div_(scale)
                 state["exp_avg_sq"].div_(scale**2)
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].div_(scale)
 
 
 def _gain(factor: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.errors import TrainingError
 from ksurgeon.train.objective import Objective
-from ksurgeon.train.preprocess import Batch
 from ksurgeon.train.targets import TargetSource
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Passes"]
 
-_FREE = ("task", "entropy")  # terms that are not divided by what they were before the first step
+_FREE = ("task", "loss", "entropy")  # terms that are not divided by what they were before the first step
 
 
 class Passes:

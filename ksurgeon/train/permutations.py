@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 from ksurgeon.errors import SurgeryError
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.permutation import permutation_
-from ksurgeon.kmatrix.structures import Kaleidoscope
+from ksurgeon.kmatrix.rotations import Rotations, refuse_to_write
+from ksurgeon.kmatrix.structures import Dense, Kaleidoscope
 
 __all__ = ["Hardened", "SoftPermutation", "harden", "mean_entropy", "relax", "relaxed", "set_temperature"]
 
@@ -35,6 +36,9 @@ class SoftPermutation(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """Logits ``(a, d, b, b)`` to doubly stochastic blocks of the same shape."""
         scores = logits / self.temperature
+        if scores.shape[-1] == 2:  # the limit in closed form
+            share = torch.sigmoid((scores * scores.new_tensor([[1, -1], [-1, 1]])).sum((-2, -1)) / 2)
+            return torch.stack([share, 1 - share, 1 - share, share], -1).unflatten(-1, (2, 2))
         for _ in range(_ROUNDS):
             scores = scores - scores.logsumexp(-2, keepdim=True)
             scores = scores - scores.logsumexp(-1, keepdim=True)
@@ -62,15 +66,20 @@ class Hardened:
     changed: tuple[int, ...]
 
 
-def relax(matrix: KMatrix, noise: float = 0.0, temperature: float = 1.0) -> KMatrix:
+def relax(
+    matrix: KMatrix, noise: float = 0.0, temperature: float = 1.0, spread: float | None = None
+) -> KMatrix:
     """Make a square K-matrix a soft permutation in place, starting near what it is; trained like any other.
 
     Args:
         noise: standard deviation of what is added to the logits; with a matrix of identity blocks this
             decides where it starts.
+        spread: standard deviation of random logits, in place of those that are near what it is: with little
+            of it every entry starts nearly as large.
 
     Raises:
         SurgeryError: a matrix that is not square, or whose blocks are not.
+        StructureError: its factors are computed.
     """
     square = matrix.side is None and all(pattern.b == pattern.c for pattern in matrix.patterns)
     if matrix.in_features != matrix.out_features or not square or matrix.groups != 1:
@@ -78,13 +87,17 @@ def relax(matrix: KMatrix, noise: float = 0.0, temperature: float = 1.0) -> KMat
             f"only a square K-matrix without groups can be a permutation, this one maps {matrix.in_features} "
             f"→ {matrix.out_features}"
         )
+    if isinstance(matrix.factors, Rotations):
+        refuse_to_write("a soft permutation")
     for number in range(len(matrix.factors)):
         parametrize.register_parametrization(
             matrix.factors, str(number), SoftPermutation(temperature).to(matrix.factors[number].device)
         )
-        if noise:
-            logits = matrix.factors.parametrizations[str(number)].original  # type: ignore[index, union-attr]
-            with torch.no_grad():
+        logits = matrix.factors.parametrizations[str(number)].original  # type: ignore[index, union-attr]
+        with torch.no_grad():
+            if spread is not None:
+                logits.normal_(0, spread)
+            if noise:
                 logits.add_(torch.randn_like(logits), alpha=noise)
     return matrix
 
@@ -122,7 +135,8 @@ def harden(matrix: KMatrix) -> Hardened:
     The assignment of largest total weight is chosen (Jonker and Volgenant's algorithm in SciPy).
 
     Raises:
-        SurgeryError: the matrix is not square, is no ``Kaleidoscope``, or is not finite; it is as it was.
+        SurgeryError: the matrix is not square, is neither ``Kaleidoscope`` nor ``Dense``, or is not finite;
+            it is as it was.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -130,8 +144,8 @@ def harden(matrix: KMatrix) -> Hardened:
         raise SurgeryError(
             f"a permutation is square, this matrix maps {matrix.in_features} → {matrix.out_features}"
         )
-    if not isinstance(matrix.structure, Kaleidoscope):
-        raise SurgeryError(f"every permutation fits a Kaleidoscope, not {matrix.structure}")
+    if not isinstance(matrix.structure, (Kaleidoscope, Dense)):
+        raise SurgeryError(f"every permutation fits a Kaleidoscope or a dense matrix, not {matrix.structure}")
     soft = matrix.to_dense()
     soft = soft.real if soft.is_complex() else soft
     if not bool(soft.isfinite().all()):

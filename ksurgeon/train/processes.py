@@ -16,7 +16,7 @@ from ksurgeon.train.settings import Settings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Stop", "end_processes", "is_first_process", "make_accelerator", "signals"]
+__all__ = ["Stop", "agreed", "end_processes", "is_first_process", "make_accelerator", "signals"]
 
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # of torchrun and of MPI
 
@@ -73,6 +73,14 @@ def make_accelerator(settings: Settings, device: str | None, tracking: str | Non
         project_dir=tracking,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def agreed(accelerator: "Accelerator", seconds: float) -> float:
+    """The mean of what every process measured, the same number in all of them."""
+    if accelerator.num_processes == 1:
+        return seconds
+    total = accelerator.reduce(torch.tensor(seconds, device=accelerator.device)).item()
+    return float(total) / accelerator.num_processes
 
 
 def end_processes() -> None:

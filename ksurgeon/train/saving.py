@@ -16,11 +16,15 @@ from ksurgeon.train.checkpoint import (
     restore_weights,
     set_random_state,
 )
+from ksurgeon.train.keeper import Keeper
 from ksurgeon.train.log import Evaluation
 from ksurgeon.train.settings import Settings
 from ksurgeon.train.state import State
 
-__all__ = ["pack", "require_same", "unpack"]
+__all__ = ["FORMAT", "pack", "require_same", "unpack"]
+
+FORMAT = 2
+"""Of checkpoints; one of another is of no use to this version."""
 
 # Settings that may change when a training goes on.
 _FREE = {"minutes", "steps", "epochs", "patience", "checkpoint", "workers", "trackers"}
@@ -33,19 +37,22 @@ def pack(state: State) -> Saved:
     tensors |= {f"optimiser.{name}": tensor for name, tensor in adam.items()}
     if state.average.decay:
         tensors |= {f"average.{n}": t for n, t in _state_with(state, state.average.values).items()}
-    if state.best is not None:
-        tensors |= {f"best.{n}": t for n, t in _state_with(state, state.best[1]).items()}
+    for kind, keeper in _keepers(state).items():
+        tensors |= {f"{kind}.{name}": tensor for name, tensor in keeper.values.items()}
     numbers, plain_numbers = random_state()
     tensors |= {f"random.{name}": tensor for name, tensor in numbers.items()}
     plain = {
         "step": state.step,
         "elapsed": state.clock.elapsed,
         "used": state.clock.used,
+        "planned": state.planned,
         "evaluations": state.evaluations,
         "stale": state.stale,
-        "scales": state.scales,
-        "best": state.best[0] if state.best is not None else None,
-        "history": [asdict(evaluation) for evaluation in state.history],
+        "scales": state.evaluator.scales,
+        "examples": state.evaluator.numbers,
+        "evaluating": [state.evaluator.spent, state.evaluator.cost, state.evaluator.done],
+        **{kind: asdict(keeper.best) for kind, keeper in _keepers(state).items() if keeper.best},
+        "history": [asdict(evaluation) for evaluation in state.keeper.history],
         "optimiser": plain_adam,
         "random": plain_numbers,
         "broken": state.data.broken,
@@ -74,12 +81,16 @@ def unpack(state: State, saved: Saved) -> None:
     held = state.values()
     if state.average.decay:
         state.average.values = _values_of(state, part("average."))
-    if plain["best"] is not None:
-        state.best = (plain["best"], _values_of(state, part("best.")))
     state.assign(held)
-    state.step, state.evaluations, state.stale = plain["step"], plain["evaluations"], plain["stale"]
-    state.scales, state.data.broken = plain["scales"], list(plain["broken"])
-    state.history = [Evaluation(**evaluation) for evaluation in plain["history"]]
+    for kind, keeper in _keepers(state).items():
+        keeper.best, keeper.values = Evaluation(**plain[kind]), part(f"{kind}.")
+    state.step, state.planned = plain["step"], plain["planned"]
+    state.evaluations, state.stale = plain["evaluations"], plain["stale"]
+    evaluator = state.evaluator
+    evaluator.scales, evaluator.numbers = plain["scales"], plain["examples"]
+    evaluator.spent, evaluator.cost, evaluator.done = plain["evaluating"]
+    state.data.broken = list(plain["broken"])
+    state.keeper.history[:] = [Evaluation(**evaluation) for evaluation in plain["history"]]
     state.clock.before, state.clock.used = plain["elapsed"], plain["used"]
     set_random_state((part("random."), plain["random"]))
 
@@ -101,9 +112,15 @@ def require_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 def _identity(state: State) -> dict[str, Any]:
     """What a checkpoint must have in common with the training that goes on from it."""
     return {
+        "format": FORMAT,
         "settings": _plain(state.settings),
         "data": [state.data.source.name, len(state.data.source)],
     }
+
+
+def _keepers(state: State) -> dict[str, Keeper]:
+    keepers = {"best": state.keeper, "fallback": state.fallback}
+    return {kind: keeper for kind, keeper in keepers.items() if keeper is not None}
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -1,10 +1,6 @@
 """One training from data to result: its stages, and what is left of it when it fails."""
 
-import copy
-import time
 from collections.abc import Callable, Collection, Sequence
-from itertools import islice
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +8,25 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.errors import TrainingError
-from ksurgeon.find.inputs import evaluating
-from ksurgeon.surgery.record import record_of
-from ksurgeon.train.checkpoint import Checkpoints
+from ksurgeon.train.checkpoint import Checkpoints, seed_all
+from ksurgeon.train.clock import Clock
 from ksurgeon.train.data import Data, open_data
-from ksurgeon.train.layerwise import SiteResult, train_layers
-from ksurgeon.train.log import Listener
+from ksurgeon.train.evaluate import Evaluator
+from ksurgeon.train.keeper import Keeper
+from ksurgeon.train.layerwise import SiteResult
+from ksurgeon.train.log import Listener, Phase
 from ksurgeon.train.loop import Loop
+from ksurgeon.train.losses import Loss
 from ksurgeon.train.matching import match_teacher
-from ksurgeon.train.norms import batch_norms, carry_batch_norms, estimate_batch_norms, norms_match
+from ksurgeon.train.norms import norms_match
 from ksurgeon.train.objective import Objective
 from ksurgeon.train.outputs import Reader
 from ksurgeon.train.parameters import balance_factors, freeze
 from ksurgeon.train.passes import Passes
 from ksurgeon.train.permutations import Hardened, harden, relax, relaxed
-from ksurgeon.train.preprocess import Batch
+from ksurgeon.train.phases import Phases
 from ksurgeon.train.processes import Stop, make_accelerator, signals
 from ksurgeon.train.settings import Settings
 from ksurgeon.train.targets import TargetSource, target_source
@@ -42,8 +41,7 @@ CHECKPOINTS = "checkpoints"
 Keep = Callable[[Trained], object]
 """Is given the result while the checkpoints are still there."""
 
-_BATCHES = 32  # that statistics of inputs are estimated on
-_PAIRED = 8  # on which they are compared with those of the teacher, which takes fewer
+Start = Callable[[nn.Module], object]
 
 
 def place_of(folder: str | Path | None, resume: bool) -> Path | None:
@@ -72,6 +70,8 @@ def train(
     sites: Collection[str] | None = None,
     keep: Keep = lambda _: None,
     stop: Stop | None = None,
+    start: Start | None = None,
+    loss: Loss | None = None,
 ) -> Trained:
     """Train a model in place, with or without a teacher; arguments are those of ``distill``, and:
 
@@ -79,8 +79,9 @@ def train(
         folder: of what trackers write.
         checkpoints: folder of the checkpoints; there are none without it.
         stop: is told of signals.
+        start: gives the model the values of a student as it came, which are kept if it is better with them.
+        loss: as ``finetune`` takes it.
     """
-    begin = time.perf_counter()
     opened = open_data(data, model, settings, preprocessor=preprocessor)
     if settings.batch_norm == "auto":
         same = teacher is not None and norms_match(model, teacher.model)
@@ -93,65 +94,51 @@ def train(
     going_on = resume and kept is not None and kept.exist()
     where = accelerator.device
     model.to(where)
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    clock = Clock(settings, opened.batches_per_epoch)
+    keeper: Keeper | None = None
     try:
         with freeze(model, settings.freeze):
-            torch.manual_seed(settings.seed)
-            if settings.permutations == "soft":
-                _relax_all(model, settings)
-            objective = Objective(model, Reader(settings.task, model), settings)
+            seed_all(settings.seed)
+            objective = Objective(model, Reader(settings.task, model), settings, loss=loss)
             objective.to(where)
             targets: TargetSource | None = None
-            layers: list[SiteResult] = []
             if teacher is not None:
                 teacher.model.to(where)
-                asked = match_teacher(objective, teacher.model, _some(opened, where, 1)[0], settings)
-                if not going_on:
-                    batches = _some(opened, where)
-                    layers = train_layers(model, teacher.model, batches, settings, told, sites)
+                asked = match_teacher(objective, teacher.model, _first(opened, where), settings)
                 targets = target_source(asked, objective, opened, settings, accelerator, told)
-            balance_factors(model)
-            if batch_norms(model):
-                anew = sites is not None or not _is_trained(model)  # a training's own go on otherwise
-                if settings.batch_norm == "train" or teacher is None:
-                    estimate_batch_norms(model, _some(opened, where))
-                elif anew:
-                    passes = Passes(objective, targets, accelerator, opened.batch)
-                    _carry(model, teacher, passes, _some(opened, where, 2 * _PAIRED), told)
+            passes = Passes(objective, targets, accelerator, opened.batch)
+            evaluator = Evaluator(passes, opened, clock)
+            keeper = Keeper(model, evaluator, told)
+            source = teacher.model if teacher is not None else None
+            phases = Phases(model, source, keeper, evaluator, settings, told, sites)
+            layers = [] if going_on else _prepare(phases, start, told)
+            loop = _loop(phases, passes, checkpoints=kept, resume=resume, stop=stop)
             if settings.trackers:
                 accelerator.init_trackers("ksurgeon", config=_flat(settings))
-            loop = Loop(
-                objective,
-                targets,
-                opened,
-                settings,
-                accelerator,
-                told,
-                checkpoints=kept,
-                resume=resume,
-                used=time.perf_counter() - begin,
-                stop=stop,
-            )
-            told.stage("end to end", loop.state.clock.total or 0)
-            loop.run(started=before.clear)
-        if batch_norms(model) and settings.batch_norm == "train":
-            estimate_batch_norms(model, _some(opened, where))
-        balance_factors(model)
-        hardened = _harden_all(model)
+            told.stage("end to end", clock.total or 0)
+            loop.run()
+        _tell_of_all(loop.state.keeper, told)
+        hardened: dict[str, Hardened] = {}
+        if loop.state.fallback is not None and not keeper.attempt(
+            "hard permutations", lambda: hardened.update(_harden_all(model))
+        ):
+            hardened = {}
         for tracker in accelerator.trackers:
             tracker.finish()
     except BaseException:
-        if before:  # not one step was made: the model is given back as it was
-            _unrelax(model)
-            model.load_state_dict(before)
+        _unrelax(model)
+        if keeper is not None:
+            keeper.restore()
         raise
-    seconds = loop.state.clock.elapsed
+    seconds = clock.elapsed
     trained = Trained(
         model=model.eval(),
-        history=loop.state.history,
+        history=keeper.history,
         steps=loop.state.step,
         seconds=seconds,
         rate=loop.state.step * opened.batch / max(seconds, 1e-9),
+        best=keeper.best,
+        evaluating=evaluator.spent,
         layers=layers,
         hardened=hardened,
         broken=opened.broken,
@@ -164,38 +151,65 @@ def train(
     return trained
 
 
-def _some(data: Data, device: torch.device, count: int = _BATCHES) -> list[Batch]:
-    """The first training batches, on the device."""
+def _prepare(phases: Phases, start: Start | None, told: Listener) -> list[SiteResult]:
+    """Evaluate the model as it came, and all that comes before the training of the whole."""
+    evaluator, keeper, data = phases.evaluator, phases.keeper, phases.evaluator.data
+    evaluator.sample()
+    evaluator.set_scales()
+    keeper.consider(evaluator(0))
+    seen, there = len(evaluator.numbers), len(data.held_out)
+    purpose = "decide what is kept" if phases.settings.final == "best" else "are evaluated on the way"
+    if not there:
+        told.note(f"no examples are held out: {seen} of those that are trained on {purpose}")
+    elif seen < there:
+        told.note(f"{seen} of {there} held-out examples {purpose}, for the time that takes")
+    if start is not None:
+        keeper.attempt("the student as it came", lambda: start(phases.model))
+    layers = phases.train_layers()
+    phases.take_statistics()
+    if not evaluator.has_scales():  # of a model whose outputs were not finite
+        evaluator.set_scales()
+        keeper.best = None
+        keeper.consider(evaluator(0))
+    return layers
+
+
+def _loop(phases: Phases, passes: Passes, **options: Any) -> Loop:
+    """The training of the whole, of factors of even norms; soft permutations are better than softer ones."""
+    model, settings, keeper = phases.model, phases.settings, phases.keeper
+    fallback = None
+    if settings.permutations == "soft":
+        _relax_all(model, settings)
+        fallback, keeper = keeper, Keeper(model, keeper.evaluate, keeper.listener, keeper.history)
+    if settings.balance_factors:
+        balance_factors(model)
+
+    def finish() -> None:
+        if settings.batch_norm == "train":
+            phases.estimate()
+        if settings.balance_factors:
+            balance_factors(model)
+
+    return Loop(
+        passes, phases.evaluator, keeper, finish, settings, phases.listener, fallback=fallback, **options
+    )
+
+
+def _tell_of_all(keeper: Keeper, told: Listener) -> None:
+    """Of the training of the whole, as of a phase."""
+    before = next(e for e in reversed(keeper.history) if e.is_best and not e.step)
+    best, last = keeper.best, keeper.history[-1]
+    assert best is not None
+    if last.step:
+        kept = best.step > 0
+        told.judged(Phase(name="end to end", before=before, after=best if kept else last, kept=kept))
+
+
+def _first(data: Data, device: torch.device) -> Batch:
+    """A training batch, on the device."""
     from accelerate.utils import send_to_device
 
-    numbers = torch.tensor(data.train)[
-        torch.randperm(len(data.train), generator=torch.Generator().manual_seed(data.settings.seed))
-    ]
-    chosen = numbers[: count * data.batch].tolist()
-    return [send_to_device(batch, device) for batch in islice(data.batches(chosen), count)]
-
-
-def _is_trained(model: nn.Module) -> bool:
-    record = record_of(model)
-    return record is not None and bool(record.trainings)
-
-
-def _carry(
-    model: nn.Module, teacher: FoundTeacher, passes: Passes, batches: list[Batch], told: Listener
-) -> None:
-    """Carry the teacher's statistics over, unless the student is nearer to it without, on other batches."""
-    judged, norms = batches[_PAIRED:] or batches, batch_norms(model)
-    with evaluating(passes.objective):
-        carry_batch_norms(model, teacher.model, batches[:_PAIRED], shared=False)
-        before = passes.scales(judged, balance=True)
-        old = {path: copy.deepcopy(norm.state_dict()) for path, norm in norms.items()}
-        carry_batch_norms(model, teacher.model, batches[:_PAIRED])
-        after = passes.scales(judged, balance=True)
-    start = passes.weigh(before, before)
-    if isfinite(start) and not passes.weigh(after, before) <= start:
-        for path, state in old.items():
-            norms[path].load_state_dict(state)
-        told.note("statistics of batch normalisation stay: changed as the layers were, they do worse")
+    return send_to_device(next(data.training_batches(0))[0], device)
 
 
 def _relax_all(model: nn.Module, settings: Settings) -> None:
@@ -203,7 +217,7 @@ def _relax_all(model: nn.Module, settings: Settings) -> None:
 
     for module in model.modules():
         if isinstance(module, KChannelShuffle):
-            relax(module.matrix, temperature=settings.temperatures[0])
+            relax(module.matrix, temperature=settings.temperatures[0], spread=settings.spread)
 
 
 def _unrelax(model: nn.Module) -> None:

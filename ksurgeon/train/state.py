@@ -1,7 +1,7 @@
 """What changes while a model is trained, and with that what a checkpoint holds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ksurgeon.train.clock import Clock
 from ksurgeon.train.data import Data
-from ksurgeon.train.log import Evaluation
+from ksurgeon.train.evaluate import Evaluator
+from ksurgeon.train.keeper import Keeper
 from ksurgeon.train.parameters import Averaged
 from ksurgeon.train.settings import Settings
 
@@ -25,10 +26,11 @@ class State:
         model: the objective as it is distributed.
         optimiser: as accelerate wrapped it.
         average: of the trained parameters, which it lists.
-        scales: what each loss term is divided by; empty before the first batch.
-        evaluations: those that are over, or were passed over because a step took too long.
+        keeper: of the best weights.
+        fallback: keeper of the student before its permutations were made soft, which hard ones must better.
+        planned: evaluations, the last one included; fewer where there is no time for them.
+        evaluations: those that are over, or were passed over because there was no time.
         stale: evaluations since the best one.
-        best: loss and trained parameters of the best evaluation.
     """
 
     objective: nn.Module
@@ -38,12 +40,13 @@ class State:
     clock: Clock
     data: Data
     settings: Settings
+    evaluator: Evaluator
+    keeper: Keeper
+    fallback: Keeper | None = None
     step: int = 0
-    evaluations: int = 0
+    planned: int = 0
+    evaluations: int = 1
     stale: int = 0
-    scales: dict[str, float] = field(default_factory=dict)
-    best: tuple[float, list[Tensor]] | None = None
-    history: list[Evaluation] = field(default_factory=list)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.errors import FolderError
 from ksurgeon.kernels.cache import cache_folder
-from ksurgeon.surgery.storage import written_whole
+from ksurgeon.surgery.folders import written_whole
 from ksurgeon.train.data import Data
 from ksurgeon.train.log import Listener
 from ksurgeon.train.objective import Objective, Teacher
 from ksurgeon.train.outputs import term_of
-from ksurgeon.train.preprocess import Batch
 from ksurgeon.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,13 +31,23 @@ _FILE = "targets.safetensors"
 
 
 class Kept:
-    """Outputs of all examples, looked up by their numbers."""
+    """Outputs of examples, looked up by their numbers.
 
-    def __init__(self, outputs: dict[str, Tensor]) -> None:
-        self.outputs = outputs
+    Args:
+        teacher: is asked for those that are not known yet; None where all are.
+    """
+
+    def __init__(self, outputs: dict[str, Tensor], teacher: Teacher | None = None) -> None:
+        self.outputs, self.teacher = outputs, teacher
+        self._known: set[int] = set()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         index = batch["index"].cpu()
+        if self.teacher is not None and not self._known.issuperset(index.tolist()):
+            found = self.teacher(batch)
+            for name, kept in self.outputs.items():
+                kept[index] = found[name].to("cpu", kept.dtype)
+            self._known.update(index.tolist())
         return {n: t[index].to(batch["index"].device) for n, t in self.outputs.items()}
 
 
@@ -52,7 +62,8 @@ def target_source(
     """The teacher itself, or its outputs kept where that is asked for, or sensible.
 
     Kept outputs of texts lie in the cache folder, under a name made from the teacher's weights and the texts,
-    so that the next training of another student has them at once.
+    so that the next training of another student has them at once. A training whose time is limited computes
+    those of an example when it meets it, unless it is told to keep them.
     """
     if settings.cache_teacher is False:
         return teacher
@@ -73,7 +84,10 @@ def target_source(
     place = _place(teacher, data, sorted(small), accelerator.mixed_precision)
     if place is not None and (place / _FILE).is_file():
         return Kept(load_file(place / _FILE))
-    outputs = _compute(teacher, data, {n: wanted[n] for n in sorted(small)}, accelerator, listener)
+    like = {n: wanted[n] for n in sorted(small)}
+    if settings.minutes is not None and not settings.cache_teacher:
+        return Kept(_empty(data, like), teacher)
+    outputs = _compute(teacher, data, like, accelerator, listener)
     if place is not None and accelerator.is_main_process:
         try:
             with written_whole(place) as temporary:
@@ -93,8 +107,7 @@ def _compute(
     """All outputs, every process its share of the examples, in an order that depends on the data alone."""
     from accelerate.utils import send_to_device
 
-    count = len(data.source)
-    outputs = {n: torch.zeros(count, t.shape[1], dtype=t.dtype) for n, t in like.items()}
+    count, outputs = len(data.source), _empty(data, like)
     mine = list(range(count))[accelerator.process_index :: accelerator.num_processes]
     listener.stage("asking the teacher", len(mine))
     done = 0
@@ -110,6 +123,10 @@ def _compute(
         for name, kept in outputs.items():
             outputs[name] = accelerator.reduce(kept.to(accelerator.device)).cpu()
     return outputs
+
+
+def _empty(data: Data, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: torch.zeros(len(data.source), t.shape[1], dtype=t.dtype) for n, t in like.items()}
 
 
 def _place(teacher: Teacher, data: Data, names: list[str], precision: str) -> Path | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from ksurgeon.errors import KsurgeonError, TrainingError
-from ksurgeon.models.opening import open_model
+from ksurgeon.models.names import parse
+from ksurgeon.models.opening import open_model, require_leave
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Record, record_of
@@ -26,7 +27,12 @@ class FoundTeacher:
     warning: str | None = None
 
 
-def find_teacher(student: nn.Module, name: str | None = None, weights: str | None = None) -> FoundTeacher:
+def find_teacher(
+    student: nn.Module,
+    name: str | None = None,
+    weights: str | None = None,
+    trust_remote_code: bool = False,
+) -> FoundTeacher:
     """The teacher that is named, or the model that the student was made from, with its weights.
 
     Args:
@@ -34,12 +40,14 @@ def find_teacher(student: nn.Module, name: str | None = None, weights: str | Non
         name: as any command takes a model; a converted folder is a model too.
         weights: of the teacher: "auto", "pretrained", "random", or a file; left out, those that the student
             was made from.
+        trust_remote_code: whether code that the student's record or the named folder brings or names may run.
 
     Raises:
         TrainingError: there is none, or its weights are not to be had.
+        RecordError: code would run that was not allowed.
     """
     if name is not None:
-        return _named(name, weights or "auto")
+        return _named(name, weights or "auto", trust_remote_code)
     record = record_of(student)
     if record is None:
         raise TrainingError("the student has no record of surgery, which would tell its teacher; give one")
@@ -52,8 +60,11 @@ def find_teacher(student: nn.Module, name: str | None = None, weights: str | Non
             "the record does not tell where the weights before surgery came from; name the teacher "
             "(--teacher), and its weights if they are in a file (--teacher-weights)"
         )
+    require_leave(source.as_trusted() if trust_remote_code else source)
     used = weights or {"given": "auto"}.get(source.weights, source.weights)
-    options = {} if source.kind == "transformers" else source.options
+    options = source.options
+    if source.kind == "transformers":  # of which the config, too, is read anew
+        options = {name: value for name, value in options.items() if name == "trust_remote_code"}
     try:
         opened = open_model(_spelled(source), weights=used, seed=record.seed, options=options)
     except KsurgeonError as error:
@@ -80,10 +91,12 @@ def _spelled(source: Source) -> str:
     return f"{source.kind}:{source.name}" if source.kind in ("timm", "torchvision") else source.name
 
 
-def _named(name: str, weights: str) -> FoundTeacher:
-    if (Path(name) / "ksurgeon.json").is_file():
-        return FoundTeacher(load(name), name)
-    opened = open_model(name, weights=weights)
+def _named(name: str, weights: str, trust_remote_code: bool) -> FoundTeacher:
+    kind, _ = parse(name)
+    if kind == "ksurgeon":
+        return FoundTeacher(load(name, trust_remote_code=trust_remote_code), name)
+    options = {"trust_remote_code": True} if trust_remote_code and kind == "transformers" else None
+    opened = open_model(name, weights=weights, options=options)
     random = opened.source.weights == "random"
     warning = f"The teacher {name} has RANDOM weights. " if random else ""
     return FoundTeacher(opened.model, name, (warning + "; ".join(opened.notes)) or None)

@@ -20,11 +20,13 @@ class Trained:
     """A model after its training.
 
     Attributes:
-        history: evaluations on held-out examples, that before the first step first.
+        history: evaluations on held-out examples; the first is of the model as it came.
+        best: that of the weights that were kept.
         layers: what the training of single layers did.
         hardened: what became of soft permutations, by path.
         broken: examples that could not be read.
         rate: examples per second of the end-to-end training, evaluations included.
+        evaluating: seconds of ``seconds`` that evaluations took.
     """
 
     model: nn.Module
@@ -32,14 +34,11 @@ class Trained:
     steps: int
     seconds: float
     rate: float
+    best: Evaluation | None = None
+    evaluating: float = 0.0
     layers: list[SiteResult] = field(default_factory=list)
     hardened: dict[str, Hardened] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
-
-    @property
-    def best(self) -> Evaluation | None:
-        """The evaluation of the weights that were kept; None without held-out examples."""
-        return next((evaluation for evaluation in reversed(self.history) if evaluation.is_best), None)
 
     def to_plain(self) -> dict[str, Any]:
         """Everything but the model, as JSON takes it."""
@@ -47,6 +46,8 @@ class Trained:
             "steps": self.steps,
             "seconds": self.seconds,
             "rate": self.rate,
+            "best": asdict(self.best) if self.best else None,
+            "evaluating": self.evaluating,
             "history": [asdict(evaluation) for evaluation in self.history],
             "layers": [asdict(layer) for layer in self.layers],
             "hardened": {path: asdict(hardened) for path, hardened in self.hardened.items()},
@@ -61,6 +62,8 @@ class Trained:
             steps=plain["steps"],
             seconds=plain["seconds"],
             rate=plain["rate"],
+            best=Evaluation(**plain["best"]) if plain["best"] else None,
+            evaluating=plain["evaluating"],
             history=[Evaluation(**evaluation) for evaluation in plain["history"]],
             layers=[SiteResult(**layer) for layer in plain["layers"]],
             hardened={
@@ -91,6 +94,8 @@ def note_training(trained: Trained, teacher: str, data: Data) -> None:
             batch=data.batch,
             seconds=round(trained.seconds, 1),
             settings=data.settings.model_dump(mode="json", exclude_defaults=True),
+            metric=best.metric if best else "",
+            held_out=best.examples if best else 0,
             before=first.student if first else {},
             after=best.student if best else {},
             teacher_metrics=best.teacher if best else {},

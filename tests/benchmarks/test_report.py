@@ -1,5 +1,6 @@
 """Figures from files of results land in a page where it asks for them, with what was missed."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from benchmarks import report, results
 from benchmarks.turns import compared, measure
+from ksurgeon.recipes.statistics import statistics_of
 
 SETTING = {"machine": "m", "threads": 1}
 
@@ -56,3 +58,38 @@ def test_candidates_take_turns() -> None:
     assert set(times) == {"a", "b"} and all(t["low"] <= t["median"] <= t["high"] for t in times.values())
     changes = sum(one != two for one, two in pairwise(order))
     assert changes >= 9
+
+
+def test_results_of_a_recipe_with_seeds(tmp_path: Path) -> None:
+    def variant(milliseconds: float, *accuracies: float) -> dict[str, Any]:
+        seeds = {
+            str(number): {
+                "parameters": 12,
+                "surgery_seconds": 0.0,
+                "after_training": {"accuracy": accuracy},
+                "training": [{"seconds": 7.0, "steps": 1, "history": [{"step": 1, **point}]}],
+            }
+            for number, accuracy in enumerate(accuracies)
+        }
+        return {
+            "parameters": 1200,
+            "multiplications": 3,
+            "latency": {"milliseconds": milliseconds},
+            "seeds": seeds,
+        }
+
+    point = {"seconds": 1.0, "loss": 1.0, "student": {"accuracy": 0.5}}
+    variants = {"plain": variant(2.0, 0.5, 0.6), "new": variant(3.0, 0.625, 0.725)}
+    done = {
+        "recipe": "small",
+        "machine": {"processor": "slow", "gpu": None, "torch": "2.11"},
+        "baseline": "plain",
+        "variants": variants,
+        "statistics": statistics_of(variants, "plain"),
+    }
+    (tmp_path / "a.json").write_text(json.dumps(done))
+    text = report.render("<!-- results a.json -->\n<!-- end -->\n", tmp_path, tmp_path)
+    assert "**small** · processor slow, torch 2.11; 2 seeds" in text
+    assert "| new | 2 | 1,200 | 3 | 67.5 ± 5.0 | +12.5 (+12.5 … +12.5) | 7 | 3.00 | 1.50× |" in text
+    assert "(small.svg)" in text and (tmp_path / "small.svg").is_file()
+    assert report.render(text, tmp_path, tmp_path) == text

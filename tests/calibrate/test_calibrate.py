@@ -1,16 +1,13 @@
-"""Moments beside dense references, data in every form, and what is refused."""
-
-from collections import Counter
+"""Moments and harm beside dense references."""
 
 import pytest
 import torch
 from torch import nn
 
-from ksurgeon.calibrate import calibrate, harm_for, open_data
+from ksurgeon.calibrate import calibrate, harm_for
 from ksurgeon.calibrate.harm import embeddings
 from ksurgeon.calibrate.moments import Gram, HashedMoment, SketchedMoment, root_of
 from ksurgeon.calibrate.storage import load_calibration, save_calibration
-from ksurgeon.calibrate.text import _drawn
 from ksurgeon.errors import InputError
 from ksurgeon.find import find
 from tests import zoo
@@ -62,6 +59,32 @@ def test_moments_of_groups():
     assert known.moment.shape == (2, 32, 32)
     for block, part in zip(known.moment, vectors.chunk(2, 1), strict=True):
         torch.testing.assert_close(block, part.T @ part / len(part), rtol=1e-5, atol=1e-6)
+
+
+class Attends(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.a, self.k = nn.MultiheadAttention(16, 2, batch_first=True, **options), nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = x if self.a.in_proj_bias is None else self.k(x)
+        return self.a(x, y, y, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["cross", "self"])
+def test_moments_inside_multi_head_attention(bias):
+    model = Attends(bias=bias).eval()
+    batches = [torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    harm = harm_for("outputs", model, torch.zeros(1))
+    sites = find(model, batches[0])
+    known = calibrate(model, sites, batches, harm=harm).sites
+    projection, x = known["a.in_proj_weight"], torch.cat(batches).flatten(0, 1)
+    taken = torch.cat([x, model.k(x).detach()]) if bias else x  # query with one part, key and value with two
+    torch.testing.assert_close(
+        projection.moment[0], (taken.T @ taken / len(taken)).double(), rtol=1e-4, atol=1e-5
+    )
+    assert projection.rows == len(taken) and projection.gradient.shape[-1] == 48
+    assert known["a.out_proj"].rows == len(x) and known["a.out_proj"].gradient is not None
 
 
 def test_moments_of_parameters_that_a_forward_reads():
@@ -219,106 +242,6 @@ def test_generation_feeds_moments_too():
     assert harm.name == "kl" and known.rows >= 2 * (6 + 3) and known.gradient is not None
 
 
-class Loader:
-    def __iter__(self):
-        yield from [[torch.randn(4, 64), torch.zeros(4)]] * 3
-
-
-@pytest.mark.parametrize(
-    ("data", "fit", "check"),
-    [
-        (torch.randn(40, 64), 2, 1),
-        ((torch.randn(40, 64),), 2, 1),
-        ([torch.randn(4, 64)] * 8, 6, 2),
-        (Loader(), 2, 1),
-        (lambda: (torch.randn(4, 64) for _ in range(4)), 3, 1),
-        (torch.randn(8, 64), 3, 1),
-        (torch.randn(1, 64), 1, 1),
-    ],
-    ids=["tensor", "tuple", "list", "labels", "generator", "one batch", "one example"],
-)
-def test_data_of_every_form(data, fit, check):
-    batches = open_data(data, zoo.mlp())
-    assert (len(batches.fit), len(batches.check)) == (fit, check)
-
-
-def test_data_stop_at_the_number_of_examples():
-    def endless():
-        while True:
-            yield torch.randn(8, 64)
-
-    batches = open_data(endless, zoo.mlp(), examples=40)
-    assert len(batches.fit) + len(batches.check) == 5
-
-
-def test_the_fingerprint_tells_data_apart():
-    x = torch.randn(8, 64)
-    same, other = open_data(x, zoo.mlp()), open_data(x + 1, zoo.mlp())
-    assert open_data(x.clone(), zoo.mlp()).fingerprint == same.fingerprint != other.fingerprint
-
-
-def test_images(tmp_path):
-    from PIL import Image
-
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1))
-    for number in range(5):
-        Image.new("RGB", (250, 240), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    batches = open_data(tmp_path, model)
-    assert batches.fit[0].shape[1:] == (3, 224, 224)
-    three = open_data(tmp_path, model, examples=3)  # not the first ones
-    reds = [255 * (0.485 + 0.229 * float(image[0, 0, 0])) for b in three.fit + three.check for image in b]
-    assert sorted(map(round, reds)) == [0, 1, 3]
-    (tmp_path / "0.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"0\.png cannot be read"):
-        open_data(tmp_path, model)
-
-
-def test_lines_of_text(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = {"[UNK]": 0, "[PAD]": 1, "one": 2, "two": 3, "three": 4}
-    plain = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder = tmp_path / "tokenizer"
-    fast = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", pad_token="[PAD]")
-    fast.save_pretrained(folder)
-    small = BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                       intermediate_size=32)  # fmt: skip
-    model = BertModel(small)
-    file = tmp_path / "lines.txt"
-    file.write_text("one two\n\nthree\none two three one\ntwo\n")
-    with pytest.raises(InputError, match="--tokenizer"):
-        open_data(file, model)
-    batches = open_data(file, model, tokenizer=str(folder), batch_size=2)
-    shapes = [tuple(batch["input_ids"].shape) for batch in batches.fit + batches.check]
-    assert sorted(shapes) == [(2, 1), (2, 4)]
-
-
-def test_lines_are_drawn_from_the_whole_file():
-    drawn = _drawn(map(str, range(10_000)), 500)
-    assert drawn == _drawn(map(str, range(10_000)), 500) and len(set(drawn)) == 500
-    quarters = Counter(int(line) // 2500 for line in drawn)
-    assert all(80 < quarters[quarter] < 170 for quarter in range(4))
-    assert _drawn(iter("ab"), 5) == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (torch.randn(4, 63), "do not match the model"),
-        ([], "no data"),
-        ("nowhere.txt", "no such file"),
-        ("nowhere:function", "nowhere"),
-        (3, "int"),
-    ],
-)
-def test_data_that_do_not_serve(data, expected):
-    with pytest.raises(Exception, match=expected) as caught:
-        open_data(data, zoo.mlp())
-    assert type(caught.value).__module__ == "ksurgeon.errors"
-
-
 def test_embeddings_are_the_mean_of_the_positions_shown():
     states = torch.randn(2, 5, 8, dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
@@ -327,7 +250,7 @@ def test_embeddings_are_the_mean_of_the_positions_shown():
     harm = harm_for("embeddings", torch.nn.Identity(), states)
     changed = states.clone()
     changed[0, 3:] += 1  # hidden
-    assert harm.change([states], changed, mask) == (0.0, 2.0)
+    assert harm.change([states], changed, mask) == pytest.approx((0.0, 2.0), abs=1e-12)
     changed[1] *= -1
     assert harm.shown(harm.change([states], changed, mask)[0] / 4) == pytest.approx(1)
     with pytest.raises(InputError, match=r"\(2, 8\): take kl or outputs"):

@@ -1,13 +1,18 @@
 """Walking a model and its changed self side by side."""
 
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ksurgeon.calibrate import calibrate
 from ksurgeon.calibrate.lockstep import affordable, can_compensate, in_lockstep
+from ksurgeon.calibrate.modes import _Modes
 from ksurgeon.errors import InputError, SurgeryError
 from ksurgeon.find import find
 from tests import zoo
@@ -58,7 +63,7 @@ def test_moments_are_of_changed_inputs_and_original_outputs():
                 torch.testing.assert_close(reached.joint.output_mean, y_up.mean(0), rtol=1e-4, atol=1e-5)
             reached.replace(other if reached.site.path == "up" else model.get_submodule(reached.site.path))
     assert order == ["up", "down", "head"]
-    assert not hooks._global_forward_hooks
+    assert not hooks._has_any_global_hook()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -80,7 +85,7 @@ def test_the_target_undoes_a_linear_change_of_the_inputs():
     kept = second.joint.target(model[1].weight.detach()[None], 1e9)
     torch.testing.assert_close(kept[0], model[1].weight.detach())
     walk.close()
-    assert not hooks._global_forward_hooks
+    assert not hooks._has_any_global_hook()
 
 
 @pytest.mark.parametrize("name", ["convnet", "convolutions", "attention"])
@@ -140,10 +145,10 @@ def test_another_order_of_layers_is_refused_and_bad_numbers_are_named():
     with pytest.raises(SurgeryError, match="without error compensation"):
         for reached in in_lockstep(model, sites, batches):
             reached.replace(huge)
-    assert not hooks._global_forward_hooks
+    assert not hooks._has_any_global_hook()
     with pytest.raises(InputError, match="at first, in batch 2"):
         list(in_lockstep(model, sites, [*batches, batches[0] * torch.nan]))
-    assert not hooks._global_forward_hooks
+    assert not hooks._has_any_global_hook()
 
 
 def test_as_many_batches_as_fit_in_memory():
@@ -153,3 +158,114 @@ def test_as_many_batches_as_fit_in_memory():
     assert len(affordable(model, batches, 10 * one)) == 10
     assert len(affordable(model, batches, 3 * one + 1)) == 3
     assert len(affordable(model, batches, 1)) == 1
+
+
+class Note(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False),
+    "autocast of a GPU": lambda: torch.autocast("mps", dtype=torch.bfloat16),
+    "gradients": torch.enable_grad,
+    "inference": torch.inference_mode,
+    "functions": Note,
+    "dispatch": Watch,
+    "hooks": lambda: torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),
+    "device": lambda: torch.device("cpu"),
+    "dtype": default_dtype,
+    "attention": lambda: sdpa_kernel(SDPBackend.MATH),
+}
+
+
+class Inside(nn.Module):
+    """Calls its layers inside some mode."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.first, self.last, self.mode, self.inside = nn.Linear(64, 64), nn.Linear(64, 64), mode, []
+
+    def forward(self, x):
+        with self.mode():
+            x = self.first(x)
+            self.inside.append(modes_now())
+            x = self.last(x)
+            assert modes_now() == self.inside[-1]
+        return x
+
+
+def modes_now():
+    modes = vars(_Modes.now())
+    return {name: [id(m) for m in v] if name in ("functions", "dispatch") else v for name, v in modes.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*autocast")
+@pytest.mark.parametrize("ending", ["walked", "left", "failed"])
+@pytest.mark.parametrize("name", MODES)
+def test_a_forward_keeps_its_modes_to_itself(name, ending):
+    """And the caller those that it had, whenever it looks."""
+    torch.manual_seed(0)
+    model, batches = Inside(MODES[name]).eval(), [torch.randn(256, 64) for _ in range(3)]
+    if ending == "failed":
+        batches[2][0, 0] = float("nan")
+    sites = find(model, batches[0])
+    model.inside.clear()
+    before = modes_now()
+    with suppress(InputError), closing(in_lockstep(model, sites, batches)) as walk:
+        for reached in walk:
+            assert modes_now() == {**before, "grad": False}  # as without any mode
+            if reached.site.path == "first":
+                x = torch.cat(batches).double()
+                torch.testing.assert_close(reached.joint.moment[0], covariance(x, x), rtol=1e-4, atol=1e-5)
+                if ending == "left":
+                    break
+            reached.replace(nn.Linear(64, 64))
+    assert modes_now() == before
+    for inside in model.inside:
+        assert {key for key in before if inside[key] != before[key]} - {"grad"} or name == "gradients"
+        assert inside["grad"] is (name == "gradients")
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_moments_are_exact_inside_of_autocast(compensate):
+    model, batches = Inside(MODES["autocast"]).eval(), [torch.randn(256, 64) for _ in range(2)]
+    sites = find(model, batches[0])
+    x = torch.cat(batches).double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if compensate:
+            with closing(in_lockstep(model, sites, batches)) as walk:
+                moment, expected = next(walk).joint.moment[0], covariance(x, x)
+        else:
+            moment, expected = calibrate(model, sites, batches).sites["first"].moment[0], x.T @ x / len(x)
+    torch.testing.assert_close(moment, expected, rtol=1e-4, atol=1e-5)
+
+
+class Mapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.func.vmap(self.layer)(x)
+
+
+def test_a_layer_inside_of_vmap_cannot_be_held():
+    model, batches = Mapped().eval(), [torch.randn(16, 8)]
+    with pytest.raises(SurgeryError, match=r"calls layer inside of torch.func"):
+        next(in_lockstep(model, find(model, batches[0]), batches))
+    assert not hooks._has_any_global_hook()

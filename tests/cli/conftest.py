@@ -31,3 +31,5 @@ def run(monkeypatch, capsys, tmp_path):
 
 MODEL = "tests.zoo:shufflenet_v1_g4"
 SIZE = ("--input-size", "3x32x32")
+LEAVE = "--trust-remote-code"
+"""To call the function that MODEL is made by, where a folder names it."""

@@ -12,7 +12,9 @@ import ksurgeon
 from ksurgeon.kernels import cpu
 from ksurgeon.kernels.cache import Cache
 from ksurgeon.rules.load import builtin_rules
-from tests.cli.conftest import MODEL, SIZE
+from tests.cli.conftest import LEAVE, MODEL, SIZE
+from tests.fields import TRUTH
+from tests.near import near
 
 
 def test_convert_show_revert(run, tmp_path):
@@ -24,10 +26,74 @@ def test_convert_show_revert(run, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"ksurgeon.json", "model.safetensors"}
     shown = run("show", "out")
     assert shown.status == 0 and "units.3:view_1" in shown.out and "latency" in shown.out
-    reverted = run("revert", "out")
+    reverted = run("revert", "out", LEAVE)
     assert reverted.status == 0 and "4 sites reverted" in reverted.out
     x = torch.randn(1, 3, 32, 32)
-    assert torch.equal(ksurgeon.load("out-dense")(x), ksurgeon.load("out")(x))
+    dense, converted = (ksurgeon.load(name, trust_remote_code=True) for name in ("out-dense", "out"))
+    assert near(dense(x), converted(x))
+
+
+INSERT = """
+name = "both"
+[[insert]]
+before = ['re:units\\..*\\.expand']
+dim = 1
+with = { structure = "kaleidoscope" }
+[[insert]]
+after = ['fc', 'units']
+dim = -1
+with = { structure = "dense" }
+start = "orthogonal"
+"""
+
+
+def test_insertions_from_end_to_end(run, tmp_path):
+    (tmp_path / "both.toml").write_text(INSERT)
+    found = run("find", MODEL, "--insertions", *SIZE)
+    assert found.status == 0 and "units.0.expand" in found.out and "1: 32, 2: 8, 3: 8" in found.out
+    sites = json.loads(run("find", MODEL, "--insertions", "--json", *SIZE).out)["sites"]
+    assert {site["kind"] for site in sites} == {"insertion"}
+    dry = run("convert", MODEL, "--rule", "both.toml", "--dry-run", *SIZE)
+    assert dry.status == 0 and "insert: (BB*)^1" in dry.out and "units:after" in dry.out
+    done = run("convert", MODEL, "--rule", "both.toml", "-o", "out", *SIZE)
+    assert done.status == 0, done.err
+    assert "part 1, insertion before, dim 1 → kaleidoscope, start identity: inserted at 4 sites" in done.out
+    assert "insertion left: a Sequential calls all" in done.out and "train before use" in done.out
+    shown = run("show", "out")
+    assert "units.3.expand:before.dim1" in shown.out and "fc:after.dim1" in shown.out
+    exported = run("export", "out", "--to", "onnx", "-o", "out.onnx", LEAVE)
+    assert exported.status == 0, exported.err
+    reverted = run("revert", "out", LEAVE)
+    assert reverted.status == 0 and "1 trained map became" in " ".join(reverted.out.split())
+    x = torch.randn(1, 3, 32, 32)
+    dense, converted = (ksurgeon.load(name, trust_remote_code=True) for name in ("out-dense", "out"))
+    assert near(dense(x), converted(x)) and isinstance(dense.fc.kafter0, torch.nn.Linear)
+
+
+GEOMETRY = """
+name = "arranged"
+[[insert]]
+before = ["1"]
+dim = 1
+with = { structure = "kaleidoscope" }
+start = "geometry"
+grid = [8, 8]
+"""
+
+
+def test_an_insertion_from_geometry(run, tmp_path):
+    (tmp_path / "arranged.toml").write_text(GEOMETRY)
+    command = "convert", "tests.fields:classifier", "--rule", "arranged.toml", "--input-size", "1x8x8"
+    dry = run(*command, "--dry-run")
+    assert dry.status == 0 and "start geometry on 8 × 8" in " ".join(dry.out.split())
+    refused = run(*command, "-o", "out")
+    assert refused.status != 0 and "needs data" in refused.err and not (tmp_path / "out").exists()
+    done = run(*command, "-o", "out", "--data", "tests.fields:batches", "--examples", "2000")
+    assert done.status == 0, done.err
+    assert "start geometry: inserted at 1 site" in done.out and "train before use" in done.out
+    (operation,) = json.loads(run("show", "out", "--json").out)["operations"]
+    assert ksurgeon.neighbour_share(operation["permutation"], TRUTH, (8, 8)) >= 0.95
+    assert run("revert", "out", LEAVE).status == 0
 
 
 def test_the_default_folder_is_named_after_model_and_rule(run, tmp_path):
@@ -47,7 +113,7 @@ def test_json(run):
     assert report["folder"] == "out" and len(report["operations"]) == 4
     assert report["outcome"]["latency"][0] > 0 and report["outcome"]["multiplications"][0] > 0
     assert len(json.loads(run("show", "out", "--json").out)["operations"]) == 4
-    assert json.loads(run("revert", "out", "--json").out)["reverted"] == 4
+    assert json.loads(run("revert", "out", LEAVE, "--json").out)["reverted"] == 4
     sites = json.loads(run("find", MODEL, "--json", *SIZE).out)["sites"]
     assert sum(site["kind"] == "channel_shuffle" for site in sites) == 4
     plan = json.loads(run("convert", MODEL, "--rule", "shuffle", "--dry-run", "--json", *SIZE).out)
@@ -76,27 +142,27 @@ def test_an_earlier_conversion_is_replaced_only_with_yes(run):
 
 def test_diff(run):
     assert run("convert", MODEL, "--rule", "shuffle", "-o", "out", *SIZE).status == 0
-    assert run("revert", "out", "-o", "dense").status == 0
-    told = json.loads(run("diff", "dense", "out", *SIZE, "--json").out)
+    assert run("revert", "out", LEAVE, "-o", "dense").status == 0
+    told = json.loads(run("diff", LEAVE, "dense", "out", *SIZE, "--json").out)
     assert told["outputs"][0]["relative"] < 1e-5 and told["decided_alike"] == 1
-    shown = run("diff", "dense", "out", *SIZE)
+    shown = run("diff", LEAVE, "dense", "out", *SIZE)
     assert shown.status == 0 and "parameters" in shown.out and "relative difference" in shown.out
-    assert run("diff", "dense", "tests.zoo:mlp").status == 1
+    assert run("diff", LEAVE, "dense", "tests.zoo:mlp").status == 1
 
 
 def test_export(run, tmp_path):
     assert run("convert", "tests.zoo:mlp", "--rule", "linear", "-o", "out").status == 0
-    done = run("export", "out", "--to", "pt2", "-o", "mlp.pt2")
+    done = run("export", "out", LEAVE, "--to", "pt2", "-o", "mlp.pt2")
     assert done.status == 0, done.err
     assert "converted / dense" in done.out and "the batch may have any size" in done.out
     assert {p.name for p in tmp_path.iterdir()} == {"out", "mlp.pt2"}
-    refused = run("export", "out", "--to", "pt2", "-o", "mlp.pt2")
+    refused = run("export", "out", LEAVE, "--to", "pt2", "-o", "mlp.pt2")
     assert refused.status == 1 and "--yes" in refused.err
     told = json.loads(
-        run("export", "out", "--to", "pt2", "-o", "mlp.pt2", "--yes", "--no-compare", "--json").out
+        run("export", "out", LEAVE, "--to", "pt2", "-o", "mlp.pt2", "--yes", "--no-compare", "--json").out
     )
     assert told["open"] == "batch" and told["largest_error"] < 1e-4
-    assert run("export", "out", "--to", "tflite").status == 1
+    assert run("export", "out", LEAVE, "--to", "tflite").status == 1
 
 
 def test_rules(run):
@@ -142,17 +208,17 @@ def test_doctor_shows_what_is_tuned(run, monkeypatch):
 
 def test_a_converted_folder_is_a_model_too(run):
     assert run("convert", MODEL, "--rule", "shuffle", "-o", "first", *SIZE).status == 0
-    found = run("find", "first", *SIZE)
+    found = run("find", "first", LEAVE, *SIZE)
     assert found.status == 0 and "channel_shuffle" not in found.out and "pointwise_conv" in found.out
-    again = run("convert", "first", "--rule", "linear", "-o", "second", *SIZE)
+    again = run("convert", "first", LEAVE, "--rule", "linear", "-o", "second", *SIZE)
     assert again.status == 3 and "pointwise" in again.err
-    again = run("convert", "first", "--rule", "pointwise", "-o", "second", *SIZE)
+    again = run("convert", "first", LEAVE, "--rule", "pointwise", "-o", "second", *SIZE)
     assert again.status == 0, again.err
-    assert {type(m).__name__ for m in ksurgeon.load("second").modules()} >= {
+    assert {type(m).__name__ for m in ksurgeon.load("second", trust_remote_code=True).modules()} >= {
         "KChannelShuffle",
         "KPointwiseConv",
     }
-    assert run("convert", "first", "--rule", "linear", "--weights", "random").status == 1
+    assert run("convert", "first", LEAVE, "--rule", "linear", "--weights", "random").status == 1
 
 
 def test_seeds_and_weights(run):
@@ -160,7 +226,7 @@ def test_seeds_and_weights(run):
         done = run("convert", "torchvision:shufflenet_v2_x0_5", "--rule", "shuffle", "--weights", "random",
                    "--input-size", "32", "--seed", seed, "-o", folder)  # fmt: skip
         assert done.status == 0, done.err
-    states = [ksurgeon.load(folder).state_dict() for folder in "abc"]
+    states = [ksurgeon.load(folder, trust_remote_code=True).state_dict() for folder in "abc"]
     assert all(torch.equal(t, states[1][n]) for n, t in states[0].items())
     assert not torch.equal(states[0]["conv1.0.weight"], states[2]["conv1.0.weight"])
 

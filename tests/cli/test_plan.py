@@ -58,7 +58,7 @@ def test_plan_edit_convert(run, tmp_path):
     assert shown.status == 0 and "plan params=0.5" in shown.err
     done = run("convert", "tests.zoo:mlp", "--plan", "mine.toml", "--data", "mydata:batches", "-o", "out")
     assert done.status == 0, done.err
-    model = ksurgeon.load("out")
+    model = ksurgeon.load("out", trust_remote_code=True)
     assert sum(p.numel() for p in model.parameters()) <= 0.5 * 33674
     assert model(torch.randn(2, 64)).shape == (2, 10)
 
@@ -78,7 +78,7 @@ def test_json(run):
             "do not match the model",
         ),
         (("plan", "tests.zoo:mlp", "--budget", "params=0.5", "--data", "mydata:nan"), "NaN or infinite"),
-        (("plan", "tests.zoo:mlp", "--budget", "params=0.5", "--data", "nowhere"), "no such file"),
+        (("plan", "tests.zoo:mlp", "--budget", "params=0.5", "--data", "nowhere"), "no file or folder"),
         ((*PLAN, "params=0.5", "--plot", "front.docx"), ".png"),
         ((*PLAN, "params=0.5", "--explain", "dwn"), "the nearest are down"),
         ((*PLAN, "params=0.5", "--harm", "much"), "allowed: auto, kl, outputs"),
@@ -94,3 +94,14 @@ def test_what_is_refused_writes_nothing(run, tmp_path, arguments, expected):
 def test_a_rule_or_a_plan(run):
     assert run("convert", "tests.zoo:mlp").status == 2
     assert run("convert", "tests.zoo:mlp", "--rule", "linear", "--plan", "plan.toml").status == 2
+
+
+def test_a_plan_that_cannot_be_written_is_shown(run, monkeypatch):
+    from ksurgeon.cli import plan as planning
+
+    def full(*_):
+        raise ksurgeon.FolderError("plan.toml cannot be written: No space left on device")
+
+    monkeypatch.setattr(planning, "write_plan", full)
+    done = run(*PLAN, "params=0.9")
+    assert done.status == 1 and "No space left" in done.err and "Plan for params=0.9" in done.out

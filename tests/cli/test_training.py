@@ -18,6 +18,7 @@ from ksurgeon.errors import FolderError
 from ksurgeon.recipes.schema import load_recipe
 from ksurgeon.report.recipe import curves_of
 from ksurgeon.surgery.record_file import read_record
+from tests.cli.conftest import LEAVE
 from tests.train import texts
 from tests.train.conftest import pair
 
@@ -51,7 +52,7 @@ def test_distil_a_folder(converted, run):
     assert "before" in ran.out and "cosine" in ran.out and "small-distilled" in ran.out
     (training,) = read_record(converted / "small-distilled").trainings
     assert training.teacher == "model" and training.steps == 4
-    assert ksurgeon.load(converted / "small-distilled") is not None
+    assert ksurgeon.load(converted / "small-distilled", trust_remote_code=True) is not None
     log = converted / "small-distilled.training" / "log.jsonl"
     assert {"stage", "step", "evaluation"} <= {json.loads(line)["event"] for line in log.open()}
     again = run("distill", "small", "--data", "a.txt", *FAST)
@@ -63,7 +64,8 @@ def test_distil_a_folder(converted, run):
 def test_interrupted_gradual_surgery_goes_on(tmp_path, run, monkeypatch):
     ksurgeon.save(pair()[0], tmp_path / "small")
     data = "tests.train.conftest:vectors"
-    arguments = ("distill", "small", "--data", data, *FAST, "--gradual", 2, "--set", "checkpoint=1e-6")
+    often = ("--set", "checkpoint=1e-6")
+    arguments = ("distill", "small", LEAVE, "--data", data, *FAST, "--gradual", 2, *often)
     assert run(*arguments, "-o", "whole").status == 0
     step = TerminalListener.step
     seen = []
@@ -167,7 +169,7 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(texts.sentences()))
     (tmp_path / "tiny.toml").write_text(RECIPE)
     (tmp_path / "tiny.py").write_text(FUNCTIONS)
-    ran = run("run", "tiny.toml", "--only", "k", "--only", "pruned", "--device", "cpu")
+    ran = run("run", "tiny.toml", LEAVE, "--only", "k", "--only", "pruned", "--device", "cpu")
     assert ran.status == 0, ran.err
     file = tmp_path / "runs" / "tiny" / "results.json"
     results = json.loads(file.read_text())
@@ -175,13 +177,13 @@ def test_a_recipe_from_surgery_to_results(run, tmp_path):
     done = results["variants"]["k"]
     assert done["parameters"] < results["dense"]["parameters"]
     assert done["training"][0]["steps"] == 3 and done["after_training"]["size"] == done["parameters"]
-    assert ksurgeon.load(tmp_path / "runs" / "tiny" / "k") is not None
+    assert ksurgeon.load(tmp_path / "runs" / "tiny" / "k", trust_remote_code=True) is not None
     assert (tmp_path / "runs" / "tiny" / "k" / "tokenizer_config.json").is_file()
-    assert run("run", "tiny.toml").status == 1
-    ran = run("run", "tiny.toml", "--resume", "--set", "steps=2", "--plot", "curve.svg")
+    assert run("run", "tiny.toml", LEAVE).status == 1
+    ran = run("run", "tiny.toml", LEAVE, "--resume", "--set", "steps=2", "--plot", "curve.svg")
     assert ran.status == 0 and "low" in ran.out and "curve.svg" in ran.out
     assert all(f"<!-- {name} -->" in (tmp_path / "curve.svg").read_text() for name in ("k", "low", "size"))
-    ran = run("run", "tiny.toml", "--resume", "--plot", "curve.doc")
+    ran = run("run", "tiny.toml", LEAVE, "--resume", "--plot", "curve.doc")
     assert ran.status == 1 and ".svg" in ran.err
     after = json.loads(file.read_text())["variants"]
     assert after["k"] == done and after["low"]["training"][0]["steps"] == 2
@@ -197,11 +199,11 @@ def test_a_plan_that_was_found_is_taken_again_on_resume(run, tmp_path):
     (tmp_path / "tiny.toml").write_text(RECIPE.replace("params=0.5", "params=0.02"))
     (tmp_path / "tiny.py").write_text(FUNCTIONS)
     folder = tmp_path / "runs" / "tiny"
-    ran = run("run", "tiny.toml", "--only", "k", "--only", "planned", "--device", "cpu")
+    ran = run("run", "tiny.toml", LEAVE, "--only", "k", "--only", "planned", "--device", "cpu")
     assert ran.status == 1 and "variant planned: the budget params=0.02 cannot be met" in ran.err
     assert list(json.loads((folder / "results.json").read_text())["variants"]) == ["k"]
     (tmp_path / "tiny.toml").write_text(RECIPE)
-    assert run("run", "tiny.toml", "--only", "planned", "--resume", "--device", "cpu").status == 0
+    assert run("run", "tiny.toml", LEAVE, "--only", "planned", "--resume", "--device", "cpu").status == 0
     plan = folder / "planned.plan.toml"
     plan.write_text(plan.read_text() + "# kept\n")
 
@@ -209,7 +211,7 @@ def test_a_plan_that_was_found_is_taken_again_on_resume(run, tmp_path):
         kept = json.loads((folder / "results.json").read_text())
         (folder / "results.json").write_text(json.dumps({**kept, "variants": {}}))
         (tmp_path / "tiny.toml").write_text(recipe)
-        ran = run("run", "tiny.toml", "--only", "planned", "--resume", "--device", "cpu")
+        ran = run("run", "tiny.toml", LEAVE, "--only", "planned", "--resume", "--device", "cpu")
         assert ran.status == 0, ran.err
         return ran.err
 
@@ -250,7 +252,7 @@ def test_recipes_that_make_no_sense(change, message, run, tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(texts.sentences()))
     (tmp_path / "tiny.toml").write_text(RECIPE.replace(*change))
     (tmp_path / "tiny.py").write_text(FUNCTIONS)
-    ran = run("run", "tiny.toml")
+    ran = run("run", "tiny.toml", LEAVE)
     assert ran.status == 1 and message in " ".join(ran.err.split())
     assert not (tmp_path / "runs").exists()
 

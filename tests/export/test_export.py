@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, WhisperFeatureExtractor
 
 import ksurgeon
 from ksurgeon import ExportError, FolderError, Rule
@@ -130,3 +130,29 @@ def test_code_that_cannot_be_exported(tmp_path):
     with pytest.raises(ExportError, match="Branches cannot be exported to pt2"):
         ksurgeon.export_model(Branches(), tmp_path / "model.pt2", torch.ones(1, 2))
     assert list(tmp_path.iterdir()) == []
+
+
+class OnlyTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x):
+        if x.shape[0] != 2:
+            raise ValueError("batches of two")
+        return self.inner(x)
+
+
+def test_what_one_attempt_asked_for_is_not_asked_of_the_next(tmp_path):
+    x = torch.ones(2, 3)
+    exported = ksurgeon.export_model(OnlyTwo(), tmp_path / "model.onnx", x)
+    (given,) = onnx.load(exported.file).graph.input
+    assert exported.opened == "nothing"
+    assert [size.dim_value for size in given.type.tensor_type.shape.dim] == [2, 3]
+    assert not any(name.startswith("_dynamo") for name in vars(x))
+
+
+def test_the_batch_of_a_front_end_is_open(tmp_path):
+    front = ksurgeon.KFrontend.from_feature_extractor(WhisperFeatureExtractor(chunk_length=1))
+    exported = ksurgeon.export_model(front, tmp_path / "front.pt2", torch.randn(2, 16000))
+    assert exported.opened == "batch" and exported.run(torch.randn(5, 16000))[0].shape == (5, 80, 100)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ksurgeon
 from ksurgeon.find import Finder
+from tests.near import near
 
 
 class Shuffles(nn.Module):
@@ -216,7 +217,7 @@ def test_an_owner_called_otherwise_is_left_and_the_rest_converted(times):
     expected = model(x)
     conversion = ksurgeon.convert(model, "shuffle", x)
     assert len(conversion.results) == (2 if times == 2 else 1)
-    assert torch.equal(model(x), expected)
+    assert near(model(x), expected)
 
 
 class HoldsInAList(nn.Module):

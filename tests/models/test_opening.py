@@ -14,6 +14,9 @@ from torch import nn
 import ksurgeon
 from ksurgeon.errors import InputError, ModelNotFoundError, RecordError, WeightsError
 from ksurgeon.models import Source, build, infer_source, open_model
+from ksurgeon.recipes.run import run_recipe
+from ksurgeon.recipes.schema import Recipe
+from tests.near import near
 
 BERT = hf.BertConfig(
     vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
@@ -327,4 +330,12 @@ def test_code_in_a_repository_runs_only_by_leave(offline, remote_folder, tmp_pat
     with pytest.raises(RecordError, match="trust_remote_code=True"):
         ksurgeon.load(tmp_path / "converted")
     loaded = ksurgeon.load(tmp_path / "converted", trust_remote_code=True)
-    assert torch.equal(loaded(x), opened.model(x))
+    assert near(loaded(x), opened.model(x))
+
+
+def test_code_in_a_repository_that_a_recipe_opens_runs_only_by_leave(offline, remote_folder, tmp_path):
+    model, variants = {"name": str(remote_folder[0]), "input_size": 16}, [{"name": "untouched"}]
+    recipe = Recipe.model_validate({"schema": 1, "name": "two", "model": model, "variants": variants})
+    with pytest.raises(ModelNotFoundError, match="--trust-remote-code"):
+        run_recipe(recipe, tmp_path / "run")
+    assert run_recipe(recipe, tmp_path / "run", trust_remote_code=True)["dense"]["parameters"] == 323

@@ -381,3 +381,13 @@ def test_replacements_with_outputs_that_are_not_finite_are_refused(monkeypatch):
     search._measure(site, option)
     assert option.measured is None and not option.is_open and "not finite" in option.refused
     assert all(s.ratio > 0 for s in planning.sites)
+
+
+def test_a_full_disk_does_not_end_a_search(monkeypatch, cache):
+    from safetensors import SafetensorError
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(steps, "save_calibration", full)
+    assert make(tiny(), "params=0.5", data()).plan.replacements

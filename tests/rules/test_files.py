@@ -6,8 +6,8 @@ import torch
 import ksurgeon
 from ksurgeon.errors import PlanError
 from ksurgeon.find import find
-from ksurgeon.kmatrix.structures import LowRank
-from ksurgeon.rules import load_rule, make_plan
+from ksurgeon.kmatrix.structures import Kaleidoscope, LowRank
+from ksurgeon.rules import Insertion, Rule, load_rule, make_plan
 from ksurgeon.rules.files import checked_plan, read_plan, write_plan
 from tests import zoo
 
@@ -34,6 +34,10 @@ def test_a_plan_goes_through_a_file(file):
     assert read_plan(file) == wanted
     assert checked_plan(read_plan(file), sites) == wanted
     assert file.read_text().startswith("# A plan of ksurgeon.")
+    other = file.with_name("other")
+    other.touch()
+    assert file.stat().st_mode == other.stat().st_mode  # others of a group may read it, too
+    assert sorted(file.parent.iterdir()) == [other, file]
 
 
 def test_edits_count(file):
@@ -85,3 +89,17 @@ def test_plans_of_another_model_change_nothing(file, pairs, expected):
 def test_a_missing_plan(tmp_path):
     with pytest.raises(PlanError, match="no such plan"):
         read_plan(tmp_path / "none.toml")
+
+
+def test_insertions_go_through_a_file(tmp_path):
+    model, x = zoo.mlp(), zoo.example("mlp")
+    sites, part = find(model, x, insertions=True), Insertion(before=("up",), dim=1, structure=Kaleidoscope())
+    wanted = make_plan(sites, Rule(name="inserted", insert=(part,)))
+    write_plan(wanted, tmp_path / "plan.toml")
+    assert checked_plan(read_plan(tmp_path / "plan.toml"), sites) == wanted
+    assert [decision.path for decision in wanted.replacements] == ["up:before.dim1"]
+    (result,) = ksurgeon.convert(model, plan=read_plan(tmp_path / "plan.toml"), example_inputs=x).results
+    assert (result.path, result.start) == ("up.kbefore0", "exact")
+    edited(tmp_path / "plan.toml", ('structure = "kaleidoscope"', 'structure = "low_rank", rank = 2'))
+    with pytest.raises(PlanError, match=r"up:before\.dim1: .* cannot be the identity"):
+        ksurgeon.convert(zoo.mlp(), plan=read_plan(tmp_path / "plan.toml"), example_inputs=x)

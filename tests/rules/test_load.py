@@ -8,9 +8,10 @@ import pytest
 
 from ksurgeon.errors import RuleError
 from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Kaleidoscope
-from ksurgeon.rules import Replacement, Rule, builtin_rules, data_folder, load_rule
+from ksurgeon.rules import Insertion, Replacement, Rule, builtin_rules, data_folder, load_rule
 
 GOOD = 'schema = 1\nname = "my"\n[[replace]]\nfind = "linear"\nwith = { structure = "kaleidoscope" }\n'
+INSERT = 'name = "my"\n[[insert]]\nbefore = ["conv"]\ndim = 1\nwith = { structure = "kaleidoscope" }\n'
 SHUFFLE = GOOD.replace('"linear"', '"channel_shuffle"')
 
 
@@ -54,6 +55,15 @@ def test_a_rule_is_given_as_name_file_or_object(tmp_path):
     assert rule.replace[0].start == "fit"
 
 
+def test_insertions(tmp_path):
+    (tmp_path / "my.toml").write_text(GOOD + INSERT.partition("\n")[2])
+    rule = load_rule(tmp_path / "my.toml")
+    part = Insertion(before=("conv",), dim=1, structure=Kaleidoscope())
+    assert rule.insert == (part,) and rule.parts == (*rule.replace, part)
+    assert (part.start, part.place, part.targets) == ("identity", "before", ("conv",))
+    assert Rule.model_validate_json(rule.model_dump_json()) == rule
+
+
 def test_start_left_out_is_exact_for_a_shuffle(tmp_path):
     (tmp_path / "my.toml").write_text(SHUFFLE)
     assert load_rule(tmp_path / "my.toml").replace[0].start == "exact"
@@ -89,10 +99,18 @@ def test_start_left_out_is_exact_for_a_shuffle(tmp_path):
         (GOOD + 'targets = "fc"\n', ["replace[1].targets: expected a list, got 'fc'"]),
         (GOOD + 'ignore = ["a", "re:("]\n', ["replace[1].ignore[2]: not a regular expression"]),
         (GOOD.replace("schema = 1", "schema = 2"), ["schema: allowed: 1, got 2"]),
-        ('name = "my"\nreplace = []\n', ["replace: empty"]),
-        ('name = "my"\n', ["replace: missing"]),
+        ('name = "my"\nreplace = []\n', ["my.toml: a rule needs at least one [[replace]] or [[insert]]"]),
+        (INSERT + 'after = ["fc"]\n', ["insert[1]: give one of before and after"]),
+        (INSERT.replace("dim", "dmi"), ['insert[1].dmi: unknown key; did you mean "dim"? allowed: before, ']),
+        (INSERT + 'start = "fit"\n', ["insert[1].start: allowed: 'identity', 'orthogonal', 'random' or"]),
+        (INSERT + "grid = [8, 8]\n", ['insert[1]: a grid goes with start = "geometry", not "identity"']),
+        (INSERT + 'start = "geometry"\ngrid = [8, 2]\n', ["insert[1].grid[2]: ", "3, got 2"]),
+        (INSERT + 'start = "geometry"\ngrid = [3, 3, 3]\n', ["insert[1].grid: "]),
+        (INSERT.replace("kaleido", "grouped_kaleido") + 'start = "geometry"\n', ["is a permutation, which"]),
+        (GOOD + 'start = "geometry"\n', ["replace[1].start: allowed: 'exact', "]),
+        (INSERT.replace("scope", "scope+low_rank").replace('" }', '", rank = 2 }'), ["cannot be inserted"]),
         ("name = \n", ["not valid TOML", "line 1"]),
-        (b"\xff\xfe", ["not a text file in UTF-8"]),
+        (b"\xff\xff", ["not a text file in UTF-8"]),
     ],
 )
 def test_mistakes_are_named_with_file_key_and_what_is_allowed(tmp_path, monkeypatch, text, expected):

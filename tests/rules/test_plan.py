@@ -8,7 +8,7 @@ from ksurgeon.errors import MatchError
 from ksurgeon.find.site import Site
 from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Kaleidoscope, Structure
 from ksurgeon.rules import Plan, Replacement, Rule, load_rule, make_plan, require_matches
-from ksurgeon.rules.plan import Decision
+from ksurgeon.rules.plan import Decision, describe_parts
 
 K = Kaleidoscope()
 
@@ -228,10 +228,34 @@ def test_sites_left_alone_tell_why(site, structure, reason):
         ("blocks.3.attn.proj", False),
         ("model.layers.0.mlp.down_proj", False),
         ("attention.heads", False),
+        ("cls.predictions.transform.dense", True),
+        ("predictions.dense", True),
+        ("qa_outputs", True),
+        ("classifier.4", True),
+        ("score_norm", False),
     ],
 )
-def test_the_linear_rule_leaves_output_heads(path, left):
-    assert (not make_plan([linear(path)], load_rule("linear")).replacements) == left
+@pytest.mark.parametrize("name", ["linear", "low_rank", "pointwise", "shuffle"])
+def test_every_rule_leaves_output_heads(name, path, left):
+    sites = [linear(path), conv(path)]
+    kept = [d for d in make_plan(sites, load_rule(name)).decisions if "head" in d.reason]
+    assert len(kept) == left
+
+
+def test_targets_and_paths_to_ignore_that_match_nothing_are_named():
+    sites = [linear("mlp.up_proj"), linear("mlp.gate_proj"), conv("conv")]
+    targets = ("mlp.up_proj", "gate_proj", "re:nothing.*", "conv", "mlp.up_prj", "Linear")
+    given = rule(part("linear", K, targets=targets, ignore=("re:any.*", "nowhere")))
+    plan = make_plan(sites, given)
+    assert plan.replacements
+    messages = plan.unmatched_names[1]
+    assert [m.split(" matches")[0] for m in messages] == [
+        'target "gate_proj"', 'target "re:nothing.*"', 'target "conv"', 'target "mlp.up_prj"',
+        'ignore "nowhere"',
+    ]  # fmt: skip
+    assert r"re:(.*\.)?gate_proj(\..*)?" in messages[0] and "1 site" in messages[0]
+    assert "pointwise_conv" in messages[2] and '"mlp.up_proj"' in messages[3]
+    assert all(f"part 1: {message}" in describe_parts(plan, given) for message in messages)
 
 
 def test_the_shuffle_rule_leaves_shortcuts_and_narrow_layers():
@@ -264,7 +288,7 @@ def test_no_match_names_sites_reasons_and_rules_that_would_match():
     for expected in (
         'rule "linear"',
         "2 pointwise_conv sites, 1 linear site",
-        '1 linear site left: part 1: ignored by "fc"',
+        "1 linear site left: part 1: it belongs to the output head",
         '"pointwise" (2 sites), "shuffle" (2 sites)',
     ):
         assert expected in message

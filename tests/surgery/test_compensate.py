@@ -10,6 +10,7 @@ import ksurgeon
 from ksurgeon.errors import SurgeryError
 from ksurgeon.rules.schema import Rule
 from tests import zoo
+from tests.near import near
 
 
 def rule(find="linear", **structure):
@@ -52,6 +53,29 @@ def test_a_fit_to_the_inputs_makes_the_outputs_nearer():
     assert change_after(model, held_out, rule(share=0.5), data=fitted, compensate=False) < 0.9 * plain
 
 
+def test_inputs_that_hardly_vary_keep_what_varies():
+    """Their squares are beyond what float32 holds beside what varies in them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 8)).eval()
+    directions = 1e-2 * torch.randn(3, 32)
+    batches = [1000 + torch.randn(64, 3) @ directions for _ in range(4)]
+    x = torch.cat(batches)
+    with torch.no_grad():
+        before = model.double()(x.double())
+        ksurgeon.convert(model.float(), rule(rank=3), x, data=batches)
+        change = model.double()(x.double()) - before
+    assert float(change.norm()) < 0.05 * float((before - before.mean(0)).norm())
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7])
+def test_constant_inputs_are_no_error(value):
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8)).eval()
+    batches = [torch.full((8, 16), value)] * 3
+    before = model(batches[0])
+    ksurgeon.convert(model, rule(share=0.5), batches[0], data=batches)
+    assert near(model(batches[0]), before)
+
+
 def test_a_later_layer_makes_up_for_an_earlier_one():
     torch.manual_seed(0)
     model, (*fitted, held_out) = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).eval(), data()
@@ -76,10 +100,12 @@ def test_the_original_keeps_its_bias_and_the_conversion_can_be_undone_saved_and_
         after = model(batches[0])
         assert model[0].up.bias is not bias and not torch.equal(model[0].up.bias, bias)
         with conversion.undone():
-            assert model[0].up.bias is bias and torch.equal(model(batches[0]), before)
+            assert model[0].up.bias is bias and near(model(batches[0]), before)
         assert [result.path for result in conversion.results] == [s.path for s in conversion.sites]
         ksurgeon.save(model, tmp_path / "saved")
-        torch.testing.assert_close(ksurgeon.load(tmp_path / "saved")(batches[0]), after)
+        torch.testing.assert_close(
+            ksurgeon.load(tmp_path / "saved", trust_remote_code=True)(batches[0]), after
+        )
         torch.testing.assert_close(ksurgeon.revert(model)(batches[0]), after, rtol=1e-4, atol=1e-5)
 
 
@@ -119,7 +145,7 @@ def test_an_interrupted_conversion_leaves_the_model_as_it_was():
     with pytest.raises(KeyboardInterrupt):
         ksurgeon.convert(model, rule(share=0.5), batches[0], data=batches, progress=stop)
     assert dict(model.named_modules()) == before
-    assert not torch.nn.modules.module._global_forward_hooks
+    assert not torch.nn.modules.module._has_any_global_hook()
 
 
 class Chooses(nn.Module):

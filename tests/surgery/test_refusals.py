@@ -1,5 +1,7 @@
 """What is refused leaves the model as it was."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from ksurgeon.find import Finder
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import make_plan
 from tests import zoo
+from tests.near import near
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def test_a_shuffle_of_two_sizes_is_refused_and_restored():
     expected = model(x)
     with pytest.raises(SurgeryError, match="several shapes"):
         ksurgeon.convert(model, "shuffle", x)
-    assert torch.equal(model(x), expected)
+    assert near(model(x), expected)
 
 
 class Choosing(nn.Module):
@@ -181,3 +184,71 @@ def test_an_owner_called_with_other_shapes_is_converted():
     expected = model(x)
     assert len(ksurgeon.convert(model, "shuffle", x).results) == 1
     torch.testing.assert_close(model(x), expected)
+
+
+class TakesOneMapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(64, 64)
+
+    def forward(self, batch):
+        return self.a(batch["x"])
+
+
+def on_meta():
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(8, 8))
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Sequential(nn.Linear(8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "message"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(8)), torch.ones(2, 8), r"0\.weight, 0\.bias: .* run it once"),
+        (on_meta, torch.ones(2, 8, device="meta"), r"0\.weight is on the meta device .* load"),
+        (scripted, torch.ones(2, 8), r"torch\.jit"),
+        (TakesOneMapping, {"x": torch.ones(2, 64)}, r"keyword arguments, here x; .*\(mapping,\)"),
+    ],
+    ids=["lazy", "meta", "script", "one_mapping"],
+)
+def test_models_and_inputs_that_cannot_work_are_told_what_to_do(make, inputs, message):
+    with pytest.raises(InputError, match=message):
+        ksurgeon.convert(make(), "linear", inputs)
+
+
+def test_one_mapping_in_a_tuple_is_a_positional_argument():
+    assert ksurgeon.convert(TakesOneMapping(), "linear", ({"x": torch.ones(2, 64)},)).results
+
+
+def test_a_map_in_the_code_of_a_graph_is_left():
+    model = torch.fx.symbolic_trace(zoo.shufflenet_v1_g4().eval())
+    shuffles = [site for site in ksurgeon.find(model, X) if site.kind == "channel_shuffle"]
+    assert shuffles and all("before it is traced" in site.reason for site in shuffles)
+
+
+def test_a_target_that_matches_nothing_is_told_of_beside_others_that_do():
+    rule = load_rule("linear").model_dump(mode="json")
+    rule["replace"][0]["targets"] = ["0", "gate_proj"]
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    with pytest.warns(UserWarning, match='"gate_proj" matches nothing'):
+        conversion = ksurgeon.convert(model, ksurgeon.Rule.model_validate(rule), torch.ones(2, 64))
+    assert [result.path for result in conversion.results] == ["0"]
+    assert any("gate_proj" in line for line in conversion.record.outcome.parts)
+
+
+def test_torchscript_is_refused_with_what_to_do_instead():
+    model = nn.Sequential(nn.Linear(64, 64))
+    ksurgeon.convert(model, "linear", torch.ones(2, 64))
+    with warnings.catch_warnings(), pytest.raises(ksurgeon.ExportError, match="export_model"):
+        warnings.simplefilter("ignore")
+        torch.jit.script(model)
+
+
+def test_a_scalar_is_no_input_of_a_layer():
+    with pytest.raises(ValueError, match=r"expected 8 entries .* shape \(\)"):
+        ksurgeon.KLinear(8, 8)(torch.tensor(1.0))

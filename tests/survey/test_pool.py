@@ -1,6 +1,9 @@
 """Whatever a model does to its process, the survey goes on."""
 
+import pytest
+
 from ksurgeon.survey import pool
+from ksurgeon.survey.limits import cpu_time
 from ksurgeon.survey.worker import Task
 from tests.survey.workers import scripted
 
@@ -38,3 +41,15 @@ def test_workers_end_with_the_survey():
     assert len(pool._SPAWN.active_children()) == 1
     results.close()
     assert pool._SPAWN.active_children() == []
+
+
+def test_a_process_is_not_killed_before_its_time_is_up_twice(monkeypatch):
+    resource = pytest.importorskip("resource")
+    limits: list[tuple[int, int]] = []
+    used = resource.struct_rusage((5.6, 0.3, *[0] * 14))
+    monkeypatch.setattr(resource, "getrusage", lambda _: used)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (-1, -1))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    with cpu_time(1):
+        pass
+    assert limits == [(8, -1), (-1, -1)]

@@ -13,7 +13,7 @@ from tests import zoo
 
 class Heard(Listener):
     def __init__(self):
-        self.steps, self.evaluations, self.notes, self.stages = [], [], [], []
+        self.steps, self.evaluations, self.notes, self.stages, self.phases = [], [], [], [], []
 
     def stage(self, name, total):
         self.stages.append(name)
@@ -23,6 +23,9 @@ class Heard(Listener):
 
     def evaluated(self, evaluation):
         self.evaluations.append(evaluation)
+
+    def judged(self, phase):
+        self.phases.append(phase)
 
     def note(self, text):
         self.notes.append(text)

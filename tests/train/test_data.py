@@ -1,16 +1,18 @@
 """Where examples come from, what is done with broken ones, and in which order they come."""
 
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from ksurgeon.calibrate.preprocess import Preprocess
 from ksurgeon.errors import DataError
 from ksurgeon.train.data import open_data
 from ksurgeon.train.order import batches_by_length, epoch_batches
-from ksurgeon.train.preprocess import Preprocess
 from ksurgeon.train.settings import make_settings
 from ksurgeon.train.sources import open_source
 
@@ -78,6 +80,15 @@ def test_pictures_in_folders_of_classes(tmp_path):
     source = open_source(tmp_path)
     assert (source.modality, source.classes) == ("image", ["cat", "dog"])
     assert source.read(1).label == 1 and source.read(0).value.mode == "RGB"
+
+
+def test_folders_that_are_splits_are_no_classes(tmp_path):
+    for name in ("train/cat", "Test/cat"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 6)).save(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match=r"are splits, not classes: Test, train; name one, such as .*train"):
+        open_source(tmp_path)
+    assert open_source(tmp_path / "train").classes == ["cat"]
 
 
 def test_sounds_of_a_manifest(tmp_path):
@@ -157,6 +168,33 @@ def test_broken_examples_are_named_and_another_takes_their_place():
     assert all(len(batch["index"]) == 4 for batch in seen)
     assert {3, 7}.isdisjoint({int(i) for batch in seen for i in batch["index"]})
     assert sorted(data.broken)[0].endswith("example 3: OSError: bad block in 3") and len(data.broken) == 2
+
+
+def test_broken_examples_stay_on_their_side_of_the_split():
+    data = _broken(12, {0, 3, 11})
+    data.train, data.held_out = [0, 1, 2, 8, 9, 10, 11], [3, 4, 5, 6, 7]
+    batches = data.training_batches(0)
+    seen = {int(i) for _ in range(6) for batch in next(batches) for i in batch["index"]}
+    assert seen == {1, 2, 8, 9, 10}
+    evaluated = [batch["index"].tolist() for batch in data.batches(data.held_out, 1)]
+    assert evaluated == [[4], [5], [6], [7]]
+    with pytest.raises(DataError, match=r"no example .* bad block in 3"):
+        list(data.batches([3]))
+
+
+def _crop(value):
+    return torch.stack([torch.rand(()), torch.tensor(random.random()), torch.tensor(np.random.rand())])
+
+
+def test_worker_processes_draw_other_random_numbers_for_other_seeds_and_steps():
+    def drawn(seed, step, rank=0, workers=1):
+        settings = make_settings(batch=2, held_out=0, workers=workers, seed=seed)
+        data = open_data([torch.ones(4)] * 8, nn.Linear(3, 3), settings, preprocessor=_crop)
+        return next(data.training_batches(step, rank, 2))[0]["inputs"][0].flatten().tolist()
+
+    found = [drawn(0, 0), drawn(1, 0), drawn(0, 1), drawn(0, 0, rank=1)]
+    assert len({number for numbers in found for number in numbers}) == 4 * 3
+    assert drawn(1, 0) == found[1]
 
 
 def test_too_many_broken_examples_end_it():

@@ -38,7 +38,8 @@ def test_a_student_comes_nearer_to_its_teacher(model, rule, lr, heard):
         assert (student(x) - wanted).norm() < 0.98 * (before(x) - wanted).norm()
     errors = [evaluation.student["error"] for evaluation in heard.evaluations]
     assert errors[-1] < errors[0]
-    assert heard.stages[0] == "layer by layer" and heard.stages[-1] == "end to end"
+    phases = [stage for stage in heard.stages if stage != "asking the teacher"]
+    assert phases == ["least squares", "layer by layer", "end to end"]
     assert [p.requires_grad for p in student.parameters()] == [p.requires_grad for p in before.parameters()]
 
 
@@ -46,7 +47,7 @@ def test_the_record_tells_of_the_training(tmp_path):
     student, teacher = pair()
     ksurgeon.distill(student, teacher, vectors(), **FAST)
     ksurgeon.save(student, tmp_path / "saved")
-    again = ksurgeon.load(tmp_path / "saved")
+    again = ksurgeon.load(tmp_path / "saved", trust_remote_code=True)
     (training,) = record_of(again).trainings
     assert (training.steps, training.batch, training.teacher) == (20, 16, "Mlp")
     assert training.after["error"] < training.before["error"]
@@ -147,7 +148,7 @@ def test_progress_is_by_steps_or_by_time_whichever_is_ahead():
     assert Clock(make_settings(minutes=1), batches=10).total is None
     late = Clock(make_settings(minutes=1), batches=10, used=90.0)
     assert late.progress(0, 90.1) == 1
-    rates = [rate_at(share / 100, 0.1) for share in range(101)]
+    rates = [rate_at(share / 100, make_settings(warmup=0.1)) for share in range(101)]
     assert max(rates) == rates[10] == 1 and rates[0] < 0.02 and rates[-1] < 1e-6
 
 
@@ -183,4 +184,4 @@ def test_dropout_is_off_while_a_teacher_teaches():
         torch.manual_seed(seed)
         ksurgeon.distill(student, teacher, vectors(), **{**FAST, "steps": 3})
         results.append(torch.cat([p.detach().flatten() for p in student.parameters()]))
-    assert torch.equal(*results)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

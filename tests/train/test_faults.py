@@ -62,6 +62,15 @@ def test_what_cannot_be_trained(teacher, data, options, error, message):
     assert not student.training
 
 
+@pytest.mark.parametrize("half", ["student", "teacher"])
+def test_a_dtype_that_is_not_that_of_the_data(half):
+    models = dict(zip(("student", "teacher"), pair(), strict=True))
+    models[half].bfloat16()
+    message = rf"the {half} does not run .*bfloat16, the data torch\.float32.*float"
+    with pytest.raises(TrainingError, match=message):
+        ksurgeon.distill(models["student"], models["teacher"], vectors(), **FAST)
+
+
 def test_a_student_is_no_teacher_of_itself():
     student, _ = pair()
     with pytest.raises(TrainingError, match="same model"):

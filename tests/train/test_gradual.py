@@ -27,7 +27,7 @@ def test_all_groups_are_operated_where_nothing_forbids_it(tmp_path, heard):
     assert all(torch.equal(student.state_dict()[name], value) for name, value in before.items())
     ksurgeon.save(found.model, tmp_path / "all")
     x = zoo.example("encoder")
-    torch.testing.assert_close(ksurgeon.load(tmp_path / "all")(x), found.model(x))
+    torch.testing.assert_close(ksurgeon.load(tmp_path / "all", trust_remote_code=True)(x), found.model(x))
 
 
 def test_what_breaks_the_tolerance_is_undone(tmp_path):
@@ -42,7 +42,7 @@ def test_what_breaks_the_tolerance_is_undone(tmp_path):
     assert isinstance(found.model.get_submodule(left[0]), torch.nn.Linear)
     ksurgeon.save(found.model, tmp_path / "part")
     x = zoo.example("mlp")
-    torch.testing.assert_close(ksurgeon.load(tmp_path / "part")(x), found.model(x))
+    torch.testing.assert_close(ksurgeon.load(tmp_path / "part", trust_remote_code=True)(x), found.model(x))
 
 
 def test_a_tolerance_that_the_first_group_breaks():
@@ -51,6 +51,17 @@ def test_a_tolerance_that_the_first_group_breaks():
         ksurgeon.distill_gradually(student, teacher, vectors(), groups=2, tolerance=1e-6, **FAST)
     with pytest.raises(TrainingError, match="made from"):
         ksurgeon.distill_gradually(student, torch.nn.Linear(64, 10), vectors(), **FAST)
+
+
+def test_all_groups_together_are_no_worse_than_the_student_as_it_came(heard, monkeypatch):
+    student, teacher = pair()
+    monkeypatch.setattr("ksurgeon.train.groups._copy_values", lambda *_: None)
+    options = {**FAST, "steps": 2, "lr": 1e-12, "least_squares": False, "layerwise": 0}
+    found = ksurgeon.distill_gradually(student, teacher, vectors(), groups=2, listener=heard, **options)
+    (phase,) = [phase for phase in heard.phases if phase.name == "the student as it came"]
+    assert phase.kept and found.left == []
+    x = torch.stack(vectors(8))
+    torch.testing.assert_close(found.model(x), student(x), atol=1e-4, rtol=1e-4)
 
 
 def test_the_trainer_of_transformers(tmp_path):

@@ -5,8 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ksurgeon.errors import TrainingError
 from ksurgeon.train.blocks import block_paths, pair_blocks
-from ksurgeon.train.losses import cosine_and_square, relative_square, softened_divergence, task_loss
+from ksurgeon.train.losses import (
+    cosine_and_square,
+    own_loss,
+    relative_square,
+    softened_divergence,
+    task_loss,
+)
 from ksurgeon.train.outputs import Reader
 from tests import zoo
 
@@ -49,6 +56,21 @@ def test_task_losses():
     scores = torch.randn(6, 1)
     expected = (scores[:, 0] - torch.arange(6.0)).square()
     torch.testing.assert_close(task_loss({"outputs": scores}, torch.arange(6.0), "regression"), expected)
+
+
+def test_a_loss_of_ones_own_is_one_number_for_each_example():
+    model, inputs = nn.Linear(3, 2), (torch.randn(5, 3),)
+    found = own_loss(lambda m, x, progress: m(*x).square().sum(1) * progress, model, inputs, 5, 0.5)
+    torch.testing.assert_close(found, model(*inputs).square().sum(1) / 2)
+    mean = own_loss(lambda m, x, _: m(*x).mean(), model, inputs, 5, 0.0)
+    torch.testing.assert_close(mean, model(*inputs).mean().expand(5))
+    for loss, message in (
+        (lambda m, x, _: m(*x), r"gave shape \(5, 2\); return a tensor of shape \(5,\)"),
+        (lambda *_: None, "gave NoneType"),
+        (lambda m, x, _: m(*x).detach().mean(), "depends on no parameter that is trained"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            own_loss(loss, model, inputs, 5, 0.0)
 
 
 HIDDEN = {"last_hidden_state": torch.randn(2, 3, 4), "pooler_output": torch.randn(2, 4)}

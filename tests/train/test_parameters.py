@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.train.parameters import make_optimiser
+from ksurgeon.train.clock import rate_at
+from ksurgeon.train.parameters import balance_factors, make_optimiser
 from ksurgeon.train.settings import make_settings
 
 
@@ -38,3 +39,46 @@ def test_what_lies_between_other_memory_is_not_fused():
     optimiser.step()
     assert torch.equal(pool[:, :2], before[:, :2]) and torch.equal(pool[:, 10:], before[:, 10:])
     assert not torch.isclose(pool[:, 2:10], before[:, 2:10]).any()
+
+
+def test_sgd_decays_neither_factors_nor_norms_nor_depthwise_convolutions():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=4), nn.LayerNorm((4, 5)), nn.Conv2d(4, 8, 1), KLinear(8, 8)
+    )
+    model.map = nn.Module()
+    model.map.bias = nn.Parameter(torch.ones(3, 3))
+    how = {"optimiser": "sgd", "lr": 0.1, "weight_decay": 0.5, "decay_depthwise": False}
+    optimiser = make_optimiser(model, make_settings(momentum=0.8, **how))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.step()
+    for name, parameter in model.named_parameters():
+        share = 0.95 * 0.95 - 0.8 * 0.05 if name == "2.weight" else 1.0  # the second step has the momentum
+        torch.testing.assert_close(parameter.detach(), share * before[name])
+    (group,) = [g for g in optimiser.param_groups if g["weight_decay"]]
+    assert len(group["params"]) == 1 and not group["nesterov"]
+
+
+def test_momentum_follows_factors_that_are_evened():
+    layer = KLinear(8, 8)
+    optimiser = make_optimiser(layer, make_settings(optimiser="sgd"))
+    with torch.no_grad():
+        layer.matrix.factors[0].mul_(100)
+    layer(torch.randn(4, 8)).sum().backward()
+    optimiser.step()
+    factor = layer.matrix.factors[0]
+    product = optimiser.state[factor]["momentum_buffer"] * factor.detach()
+    before = factor.detach().clone()
+    balance_factors(layer, optimiser)
+    assert not torch.allclose(factor, before)
+    torch.testing.assert_close(optimiser.state[factor]["momentum_buffer"] * factor.detach(), product)
+
+
+def test_rates_fall_step_by_step_after_the_warm_up():
+    settings = make_settings(schedule="multistep", warmup=0.1, milestones=(0.5, 0.75), gamma=0.1)
+    rates = [rate_at(progress, settings) for progress in (0.05, 0.1, 0.49, 0.5, 0.74, 0.75, 1.0)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert rate_at(0.9, make_settings(schedule="constant", warmup=0.0)) == 1

@@ -9,8 +9,16 @@ from torch import nn
 import ksurgeon
 from ksurgeon.errors import SurgeryError
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import Monarch
-from ksurgeon.train.permutations import harden, mean_entropy, relax, relaxed, set_temperature
+from ksurgeon.kmatrix.structures import Dense, Kaleidoscope, Monarch
+from ksurgeon.train.log import Evaluation
+from ksurgeon.train.permutations import (
+    SoftPermutation,
+    harden,
+    mean_entropy,
+    relax,
+    relaxed,
+    set_temperature,
+)
 from tests.train.conftest import pair
 
 
@@ -39,8 +47,24 @@ def test_hardening_finds_the_permutation_that_a_soft_matrix_is_near_to():
     assert relaxed(nn.ModuleList([matrix])) == []
 
 
-def test_any_square_matrix_can_be_hardened():
-    matrix = KMatrix(8)
+def test_little_spread_begins_nearly_even_whatever_was_there():
+    matrix = relax(KMatrix.from_permutation(torch.randperm(24)), spread=0.01)
+    torch.testing.assert_close(matrix.to_dense(), torch.full((24, 24), 1 / 24), atol=0.01, rtol=0)
+    assert matrix.to_dense().std() > 0
+
+
+def test_blocks_of_two_are_what_sinkhorns_rounds_tend_to():
+    logits = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+    blocks = logits.div(0.5).exp()
+    for _ in range(2000):
+        blocks = blocks / blocks.sum(-2, keepdim=True)
+        blocks = blocks / blocks.sum(-1, keepdim=True)
+    torch.testing.assert_close(SoftPermutation(0.5)(logits), blocks)
+
+
+@pytest.mark.parametrize("structure", [Kaleidoscope(), Dense()])
+def test_any_square_matrix_can_be_hardened(structure):
+    matrix = KMatrix(8, structure=structure)
     found = harden(matrix)
     assert sorted(found.permutation) == list(range(8))
     assert torch.equal(matrix.to_dense(), torch.eye(8)[list(found.permutation)])
@@ -61,7 +85,8 @@ def test_only_square_kaleidoscopes_are_permutations():
         harden(broken)
 
 
-def test_shuffles_are_soft_while_they_are_trained_and_exact_afterwards(tmp_path, heard):
+def test_shuffles_are_soft_while_they_are_trained_and_exact_afterwards(tmp_path, heard, monkeypatch):
+    monkeypatch.setattr(Evaluation, "betters", lambda *_: True)  # or the student as it came would be kept
     student, teacher = pair("shufflenet_v1_g4", "permutation")
     data = list(torch.randn(16, 3, 32, 32))
     trained = ksurgeon.distill(
@@ -72,4 +97,4 @@ def test_shuffles_are_soft_while_they_are_trained_and_exact_afterwards(tmp_path,
     assert heard.steps[-1].terms["entropy"] < heard.steps[0].terms["entropy"]
     ksurgeon.save(student, tmp_path / "hard")
     x = torch.randn(1, 3, 32, 32)
-    torch.testing.assert_close(ksurgeon.load(tmp_path / "hard")(x), student(x))
+    torch.testing.assert_close(ksurgeon.load(tmp_path / "hard", trust_remote_code=True)(x), student(x))

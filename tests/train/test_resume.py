@@ -22,6 +22,7 @@ from tests import zoo
 from tests.train.conftest import pair, pictures, vectors
 
 RUN = {"batch": 8, "steps": 24, "device": "cpu", "evaluate": 4, "layerwise": 5, "balance_factors": 7}
+SGD = {"optimiser": "sgd", "lr": 1e-3, "ema": 0, "final": "last"}
 
 
 class Interrupts(Listener):
@@ -39,7 +40,7 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": 0, "micro_batch": 4}, {"dropout": True}])
+@pytest.mark.parametrize("options", [{}, {"ema": 0, "micro_batch": 4}, {"dropout": True}, SGD])
 def test_a_resumed_training_ends_the_same(options, tmp_path, heard):
     through, teacher = pair()
     whole = ksurgeon.distill(through, teacher, vectors(), **RUN, **options)
@@ -95,7 +96,8 @@ def test_checkpoints_of_another_kind_of_optimiser_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "make_optimiser", lambda *given: made.append(make(*given)) or made[-1])
     resumed = ksurgeon.distill(fresh, teacher, vectors(), folder=tmp_path, resume=True, **RUN)
     assert all(group["fused"] for group in made[0].param_groups)
-    torch.testing.assert_close(weights(fresh), weights(through), rtol=1e-4, atol=1e-5)
+    x = torch.stack(vectors(32, seed=1))  # factors of even norms are the same but for signs
+    torch.testing.assert_close(fresh(x), through(x), rtol=1e-4, atol=1e-5)
     assert resumed.history[-1].step == whole.history[-1].step
 
 

@@ -63,7 +63,7 @@ def test_the_decoder_is_given_the_target_one_later(tmp_path):
 
 
 def test_texts_need_a_tokenizer():
-    with pytest.raises(DataError, match="preprocessor"):
+    with pytest.raises(DataError, match="tokenizer, processor"):
         open_data(["some text"], nn.Linear(4, 4), make_settings())
     data = open_data(
         ["the cat"] * 4, nn.Embedding(30, 4), make_settings(held_out=0), preprocessor=texts.tokenizer()

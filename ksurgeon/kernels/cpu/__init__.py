@@ -11,11 +11,22 @@ from ksurgeon.kernels import reference
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import ops
 from ksurgeon.kernels.cpu.low_rank import train_beside
-from ksurgeon.kernels.cpu.native import instruction_set, is_available, why_missing
+from ksurgeon.kernels.cpu.native import instruction_set, is_available, team, why_missing
 from ksurgeon.kernels.cpu.pack import forget
 from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
+from ksurgeon.kernels.eager import has_transforms
+from ksurgeon.kmatrix.rotations import Rotated, sources_of
 
-__all__ = ["apply_chain", "at_once", "beside", "forget", "instruction_set", "is_available", "why_missing"]
+__all__ = [
+    "apply_chain",
+    "at_once",
+    "beside",
+    "forget",
+    "instruction_set",
+    "is_available",
+    "team",
+    "why_missing",
+]
 
 _PLAIN = (Tensor, nn.Parameter)
 _SUMMED = (torch.float32, torch.float64, torch.bfloat16)
@@ -37,20 +48,22 @@ def apply_chain(
 
     Eager calls on plain CPU tensors go to the library at once, with a node of autograd's own where gradients
     are wanted; eager training of whole matrices, as a low rank has them, is PyTorch's own products. A call
-    that is compiled, exported, traced with fake tensors or made in any other dispatch mode is the operator
+    that is compiled, traced with fake tensors or made in any other dispatch mode is the operator
     ``ksurgeon::chain``. Activations of complex numbers, other devices, autocast, ``torch.func`` transforms,
-    ``torch.jit.trace`` and forward-mode derivatives are left to the reference.
+    ``torch.jit.trace``, ``torch.export`` (whose programs are to run without ksurgeon) and forward-mode
+    derivatives are left to the reference.
     """
-    if dim == -1:
-        y = at_once(x, factors, bias, activation)
-        if y is not None:
-            return y
-    first, dtype = factors[0], x.dtype
-    if dtype not in DTYPES or first.dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
+    y = None if is_compiling() else at_once(x, factors, bias, dim, activation)
+    if y is not None:
+        return y
+    sources, dtype = sources_of(factors), x.dtype
+    if dtype not in DTYPES or sources[0].dtype is not dtype or not x.is_cpu or x.layout is not torch.strided:
         return reference.apply_chain(x, factors, dim, bias, activation)
     if activation is not None and dtype.is_complex:
         return reference.apply_chain(x, factors, dim, bias, activation)  # which refuses it
     if is_compiling():
+        if torch.compiler.is_exporting() or has_transforms():
+            return reference.apply_chain(x, factors, dim, bias, activation)
         return _by_operator(x, factors, dim, bias, activation)
     if (
         any_autocast()
@@ -61,11 +74,12 @@ def apply_chain(
         return reference.apply_chain(x, factors, dim, bias, activation)
     if modes():
         return _by_operator(x, factors, dim, bias, activation)
-    if type(x) not in _PLAIN or type(first) not in _PLAIN:
+    tensors = [x, *sources] if bias is None else [x, *sources, bias]
+    if not all([type(tensor) in _PLAIN for tensor in tensors]):
         return reference.apply_chain(x, factors, dim, bias, activation)
     if is_grad_enabled() and (
         x.requires_grad
-        or any([factor.requires_grad for factor in factors])
+        or any([source.requires_grad for source in sources])
         or (bias is not None and bias.requires_grad)
     ):
         if dim in (-1, x.dim() - 1) and dtype is not torch.float16 and _are_matrices(x, factors, bias):
@@ -75,13 +89,24 @@ def apply_chain(
 
 
 def at_once(
-    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, activation: str | None
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, activation: str | None
 ) -> Tensor | None:
-    """What ``apply_chain`` gives along the last dimension if the library can be called without further ado:
-    eager inference on plain tensors, with factors packed before. None elsewhere."""
-    if is_compiling() or is_grad_enabled() or type(x) is not Tensor or _is_special():
+    """What ``apply_chain`` gives if the library can be called without further ado:
+    eager inference on plain tensors, with factors packed before. None elsewhere.
+
+    Not to be asked while ``torch.compiler.is_compiling()``, which its callers have to know themselves.
+    """
+    if (
+        is_grad_enabled()
+        or type(x) is not Tensor
+        or any_autocast()  # as _is_special, without the call
+        or transforms() is not None
+        or forward_ad._current_level >= 0
+        or modes()
+        or jit_trace() is not None
+    ):
         return None
-    return shortly(x, factors, bias, activation)
+    return shortly(x, factors, bias, dim, activation)
 
 
 def beside(
@@ -136,4 +161,6 @@ def _by_operator(
 ) -> Tensor:
     if any_autocast():
         return reference.apply_chain(x, factors, dim, bias, activation)
+    if type(factors) is Rotated and not is_grad_enabled():
+        return activate(ops.rotated_chain(x, *factors.sources, factors.sizes, bias, dim), activation)
     return activate(ops.chain(x, list(factors), bias, dim), activation)

@@ -3,10 +3,29 @@
 import torch
 from torch import Tensor
 
-__all__ = ["in_rows", "new_result"]
+__all__ = ["FEWEST_COLUMNS", "check_memory", "in_rows", "new_result"]
 
 # Vectors in fewer columns than this are copied into rows: most lanes of a register would be idle.
-_FEWEST_COLUMNS = 8
+FEWEST_COLUMNS = 8
+
+
+def check_memory(tensor: Tensor, name: str) -> None:
+    """Make sure that the memory of a tensor on the CPU is there.
+
+    Raises:
+        RuntimeError: it was freed, as FSDP frees parameters between uses, or cut.
+    """
+    if not tensor.numel():
+        return
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    entries = tensor.storage_offset() + sum([(size - 1) * stride for size, stride in steps]) + 1
+    found, needed = tensor.untyped_storage().nbytes(), entries * tensor.element_size()
+    if found < needed:
+        raise RuntimeError(
+            f"the memory of {name} of shape {tuple(tensor.shape)} is not allocated: its storage has {found} "
+            f"bytes, {needed} are needed. FSDP frees parameters outside the forward of the module it wraps: "
+            "call that module"
+        )
 
 
 def in_rows(x: Tensor, dim: int) -> bool:
@@ -21,7 +40,7 @@ def in_rows(x: Tensor, dim: int) -> bool:
     columns = 1
     for size in x.shape[dim + 1 :]:
         columns = columns * size
-    return bool(columns < _FEWEST_COLUMNS)
+    return bool(columns < FEWEST_COLUMNS)
 
 
 def new_result(x: Tensor, dim: int, out_features: int, rows: bool) -> Tensor:

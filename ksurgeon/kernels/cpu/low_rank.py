@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.cpu import run
+from ksurgeon.kernels.cpu.ops import backward_at_once
+from ksurgeon.kernels.eager import is_transformed
 
 __all__ = ["train_beside"]
 
@@ -40,20 +42,21 @@ class _Beside(torch.autograd.Function):
         x, inner, down, up, *factors = ctx.saved_tensors
         need_x, need_bias, need_down, need_up, *needs = ctx.needs_input_grad
         of_bias = g.reshape(-1, g.shape[-1]).sum(0) if need_bias else None
-        if torch.is_grad_enabled():  # a graph of the gradients is wanted: build it from plain operations
+        if torch.is_grad_enabled() or is_transformed(g):  # plain operations have a graph, and take batches
             of_x, *rest = reference.gradients_with_graph(_plainly, (x, down, up, *factors), g)
             return of_x, of_bias, *rest
         g = g.contiguous()
         of_inner = _flat(g) @ up[0, 0] if need_x or need_down else None
         of_down = (of_inner.mT @ _flat(x))[None, None] if of_inner is not None and need_down else None
         of_up = (_flat(g).mT @ inner)[None, None] if need_up else None
-        of_x, of_factors = None, None
+        of_input: Any = None
+        of_factors: list[Any] = [None] * len(factors)
         if need_x or any(needs):
-            of_x, of_factors = run.backward(g, x, factors, -1, need_x, any(needs))
-        if of_x is not None and of_inner is not None:
-            _flat(of_x).addmm_(of_inner, down[0, 0])
-        none: list[None] = [None] * len(factors)
-        return of_x, of_bias, of_down, of_up, *(of_factors or none)
+            of_input, *made = backward_at_once(g, x, factors, -1, need_x, any(needs))
+            of_factors = made if any(needs) else of_factors
+        if need_x and of_inner is not None:
+            _flat(of_input).addmm_(of_inner, down[0, 0])
+        return of_input if need_x else None, of_bias, of_down, of_up, *of_factors
 
 
 def _plainly(x: Tensor, down: Tensor, up: Tensor, *factors: Tensor) -> Tensor:

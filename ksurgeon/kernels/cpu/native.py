@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ksurgeon.kernels.cpu.openmp import use_openmp
 from ksurgeon.kmatrix.patterns import Pattern
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "instruction_set",
     "is_available",
     "library",
+    "team",
     "why_missing",
 ]
 
@@ -68,8 +70,10 @@ class _Guard(ctypes.Structure):
         ("factors", c_int64),
         ("data", c_void_p),
         ("bytes", c_void_p),
+        ("comparison", c_int64),
+        ("calls", c_int64),
         ("whole", c_uint64),
-        ("sampled", c_uint64),
+        ("part", c_uint64 * 64),
     ]
 
 
@@ -93,6 +97,7 @@ _SIGNATURES = {
     "ks_spin": (c_int64, (c_int64,)),
     "ks_read": (c_float, (c_void_p, c_int64)),
     "ks_abi": (c_int64, ()),
+    "ks_team": (c_int, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
     "ks_lanes": (c_int64, (c_int,)),
     "ks_size": (c_int64, (POINTER(Step), c_int)),
     "ks_pack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
@@ -102,13 +107,13 @@ _SIGNATURES = {
     "ks_rows": (c_int, (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int, c_int, c_int)),
     "ks_columns": (c_int, (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int, c_int)),
     "ks_backward": (
-        None,
+        c_int,
         (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
     ),
 }
 
 
-_ABI = 2  # of ks_abi in api.cpp
+_ABI = 3  # of ks_abi in api.cpp
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -133,14 +138,18 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 _LIBRARY, _WHY = _load()
+_TEAM = use_openmp(_LIBRARY) if _LIBRARY is not None else "own"
 
 
 def _load_fast() -> Any:
-    address = ctypes.cast(library().ks_rows, c_void_p).value
+    functions = library().ks_rows, library().ks_columns, library().ks_changed
     try:
         module = importlib.import_module("ksurgeon.kernels.cpu._fast")
-        module.bind(address, torch.empty_like, torch._C.TensorBase)
-    except (ImportError, TypeError):
+        exchange = torch.Tensor.__dlpack_c_exchange_api__
+        addresses = [ctypes.cast(function, c_void_p).value for function in functions]
+        types = torch._C.TensorBase, torch.Tensor, torch.nn.Parameter
+        module.bind(*addresses, torch.empty_like, *types, exchange)
+    except (ImportError, TypeError, AttributeError, ValueError):
         return None
     return module
 
@@ -161,21 +170,34 @@ def library() -> ctypes.CDLL:
     return _LIBRARY
 
 
+def team() -> str:
+    """Whose threads share a product: "libgomp", "libomp", or "own"."""
+    return _TEAM
+
+
 def instruction_set() -> str:
     """Name of the instruction set in use: "avx512", "avx2" or "portable"."""
     return str(library().ks_isa().decode())
 
 
 class Guard:
-    """Fingerprints of the contents of contiguous tensors; does not keep them alive."""
+    """Fingerprints of the contents of contiguous tensors; keeps their memory, not the
+    tensors themselves.
 
-    __slots__ = ("_data", "_sizes", "_structure", "address")
+    Args:
+        comparison: 0, 1 or 2: nothing, a part, or everything is compared with few rows (``KsComparison``).
+    """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        count = len(tensors)
+    __slots__ = ("_data", "_sizes", "_structure", "_tensors", "address", "comparison")
+
+    def __init__(self, tensors: Sequence[Tensor], comparison: int = 2) -> None:
+        tensors = [tensor.detach() for tensor in tensors]  # whose memory no other thread can exchange
+        count, self.comparison, self._tensors = len(tensors), comparison, tensors
         self._data = (c_void_p * count)(*(tensor.data_ptr() for tensor in tensors))
         self._sizes = (c_int64 * count)(*(tensor.nbytes for tensor in tensors))
-        self._structure = _Guard(count, ctypes.addressof(self._data), ctypes.addressof(self._sizes), 0, 0)
+        self._structure = _Guard(
+            count, ctypes.addressof(self._data), ctypes.addressof(self._sizes), comparison
+        )
         self.address = ctypes.addressof(self._structure)
         library().ks_guard(self.address)
 
@@ -185,7 +207,7 @@ class Guard:
 
 
 fast: Any = _load_fast() if is_available() else None
-"""The extension module that makes one call of all checks of a product with few rows; None where it is not."""
+"""The extension module that makes one call of all checks of a small product; None where it is not."""
 
 
 class Chain:

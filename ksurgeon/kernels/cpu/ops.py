@@ -1,16 +1,20 @@
-"""The kernels as operators of PyTorch: for autograd, ``torch.compile`` and ``torch.export``."""
+"""The kernels as operators of PyTorch: for autograd, ``torch.compile`` and dispatch modes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.cpu import run
 from ksurgeon.kernels.cpu.layout import in_rows, new_result
+from ksurgeon.kernels.eager import is_transformed
+from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.rotations import Rotated
 
-__all__ = ["chain", "chain_backward", "train_chain"]
+__all__ = ["as_rotated", "backward_at_once", "chain", "chain_backward", "rotated_chain", "train_chain"]
 
 
 @torch.library.custom_op("ksurgeon::chain", mutates_args=(), device_types="cpu")
@@ -50,6 +54,47 @@ def _(
     ]
 
 
+@torch.library.custom_op("ksurgeon::rotated_chain", mutates_args=(), device_types="cpu")
+def rotated_chain(
+    x: Tensor, angles: Tensor, diagonal: Tensor, sizes: Sequence[int], bias: Tensor | None, dim: int
+) -> Tensor:
+    """``chain`` for inference with the factors of ``Rotated``, whose patterns are in ``sizes``."""
+    return run.forward(x, as_rotated(angles, diagonal, sizes), bias, dim)
+
+
+def as_rotated(angles: Tensor, diagonal: Tensor, sizes: Sequence[int]) -> Rotated:
+    """What an operator takes as plain arguments."""
+    patterns = tuple(Pattern(*sizes[start : start + 4]) for start in range(0, len(sizes), 4))
+    return Rotated((angles, diagonal), patterns)
+
+
+@rotated_chain.register_fake
+def _(
+    x: Tensor, angles: Tensor, diagonal: Tensor, sizes: Sequence[int], bias: Tensor | None, dim: int
+) -> Tensor:
+    axis = dim % x.dim()
+    return new_result(x, axis, x.shape[axis], in_rows(x, axis))
+
+
+def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """A batching rule for ``torch.vmap`` over graphs that have the operator in them."""
+
+    def rule(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        def one(k: int) -> Any:
+            return operator(*tree_map(lambda x, dim: x if dim is None else x.select(dim, k), inputs, in_dims))
+
+        results = [one(k) for k in range(info.batch_size)]
+        stacked = tree_map(lambda *each: torch.stack(each), *results)
+        return stacked, tree_map(lambda _: 0, stacked)
+
+    return rule
+
+
+chain.register_vmap(_one_by_one(chain))
+chain_backward.register_vmap(_one_by_one(chain_backward))
+rotated_chain.register_vmap(_one_by_one(rotated_chain))
+
+
 def _setup_context(
     ctx: torch.autograd.function.FunctionCtx,
     inputs: tuple[Tensor, Sequence[Tensor], Tensor | None, int],
@@ -73,7 +118,7 @@ def _gradients(
     of_bias = g.movedim(axis, -1).reshape(-1, g.shape[axis]).sum(0) if need_bias else None
     if not any(needs):
         return None, [None] * len(factors), of_bias
-    if torch.is_grad_enabled():  # a graph of the gradients is wanted: build it from plain operations
+    if torch.is_grad_enabled() or is_transformed(g):  # plain operations have a graph, and take batches
         of_x, *rest = reference.gradients_with_graph(
             lambda x, *factors: reference.apply_chain(x, factors, dim), (x, *factors), g
         )
@@ -102,11 +147,14 @@ class _Training(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         need_x, need_bias, _, *needs = ctx.needs_input_grad
-        of_x, of_factors, of_bias = _gradients(ctx, g, (need_x, *needs), need_bias, _at_once)
+        of_x, of_factors, of_bias = _gradients(ctx, g, (need_x, *needs), need_bias, backward_at_once)
         return of_x, of_bias, None, *of_factors
 
 
-def _at_once(g: Tensor, x: Tensor, factors: Sequence[Tensor], *rest: Any) -> list[Any]:
+def backward_at_once(g: Tensor, x: Tensor, factors: Sequence[Tensor], *rest: Any) -> list[Any]:
+    """``chain_backward`` without the dispatcher, but where a dispatch mode is to see it."""
+    if torch._C._len_torch_dispatch_stack():
+        return chain_backward(g, x, factors, *rest)
     of_x, of_factors = run.backward(g, x, factors, *rest)
     return [of_x, *(of_factors or ())]
 

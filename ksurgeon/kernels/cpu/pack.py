@@ -1,5 +1,6 @@
 """Merged and packed weights, kept as long as the factors they were made from stay what they were."""
 
+import os
 import weakref
 from collections.abc import Sequence
 from operator import attrgetter
@@ -7,41 +8,74 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from ksurgeon.errors import KsurgeonError
+from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory
 from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, fast
 from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for_training
 from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kernels.permutation import permutation_of
 from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import Pattern, check_chain
+from ksurgeon.kmatrix.patterns import check_chain
+from ksurgeon.kmatrix.rotations import patterns_of, sources_of
 
 __all__ = ["Pack", "find_pack", "forget", "record_of"]
 
+_KINDS: tuple[Kind, ...] = ("few", "rows", "columns")
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
 _versions_of = attrgetter("_version")
 _address_of, _is_contiguous = Tensor.data_ptr, Tensor.is_contiguous
+_is_neg, _is_conj = Tensor.is_neg, Tensor.is_conj
+
+
+_EVERYTHING = 512 << 10
+"""Bytes of factors up to which all of them are compared in every product."""
+
+_COMPARISONS = {"auto": None, "everything": 2, "versions": 0}
+
+
+def _comparison(size: int) -> int:
+    """What is compared in products of few rows with factors of so many bytes (``KsComparison``)."""
+    asked = os.environ.get("KSURGEON_COMPARE", "auto")
+    if asked not in _COMPARISONS:
+        raise KsurgeonError(f"KSURGEON_COMPARE={asked!r}: expected one of {', '.join(_COMPARISONS)}")
+    chosen = _COMPARISONS[asked]
+    return (2 if size <= _EVERYTHING else 1) if chosen is None else chosen
 
 
 class Pack:
     """What the kernels need of one list of factors, made when it is first asked for.
 
-    It is valid while every factor is the same tensor object at the same address and version, with the same
-    contents. The storages are held, so that an address cannot come to mean other memory; ``find_pack`` drops
-    the pack when a factor dies, so that an id cannot come to mean another tensor.
+    It is valid while every factor is the same tensor object at the same address, of the same shape, version
+    and contents, and read as it was, negated or conjugated or as it is in memory; of computed factors, every
+    tensor that they are computed from. Their memory is held, so that
+    an address cannot come to mean another tensor's; ``find_pack`` drops the pack when a factor dies, so that
+    an id cannot come to mean another tensor.
 
-    Contents are compared because writes through ``.data`` or NumPy move no version. With 32 vectors or more
-    every byte of the factors is, and their strides; with fewer that would double the time of the product, so
-    only 8 bytes in a dozen places of every factor are: a write elsewhere, or ``p.data = p.data.mT`` on square
-    blocks, goes unseen until ``forget`` is called or 32 vectors come. What optimisers,
-    ``copy_``, ``load_state_dict`` or new tensors change is always seen.
+    Contents are compared because writes through ``.data``, NumPy or DLPack move no version. Where the factors
+    take 512 KiB or less together, every byte is in every product, so that no result is stale, whatever wrote.
+    Of larger ones every byte is compared with 32 vectors or more; with fewer a sixty-fourth of each, in
+    turns: after a write that moves no version, 63 products at most still have the old weights. What
+    optimisers, ``copy_``, ``load_state_dict`` or new tensors change is always seen at once.
+    ``KSURGEON_COMPARE``, read when weights are packed, is "auto" for this, "everything" to compare all of
+    factors of any size, or "versions" to compare nothing: ``forget`` then tells of such a write.
 
-    A light pack serves training, where weights change with every step: it merges only what costs nothing.
+    A light pack serves training, where weights change with every step: it merges only what costs nothing,
+    and all of its factors are compared.
+
+    Args:
+        guarded: False for factors that another thread is writing to: the pack is what they held just now.
+
+    Raises:
+        KsurgeonError: ``KSURGEON_COMPARE`` is none of the three.
+        RuntimeError: the memory of a factor has been freed.
+        ValueError: the factors differ in dtype or device, or are not on the CPU.
 
     Attributes:
         light: whether it is one.
-        record: what ``_fast.rows`` compares a call with and hands it on to, where that was compiled and calls
-            may go there without further ado.
+        record: what ``_fast.product`` compares a call with and hands it on to, where that was compiled and
+            calls may go there without further ado: not where a factor is read negated or conjugated.
     """
 
     __slots__ = (
@@ -49,15 +83,17 @@ class Pack:
         "_guard",
         "_ids",
         "_index",
+        "_marks",
         "_pointers",
-        "_storages",
+        "_shapes",
         "_versions",
         "light",
         "record",
     )
 
-    def __init__(self, factors: Sequence[Tensor], light: bool) -> None:
-        check_chain([Pattern.of(factor.shape) for factor in factors])
+    def __init__(self, factors: Sequence[Tensor], light: bool, guarded: bool = True) -> None:
+        check_chain(patterns_of(factors))
+        factors = sources_of(factors)
         if len({(factor.dtype, factor.device) for factor in factors}) > 1:
             raise ValueError(f"factors of one dtype and device are needed, got {[f.dtype for f in factors]}")
         if not factors[0].is_cpu:
@@ -66,9 +102,16 @@ class Pack:
         self._ids = list(map(id, factors))
         known = not any([factor.is_inference() for factor in factors])
         self._versions = list(map(_versions_of, factors)) if known else None
-        self._pointers = list(map(_address_of, factors))
-        self._storages = [factor.untyped_storage() for factor in factors]
-        self._guard = Guard(factors) if all([factor.is_contiguous() for factor in factors]) else None
+        memory = [factor.detach() for factor in factors]  # which no other thread can exchange
+        for factor in memory:
+            check_memory(factor, "a factor")
+        self._pointers = list(map(_address_of, memory))
+        self._shapes = [factor.shape for factor in memory]
+        self._marks = _marks_of(memory)
+        self._guard: Guard | None = None
+        if guarded and all([factor.is_contiguous() for factor in memory]):
+            size = sum([factor.nbytes for factor in memory])
+            self._guard = Guard(memory, 2 if light else _comparison(size))
         self._chains: dict[object, Chain] = {}
         self._index: Tensor | bool | None = None
         self.record: object = None
@@ -79,16 +122,20 @@ class Pack:
         return self._guard is not None and self._versions is not None
 
     def same_contents(self) -> bool:
-        """Whether every factor holds what it held, however it was written to."""
-        return self._guard is not None and not self._guard.changed()
+        """Whether every factor holds what it held, however it was written to; without a guard the pack has
+        just been made."""
+        return self._guard is None or not self._guard.changed()
 
     def matches(self, factors: Sequence[Tensor]) -> bool:
         """Whether the factors are those the pack was made from, unchanged."""
+        factors = sources_of(factors)
         return (
             list(map(id, factors)) == self._ids
             and list(map(_versions_of, factors)) == self._versions
             and list(map(_address_of, factors)) == self._pointers
-            and (self._guard is None or all(map(_is_contiguous, factors)))
+            and [factor.shape for factor in factors] == self._shapes
+            and all(map(_is_contiguous, factors))
+            and _marks_of(factors) == self._marks
         )
 
     @torch.no_grad()
@@ -101,29 +148,53 @@ class Pack:
             chain = self._chains.get(("packed", counts))
             if chain is None:
                 merged = merge_counts(_plain(factors), counts)
-                # Records hold addresses of chains, so that none may be replaced: the first thread wins.
-                chain = self._chains.setdefault(("packed", counts), Chain.packed(merged, self._guard))
                 if self.light:
                     transposed = Chain.packed([factor.mH for factor in reversed(merged)])
                     self._chains.setdefault("transposed", transposed)
+                chain = self._chains.setdefault(("packed", counts), Chain.packed(merged, self._guard))
             chain = self._chains.setdefault(kind, chain)
-            if fast is not None and not self.light and self.lasting:
-                self._make_record(factors)
+            self._record_chains(factors)
         return chain
 
-    def _make_record(self, factors: Sequence[Tensor]) -> None:
+    def _record_chains(self, factors: Sequence[Tensor]) -> None:
         if self.index(factors) is not None:
             return
-        known = [self._chains.get(kind) for kind in ("few", "rows")]
-        chain = next(chain for chain in known if chain is not None)
+        known: list[Chain | None] = []
+        while known != (known := [self._chains.get(kind) for kind in _KINDS]):  # threads make them
+            chain = next(chain for chain in known if chain is not None)
+            addresses = [0 if chain is None else chain.address for chain in known]
+            self._make_record(factors, known, addresses, 0, chain.in_features, chain.out_features)
+
+    def _make_record(
+        self,
+        factors: Sequence[Tensor],
+        read: Sequence[object],
+        chains: Sequence[int],
+        index: int,
+        in_features: int,
+        out_features: int,
+    ) -> None:
+        if fast is None or self.light or self._guard is None or self._versions is None or any(self._marks):
+            return
+        sources = sources_of(factors)
         self.record = fast.record(
-            tuple(factors),
-            *(0 if chain is None else chain.address for chain in known),
+            tuple(sources),
+            tuple(
+                (version, address, *shape, *[0] * (4 - len(shape)))
+                for version, address, shape in zip(self._versions, self._pointers, self._shapes, strict=True)
+            ),
+            (self._guard, *read),
+            chains[0],
+            chains[1],
             FEW_ROWS,
-            chain.in_features,
-            chain.out_features,
-            KINDS[factors[0].dtype],
-            factors[0].dtype,
+            chains[2],
+            FEWEST_COLUMNS,
+            index,
+            self._guard.address,
+            in_features,
+            out_features,
+            KINDS[sources[0].dtype],
+            self._guard.comparison == 2,
         )
 
     def transposed(self, factors: Sequence[Tensor]) -> Chain:
@@ -137,22 +208,31 @@ class Pack:
         chain = self._chains.get("columns")
         if chain is None:
             merged = merge_counts(_plain(factors), self.counts(factors, "columns"))
-            chain = self._chains["columns"] = Chain.plain(merged, self._guard)
+            chain = self._chains.setdefault("columns", Chain.plain(merged, self._guard))
+            self._record_chains(factors)
         return chain
 
     def counts(self, factors: Sequence[Tensor], kind: Kind) -> tuple[int, ...]:
         """How many neighbouring factors are merged into each step."""
-        patterns = tuple(Pattern.of(factor.shape) for factor in factors)
+        patterns = patterns_of(factors)
         if self.light:
             return merge_for_training(patterns)
-        return choose(patterns, _EXACT.get(factors[0].dtype, factors[0].dtype), kind)
+        dtype = sources_of(factors)[0].dtype
+        return choose(patterns, _EXACT.get(dtype, dtype), kind)
 
     def index(self, factors: Sequence[Tensor]) -> Tensor | None:
         """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""
         if self._index is None:
-            found = None if self.light else permutation_of(factors)
+            found = None if self.light else permutation_of(tuple(factors))
             self._index = False if found is None else found
+            if found is not None:
+                self._make_record(factors, [found], (0, 0, 0), found.data_ptr(), len(found), len(found))
         return self._index if isinstance(self._index, Tensor) else None
+
+
+def _marks_of(factors: Sequence[Tensor]) -> list[bool]:
+    """Whether each factor is read negated, and whether conjugated."""
+    return [*map(_is_neg, factors), *map(_is_conj, factors)]
 
 
 def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
@@ -169,12 +249,13 @@ _LIGHT_PACKS: _Table = {}
 
 
 def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
-    """The pack of these factors, made anew if one of them has changed since.
+    """The pack of these factors, made anew if one of them has changed since; raises what ``Pack`` does.
 
     The contents of the factors are compared where the pack is light; ``ks_rows`` and ``ks_columns`` do so
     themselves. Tensors made in inference mode have no version: they are packed again for every call.
     """
-    key = id(factors[0])
+    sources = sources_of(factors)
+    key = id(sources[0])
     packs = _LIGHT_PACKS if light else _PACKS
     known = packs.get(key)
     if known is not None and known[0].matches(factors) and not (light and not known[0].same_contents()):
@@ -185,17 +266,17 @@ def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
         def drop(dead: weakref.ref[Tensor], packs: _Table = packs, key: int = key) -> None:
             entry = packs.get(key)
             if entry is not None and any(reference is dead for reference in entry[1]):
-                del packs[key]
+                packs.pop(key, None)
 
-        packs[key] = (pack, [weakref.ref(factor, drop) for factor in factors])
+        packs[key] = (pack, [weakref.ref(source, drop) for source in sources])
     else:
         packs.pop(key, None)
     return pack
 
 
 def record_of(first: Tensor) -> object:
-    """The record of the pack kept for factors of which this is the first; it may be outdated. None if there
-    is none."""
+    """The record of the pack kept for factors of which this is the first, or is what they are computed from;
+    it may be outdated. None if there is none."""
     known = _PACKS.get(id(first))
     return None if known is None else known[0].record
 
@@ -203,5 +284,6 @@ def record_of(first: Tensor) -> object:
 def forget(factors: Sequence[Tensor]) -> None:
     """Let go of what is kept for these factors (their storages among it)."""
     if factors:
-        _PACKS.pop(id(factors[0]), None)
-        _LIGHT_PACKS.pop(id(factors[0]), None)
+        key = id(sources_of(factors)[0])
+        _PACKS.pop(key, None)
+        _LIGHT_PACKS.pop(key, None)

@@ -8,35 +8,40 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.activation import activate, check_activation
-from ksurgeon.kernels.cpu.layout import in_rows, new_result
+from ksurgeon.kernels.cpu.layout import check_memory, in_rows, new_result
 from ksurgeon.kernels.cpu.merging import pull_back
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, record_of
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
+from ksurgeon.kmatrix.patterns import axis_of
+from ksurgeon.kmatrix.rotations import Rotated
 
 __all__ = ["DTYPES", "backward", "forward", "shortly"]
 
 DTYPES = frozenset(KINDS)
 
 _NAMES = tuple(ACTIVATIONS)
+_TRIES = 3  # before nothing is compared, where another thread writes to the factors
 _threads = torch.get_num_threads
 if is_available():
     _rows, _columns, _backward = library().ks_rows, library().ks_columns, library().ks_backward
 
 
 def shortly(
-    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, activation: str | None
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, activation: str | None
 ) -> Tensor | None:
-    """The product of plain CPU tensors along the last dimension if it can be had at once, else None.
+    """The product of plain CPU tensors if it can be had at once, else None.
 
     All checks of a product whose factors have been packed are made in one call of ``_fast``, where that was
     compiled.
     """
-    record = record_of(factors[0])
+    if type(factors) is Rotated:
+        factors = factors.sources
+    record = record_of(factors[0]) if factors else None
     code = ACTIVATIONS.get(activation, -1)
     if record is None or code < 0:
         return None
-    y: Tensor | None = fast.rows(x, factors, bias, record, code, _threads())
+    y: Tensor | None = fast.product(x, factors, bias, record, code, _threads(), dim)
     return y
 
 
@@ -53,22 +58,26 @@ def forward(
     Raises:
         ValueError: the size along ``dim``, or that of the bias, is not the chain's, or there is no such
             activation.
+        MemoryError: there is no memory for the intermediate vectors.
+        RuntimeError: the memory of an argument has been freed.
     """
     code = ACTIVATIONS.get(activation, -1)
     if code < 0:
         check_activation(activation)
-    if dim == -1 and not light:
-        y = shortly(x, factors, bias, activation)
+    if not light:
+        y = shortly(x, factors, bias, dim, activation)
         if y is not None:
             return y
-    x = resolved(x)
-    if bias is not None:
-        bias = resolved(bias.to(x.dtype)).contiguous()
-    y = _forward(x, factors, find_pack(factors, light), bias, dim, code)
-    if y is None:  # the contents of the factors have changed behind the back of their version counters
-        forget(factors)
+    x = _held(x, "the input")
+    if bias is not None and bias.is_cpu:
+        bias = _held(bias, "the bias").to(x.dtype).contiguous()
+    for _ in range(_TRIES):
         y = _forward(x, factors, find_pack(factors, light), bias, dim, code)
-        assert y is not None
+        if y is not None:
+            return y
+        forget(factors)  # they have changed behind the back of their version counters
+    y = _forward(x, factors, Pack(factors, light, guarded=False), bias, dim, code)
+    assert y is not None  # nothing was compared
     return y
 
 
@@ -76,11 +85,7 @@ def _forward(
     x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, dim: int, code: int
 ) -> Tensor | None:
     """The product, or None where the factors are no longer what was packed."""
-    axis = x.dim() + dim if dim < 0 else dim
-    if not 0 <= axis < x.dim():
-        raise IndexError(
-            f"dimension {dim} of a tensor of {x.dim()} dimensions: expected {-x.dim()} to {x.dim() - 1}"
-        )
+    axis = axis_of(dim, x.dim())
     if pack.index(factors) is not None:
         if not pack.same_contents():
             return None
@@ -99,7 +104,7 @@ def _general(
         x = x.movedim(axis, -1).contiguous()
         source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
         inputs, kind = chain.in_features, KINDS[x.dtype]
-        return y if _rows(chain.address, source, inputs, to, rows, start, code, _threads(), kind) else None
+        return _done(_rows(chain.address, source, inputs, to, rows, start, code, _threads(), kind), y)
     chain = pack.columns(factors)
     x = x.contiguous()
     _check(x.shape[axis], chain, bias)
@@ -109,9 +114,15 @@ def _general(
         columns = x.numel() // (images * chain.in_features)
         source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
         threads, kind = _threads(), KINDS[x.dtype]
-        if not _columns(chain.address, source, to, images, columns, start, code, threads, kind):
-            return None
+        return _done(_columns(chain.address, source, to, images, columns, start, code, threads, kind), y)
     return y
+
+
+def _done(status: int, y: Tensor) -> Tensor | None:
+    """What came of a call: the result, or None where the factors were no longer what was packed."""
+    if status < 0:
+        raise MemoryError("not enough memory for the intermediate vectors of a product")
+    return y if status else None
 
 
 def _permuted(x: Tensor, pack: Pack, factors: Sequence[Tensor], bias: Tensor | None, axis: int) -> Tensor:
@@ -119,6 +130,10 @@ def _permuted(x: Tensor, pack: Pack, factors: Sequence[Tensor], bias: Tensor | N
     assert index is not None
     if x.shape[axis] != len(index):
         raise ValueError(f"the chain takes vectors of {len(index)} entries, got {x.shape[axis]}")
+    if bias is not None and not (bias.is_cpu and bias.shape == index.shape):
+        raise ValueError(
+            f"the bias must have shape ({len(index)},) and be on the CPU, got {tuple(bias.shape)}"
+        )
     y = new_result(x, axis, len(index), rows := in_rows(x, axis))
     if rows:
         torch.index_select(x.movedim(axis, -1).contiguous(), -1, index, out=y.movedim(axis, -1))
@@ -127,8 +142,11 @@ def _permuted(x: Tensor, pack: Pack, factors: Sequence[Tensor], bias: Tensor | N
     return y if bias is None else y.add_(bias.view(-1, *[1] * (x.dim() - axis - 1)))
 
 
-def resolved(x: Tensor) -> Tensor:
-    """``x`` with what its entries are in memory, nothing being left to negate or conjugate."""
+def _held(x: Tensor, name: str) -> Tensor:
+    """``x`` with what its entries are in memory, nothing left to negate or conjugate; no other thread can
+    exchange its memory."""
+    x = x.detach()
+    check_memory(x, name)
     return x.resolve_neg().resolve_conj()
 
 
@@ -147,12 +165,17 @@ def backward(
     """Gradients of the input and of the factors; the intermediate vectors are computed once more.
 
     ``g`` and ``x`` have the dtype of the factors; sums of half precision are made in float32.
+
+    Raises:
+        MemoryError: there is no memory for the intermediate vectors.
+        RuntimeError: the memory of an argument has been freed.
     """
+    x, g = _held(x, "the input"), _held(g, "the gradient")
     pack, axis = find_pack(factors, light=True), dim % x.dim()
     by_rows = in_rows(x, axis)
     if by_rows:
         x, g = x.movedim(axis, -1), g.movedim(axis, -1)
-    x, g = resolved(x).contiguous(), resolved(g).contiguous()
+    x, g = x.contiguous(), g.contiguous()
     chain, transposed = pack.rows(factors, FEW_ROWS), pack.transposed(factors)
     _check(x.shape[-1 if by_rows else axis], chain, None)
     gx = torch.empty_like(x) if need_x else None
@@ -163,7 +186,7 @@ def backward(
             gradients.append(x.new_zeros(library().ks_size(step, chain.is_double), dtype=sums))
     pointers = (ctypes.c_void_p * len(gradients))(*(packed.data_ptr() for packed in gradients))
     if x.numel():
-        _backward(
+        status = _backward(
             chain.address,
             transposed.address,
             x.data_ptr(),
@@ -175,6 +198,7 @@ def backward(
             _threads(),
             KINDS[x.dtype],
         )
+        _done(status or -1, x)
     result_x = gx.movedim(-1, axis) if gx is not None and by_rows else gx
     if not need_factors:
         return result_x, None

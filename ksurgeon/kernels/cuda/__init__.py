@@ -17,6 +17,8 @@ from ksurgeon.kernels import reference
 from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.compiling import constant
 from ksurgeon.kernels.cuda import ops
+from ksurgeon.kernels.eager import has_transforms
+from ksurgeon.kmatrix.rotations import Rotated, sources_of
 
 __all__ = ["apply_chain", "index_of", "is_available", "why_not"]
 
@@ -71,33 +73,34 @@ def apply_chain(
     """Apply a chain by the Triton kernels where they can, by the reference elsewhere.
 
     Eager inference on plain tensors starts the kernels at once. Where gradients are wanted, or the call is
-    compiled, exported or traced with fake tensors, it is the operator ``ksurgeon::chain``. Under autocast the
-    operands are cast as those of ``nn.Linear`` are. float64, complex128, ``torch.func`` transforms and
-    forward-mode derivatives are left to the reference.
+    compiled or traced with fake tensors, it is the operator ``ksurgeon::chain``. Under autocast the operands
+    are cast as those of ``nn.Linear`` are. float64, complex128, ``torch.export`` (whose programs are to run
+    without ksurgeon), ``torch.func`` transforms and forward-mode derivatives are left to the reference.
     """
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x, factors, bias = _cast(x, factors, bias, torch.get_autocast_dtype("cuda"))
-    device, dtype = x.device, x.dtype
+    device, dtype, sources = x.device, x.dtype, sources_of(factors)
     if not (
         dtype in ops.DTYPES
         and x.layout is torch.strided
-        and all([factor.dtype is dtype and factor.device == device for factor in factors])
+        and all([source.dtype is dtype and source.device == device for source in sources])
         and (bias is None or (bias.device == device and bias.is_complex() == dtype.is_complex))
         and not (dtype.is_complex and activation)
+        and not (torch.compiler.is_exporting() or has_transforms())
         and _runs_on(device.type, device.index)
     ):
         return reference.apply_chain(x, factors, dim, bias, activation)
     if torch.compiler.is_compiling():
-        return activate(ops.chain(x, list(factors), bias, dim), activation)
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return activate(_by_operator(x, factors, bias, dim), activation)
+    if forward_ad._current_level >= 0:
         return reference.apply_chain(x, factors, dim, bias, activation)
     if torch._C._len_torch_dispatch_stack():
-        return activate(ops.chain(x, list(factors), bias, dim), activation)
-    if type(x) not in _PLAIN or type(factors[0]) not in _PLAIN:
+        return activate(_by_operator(x, factors, bias, dim), activation)
+    if type(x) not in _PLAIN or type(sources[0]) not in _PLAIN:
         return reference.apply_chain(x, factors, dim, bias, activation)
     if torch.is_grad_enabled() and (
         x.requires_grad
-        or any([factor.requires_grad for factor in factors])
+        or any([source.requires_grad for source in sources])
         or (bias is not None and bias.requires_grad)
     ):
         return activate(ops.chain(x, list(factors), bias, dim), activation)
@@ -105,6 +108,12 @@ def apply_chain(
     from ksurgeon.kernels.cuda import choice, run
 
     return run.forward(x, factors, bias, dim, activation, way=choice.way_of("forward", x, factors, dim))
+
+
+def _by_operator(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
+    if type(factors) is Rotated and not torch.is_grad_enabled():
+        return ops.rotated_chain(x, *factors.sources, factors.sizes, bias, dim)
+    return ops.chain(x, list(factors), bias, dim)
 
 
 def _cast(

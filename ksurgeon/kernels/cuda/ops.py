@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.ops import chain, chain_backward
+from ksurgeon.kernels.cpu.ops import as_rotated, chain, chain_backward, rotated_chain
 
-__all__ = ["DTYPES", "chain", "chain_backward"]
+__all__ = ["DTYPES", "chain", "chain_backward", "rotated_chain"]
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.complex64})
 
@@ -25,6 +25,16 @@ def _chain(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) 
     # What a chain at once takes is not worth making for one product.
     way = "steps" if way == "whole" and not keep else way
     return run.forward(x, factors, bias, dim, way=way, keep=keep)
+
+
+@rotated_chain.register_kernel("cuda")
+def _rotated_chain(
+    x: Tensor, angles: Tensor, diagonal: Tensor, sizes: Sequence[int], bias: Tensor | None, dim: int
+) -> Tensor:
+    from ksurgeon.kernels.cuda import choice, run
+
+    factors = as_rotated(angles, diagonal, sizes)
+    return run.forward(x, factors, bias, dim, way=choice.way_of("forward", x, factors, dim))
 
 
 @chain_backward.register_kernel("cuda")

@@ -7,18 +7,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ksurgeon.kernels.cpu.layout import check_memory
 from ksurgeon.kernels.cuda.digits import Whole, packed, whole_plan
 from ksurgeon.kernels.cuda.merging import merge
 from ksurgeon.kernels.cuda.plan import merge_for
 from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.rotations import patterns_of, sources_of
 
 __all__ = ["Way", "contiguous", "counts_of", "forget", "merged", "merged_once", "plan_of"]
 
 Way = Literal["whole", "steps", "reference"]
 """A chain in one launch, in one for each merged factor, or by PyTorch's own operations."""
 
-_Key = tuple[tuple[int, int, int], ...]
+_Key = tuple[tuple[int, int, int, torch.Size, tuple[int, ...]], ...]
 
 
 class _Made(NamedTuple):
@@ -39,18 +40,26 @@ _PACKS: dict[int, _Pack] = {}
 
 def counts_of(factors: Sequence[Tensor]) -> tuple[int, ...]:
     """How the factors are merged."""
-    return merge_for(tuple(Pattern.of(factor.shape) for factor in factors), factors[0].element_size())
+    return merge_for(patterns_of(factors), sources_of(factors)[0].element_size())
 
 
 def plan_of(factors: Sequence[Tensor]) -> Whole | None:
     """How a chain is applied in one launch, or None if its vectors are too long for that."""
-    if factors[0].is_complex():
+    first = sources_of(factors)[0]
+    if first.is_complex():
         return None
-    return whole_plan(tuple(Pattern.of(factor.shape) for factor in factors), factors[0].element_size())
+    return whole_plan(patterns_of(factors), first.element_size())
 
 
 def contiguous(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The factors as the kernels take them, without a graph."""
+    """The factors as the kernels take them, without a graph.
+
+    Raises:
+        RuntimeError: the memory of a factor has been freed.
+    """
+    factors = tuple(factors)
+    for factor in factors:
+        check_memory(factor, "a factor")
     return [factor.detach().resolve_conj().resolve_neg().contiguous() for factor in factors]
 
 
@@ -60,7 +69,7 @@ def merged(factors: Sequence[Tensor], way: Way) -> list[Tensor]:
     if way == "steps":
         return merge(plain, counts_of(factors))
     with torch.no_grad():
-        dtype = factors[0].dtype
+        dtype = plain[0].dtype
         wide = [factor.to(torch.promote_types(dtype, torch.float32)) for factor in plain]
         if way == "reference":
             return [step.to(dtype) for step in merge_counts(wide, counts_of(factors))]
@@ -70,14 +79,18 @@ def merged(factors: Sequence[Tensor], way: Way) -> list[Tensor]:
 
 
 def merged_once(factors: Sequence[Tensor], way: Way) -> list[Tensor]:
-    """``merged``, kept while every factor is the same tensor at the same address and version.
+    """``merged``, kept while every factor is the same tensor of the same shape and strides, at the same
+    address and version; of computed factors, every tensor that they are computed from.
 
     What evades the version counter (writes through ``.data``) is not seen; ``forget`` is for that. Tensors of
     inference mode have no version: theirs are made anew for every call.
     """
-    if any(factor.is_inference() for factor in factors):
+    sources = sources_of(factors)
+    if any(source.is_inference() for source in sources):
         return merged(factors, way)
-    key = tuple((id(factor), factor._version, factor.data_ptr()) for factor in factors)
+    key = tuple(
+        (id(source), source._version, source.data_ptr(), source.shape, source.stride()) for source in sources
+    )
     first = key[0][0]
     known = _PACKS.get(first)
     if known is not None and known.key == key:
@@ -86,7 +99,7 @@ def merged_once(factors: Sequence[Tensor], way: Way) -> list[Tensor]:
             _wait(found)
             return found.weights
     weights, ready, streams = merged(factors, way), None, set()
-    if factors[0].is_cuda:
+    if sources[0].is_cuda:
         if torch.cuda.is_current_stream_capturing():
             return weights  # their memory is the graph's, and holds nothing until it is replayed
         stream = torch.cuda.current_stream()
@@ -96,10 +109,10 @@ def merged_once(factors: Sequence[Tensor], way: Way) -> list[Tensor]:
         def drop(dead: weakref.ref[Tensor]) -> None:
             entry = _PACKS.get(first)
             if entry is not None and any(reference is dead for reference in entry.factors):
-                del _PACKS[first]
+                _PACKS.pop(first, None)
 
-        held = [factor.untyped_storage() for factor in factors]
-        known = _PACKS[first] = _Pack(key, [weakref.ref(factor, drop) for factor in factors], held, {})
+        held = [source.untyped_storage() for source in sources]
+        known = _PACKS[first] = _Pack(key, [weakref.ref(source, drop) for source in sources], held, {})
     known.made[way] = _Made(weights, ready, streams)
     return weights
 
@@ -120,4 +133,4 @@ def _wait(made: _Made) -> None:
 def forget(factors: Sequence[Tensor]) -> None:
     """Let go of what is kept for these factors."""
     if factors:
-        _PACKS.pop(id(factors[0]), None)
+        _PACKS.pop(id(sources_of(factors)[0]), None)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels import reference
-from ksurgeon.kernels.cpu.layout import in_rows, new_result
+from ksurgeon.kernels.cpu.layout import check_memory, in_rows, new_result
 from ksurgeon.kernels.cuda import launch, pack
 from ksurgeon.kernels.cuda.layout import Vectors, vectors_along
 from ksurgeon.kernels.cuda.merging import pull_back
 from ksurgeon.kernels.cuda.pack import Way
 from ksurgeon.kernels.cuda.sweep import backward_steps, forward_steps
 from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.rotations import patterns_of
 
 __all__ = ["backward", "best", "forward"]
 
@@ -45,7 +45,7 @@ def forward(
     """
     axis = dim % x.dim()
     _check(x.shape[axis], factors, bias)
-    out_features = Pattern.of(factors[-1].shape).out_features
+    out_features = patterns_of(factors)[-1].out_features
     y = new_result(x, axis, out_features, in_rows(x, axis))
     rows = x.numel() // x.shape[axis]
     if not rows:
@@ -123,6 +123,7 @@ def _on_device(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _vectors(x: Tensor, axis: int) -> Vectors:
+    check_memory(x, "a tensor of vectors")
     x = x.resolve_conj().resolve_neg()
     found = vectors_along(x, axis)
     if found is None:
@@ -132,7 +133,8 @@ def _vectors(x: Tensor, axis: int) -> Vectors:
 
 
 def _check(size: int, factors: Sequence[Tensor], bias: Tensor | None) -> None:
-    takes, gives = Pattern.of(factors[0].shape).in_features, Pattern.of(factors[-1].shape).out_features
+    patterns = patterns_of(factors)
+    takes, gives = patterns[0].in_features, patterns[-1].out_features
     if size != takes:
         raise ValueError(f"the chain takes vectors of {takes} entries, got {size}")
     if bias is not None and bias.shape != (gives,):

@@ -26,6 +26,7 @@ from ksurgeon.kernels.cuda import run
 from ksurgeon.kernels.cuda.launch import allows_tf32
 from ksurgeon.kernels.cuda.pack import Way
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.rotations import patterns_of
 
 __all__ = ["Direction", "Key", "cache_of", "key_of", "way_of", "ways"]
 
@@ -84,7 +85,7 @@ def key_of(x: Tensor, factors: Sequence[Tensor], dim: int) -> Key:
     count = x.numel() // max(x.shape[axis], 1)
     size = next((size for size in _CLASSES if count <= size), _CLASSES[-1])
     tf32 = x.dtype in (torch.float32, torch.complex64) and allows_tf32()
-    return Key(tuple(Pattern.of(factor.shape) for factor in factors), x.dtype, size, in_rows(x, axis), tf32)
+    return Key(patterns_of(factors), x.dtype, size, in_rows(x, axis), tf32)
 
 
 def way_of(direction: Direction, x: Tensor, factors: Sequence[Tensor], dim: int) -> Way:

@@ -15,11 +15,13 @@ from ksurgeon.kmatrix.fit.alternate import Metric, as_columns
 from ksurgeon.kmatrix.fit.two_sided import triangle
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.rotations import Rotations, refuse_to_write
 from ksurgeon.kmatrix.subspace import cholesky, wide
 
 __all__ = ["Problem", "padded"]
 
 # What a moment may be off from a positive semidefinite matrix, relative to its largest eigenvalue.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 _NEGATIVE = 1e-6
 
 
@@ -56,12 +58,14 @@ class Problem:
         """The problem of fitting each matrix, all of the same structure, to its weight.
 
         Raises:
-            StructureError: matrices that differ, or a weight, moment or slopes of another shape, or slopes
-                without a moment.
+            StructureError: matrices that differ, or whose factors are computed, or a weight, moment or slopes
+                of another shape, or slopes without a moment.
             WeightsError: entries that are not finite, are complex while the matrix is real, or a moment that
                 is not Hermitian and positive semidefinite.
         """
         first = matrices[0]
+        if isinstance(first.factors, Rotations):
+            refuse_to_write("a fit to a dense matrix")
         for matrix in matrices[1:]:
             if (matrix.patterns, matrix.structure) != (first.patterns, first.structure):
                 raise StructureError(f"matrices of different structures: {first}, {matrix}")
@@ -132,6 +136,11 @@ def _blocks(matrix: KMatrix, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape, first = (matrix.out_features, matrix.in_features), matrix.factors[0]
     if tuple(weight.shape) != shape:
         raise StructureError(f"the matrix has shape {shape}, got a weight of shape {tuple(weight.shape)}")
+    if weight.dtype not in _DTYPES:
+        raise WeightsError(
+            f"the weight has dtype {weight.dtype}; a fit takes floating or complex numbers of 16 bits or "
+            "more each (weight.float())"
+        )
     if weight.is_complex() and not first.is_complex():
         raise WeightsError("the weight is complex and the matrix real; give the matrix a complex dtype")
     if not torch.isfinite(weight).all():

@@ -2,21 +2,29 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
 from ksurgeon.kmatrix.radix import Radix
 
-__all__ = ["Base", "LowRank", "RadixField", "Share", "rank_for", "require_one", "show_radix"]
+__all__ = ["Base", "Count", "LowRank", "RadixField", "Share", "Size", "rank_for", "require_one", "show_radix"]
 
 
 def _as_radix(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+LARGEST_SIZE = 2**31
+"""Of one dimension; what is larger comes from a damaged file."""
+
+_GROWTH, _SMALL = 64, 2**20
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
+Count = Annotated[int, Field(ge=1, le=64)]
 RadixField = Annotated[
-    Literal["auto"] | Annotated[int, Field(ge=2)] | Annotated[tuple[PositiveInt, ...], Field(min_length=1)],
+    Literal["auto"]
+    | Annotated[int, Field(ge=2, le=LARGEST_SIZE)]
+    | Annotated[tuple[Size, ...], Field(min_length=1, max_length=64)],
     BeforeValidator(_as_radix),
 ]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -46,15 +54,29 @@ class Base(BaseModel):
         return None
 
     def parameters(self, in_features: int, out_features: int) -> int:
-        """Parameters of the whole structure, which are also multiplications per vector.
+        """Parameters of the whole structure.
 
         Raises:
-            StructureError: the structure cannot have these sizes.
+            StructureError: as of ``multiplications``.
+        """
+        return self.multiplications(in_features, out_features)
+
+    def multiplications(self, in_features: int, out_features: int) -> int:
+        """Multiplications per vector of the whole structure: entries of its factors.
+
+        Raises:
+            StructureError: the structure cannot have these sizes, or is 64 times as large as a dense matrix.
         """
         side = self.side(in_features, out_features)
-        return sum(pattern.numel for pattern in self.patterns(in_features, out_features)) + (
-            side.parameters(in_features, out_features) if side else 0
+        numel = sum(pattern.numel for pattern in self.patterns(in_features, out_features)) + (
+            side.multiplications(in_features, out_features) if side else 0
         )
+        if numel > _GROWTH * in_features * out_features + _SMALL:
+            raise StructureError(
+                f"{self} of {in_features} → {out_features} would have {numel:,} parameters, more than "
+                f"{_GROWTH} times those of the dense matrix"
+            )
+        return numel
 
 
 class LowRank(Base):
@@ -64,7 +86,7 @@ class LowRank(Base):
     """
 
     structure: Literal["low_rank"] = "low_rank"
-    rank: PositiveInt | None = None
+    rank: Size | None = None
     share: Share | None = None
 
     @model_validator(mode="after")

@@ -3,23 +3,23 @@
 from math import prod
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns, check_chain, kaleidoscope_patterns
 from ksurgeon.kmatrix.radix import layout, prime_factors, transform_radices
-from ksurgeon.kmatrix.structures.base import Base, RadixField, show_radix
+from ksurgeon.kmatrix.structures.base import Base, Count, RadixField, Size, show_radix
 
 __all__ = ["Butterfly", "Chain", "Dense", "Factors", "GroupedKaleidoscope", "Kaleidoscope", "Widths"]
 
-Factors = Annotated[tuple[Pattern, ...], Field(min_length=1)]
+Factors = Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=4096)]
 
 
 class Widths(Base):
     """The three numbers of a K-matrix."""
 
-    width: PositiveInt = 1
-    expansion: PositiveInt = 1
+    width: Count = 1
+    expansion: Count = 1
     radix: RadixField = "auto"
 
 
@@ -27,12 +27,19 @@ class Kaleidoscope(Widths):
     """``S · (B₁B₁*)…(B_wB_w*) · Sᵀ``, the paper's (BB*)^w_e (Dao et al., definition 2.4).
 
     A rectangular map lives on its smaller side times the expansion; the outermost factor on the
-    larger side is rectangular.
+    larger side is rectangular. With the ``parametrization`` "orthogonal" a square one is trained by angles
+    (see ``Rotations``), n log n of them.
     """
 
     structure: Literal["kaleidoscope"] = "kaleidoscope"
+    parametrization: Literal["free", "orthogonal"] = "free"
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        if self.parametrization == "orthogonal" and in_features != out_features:
+            raise StructureError(
+                f'parametrization = "orthogonal" is for square maps, got {in_features} → {out_features}; '
+                'use parametrization = "free"'
+            )
         chosen = layout(in_features, out_features, self.expansion, self.radix)
         chain = list(kaleidoscope_patterns(chosen.radices, self.width))
         if out_features > in_features:
@@ -41,8 +48,16 @@ class Kaleidoscope(Widths):
             chain[0] = chain[0]._replace(c=chosen.outer)
         return check_chain(chain)
 
+    def parameters(self, in_features: int, out_features: int) -> int:
+        numel = self.multiplications(in_features, out_features)
+        if self.parametrization == "free":
+            return numel
+        chain = self.patterns(in_features, out_features)
+        return sum(pattern.rotations for pattern in chain) + self.width * chain[0].in_features
+
     def __str__(self) -> str:
-        return f"(BB*)^{self.width}, e={self.expansion}, radix {show_radix(self.radix)}"
+        by_angles = ", orthogonal" if self.parametrization == "orthogonal" else ""
+        return f"(BB*)^{self.width}, e={self.expansion}, radix {show_radix(self.radix)}{by_angles}"
 
 
 class GroupedKaleidoscope(Widths):
@@ -52,7 +67,7 @@ class GroupedKaleidoscope(Widths):
     """
 
     structure: Literal["grouped_kaleidoscope"] = "grouped_kaleidoscope"
-    groups: PositiveInt = 4
+    groups: Size = 4
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
         if in_features % self.groups or out_features % self.groups:

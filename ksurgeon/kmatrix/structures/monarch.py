@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
-from ksurgeon.kmatrix.structures.base import Base, Share, rank_for
+from ksurgeon.kmatrix.structures.base import Base, Share, Size, rank_for
 
 __all__ = ["Monarch"]
 
@@ -23,8 +23,8 @@ class Monarch(Base):
     """
 
     structure: Literal["monarch"] = "monarch"
-    blocks: Annotated[int, Field(ge=2)] = 4
-    block_rank: PositiveInt | None = None
+    blocks: Annotated[Size, Field(ge=2)] = 4
+    block_rank: Size | None = None
     share: Share | None = None
 
     @model_validator(mode="after")

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.structures.base import Base, LowRank, Share, rank_for, require_one
+from ksurgeon.kmatrix.structures.base import Base, LowRank, Share, Size, rank_for, require_one
 from ksurgeon.kmatrix.structures.chains import Chain, Factors, Kaleidoscope, Widths
 from ksurgeon.kmatrix.structures.monarch import Monarch
 
@@ -20,7 +20,7 @@ class Sum(Base):
     matrix's, of which the path gets what the chain leaves.
     """
 
-    rank: PositiveInt | None = None
+    rank: Size | None = None
     share: Share | None = None
 
     @model_validator(mode="after")
@@ -70,8 +70,8 @@ class MonarchLowRank(Sum):
     """A Monarch matrix plus a low-rank path."""
 
     structure: Literal["monarch+low_rank"] = "monarch+low_rank"
-    blocks: Annotated[int, Field(ge=2)] = 4
-    block_rank: PositiveInt | None = None
+    blocks: Annotated[Size, Field(ge=2)] = 4
+    block_rank: Size | None = None
 
     @property
     def main(self) -> Monarch:

@@ -44,33 +44,7 @@ struct Scratch {
 };
 thread_local Scratch scratch;
 
-constexpr int64_t SAMPLES = 12;          // of each factor
 constexpr int64_t ROWS_TO_COMPARE = 32;  // from which on reading all factors once more does not count
-
-uint64_t fingerprint(const KsGuard& guard, bool whole) {
-  uint64_t sum = 0;
-  for (int64_t f = 0; f < guard.factors; ++f) {
-    const char* data = (const char*)guard.data[f];
-    const int64_t bytes = guard.bytes[f];
-    if (whole) {
-      sum = (sum ^ table->fingerprint(data, bytes)) * 0x9E3779B97F4A7C15u;
-      continue;
-    }
-    const int64_t step = bytes / 8 / SAMPLES * 8 + 8;  // whole entries: signs and exponents are in them
-    uint64_t part = 0;  // apart: the sums of several factors are made at a time
-    for (int64_t at = 0; at < bytes; at += step) {
-      uint64_t word = 0;
-      if (at + 8 <= bytes)
-        memcpy(&word, data + at, 8);
-      else
-        memcpy(&word, data + at, bytes - at);
-      word = (part ^ word) * 0x9E3779B97F4A7C15u;
-      part = word ^ word >> 32;
-    }
-    sum = (sum ^ part) * 0x9E3779B97F4A7C15u;
-  }
-  return sum;
-}
 
 int64_t entry_bytes(int kind) {
   constexpr int64_t bytes[] = {4, 8, 2, 2, 8, 16};  // as KsKind
@@ -80,9 +54,13 @@ int64_t entry_bytes(int kind) {
 bool is_double(int kind) { return kind == KS_FLOAT64 || kind == KS_COMPLEX128; }
 
 bool changed(const KsGuard* guard, int64_t rows) {
-  if (!guard) return false;
-  return rows >= ROWS_TO_COMPARE ? fingerprint(*guard, true) != guard->whole
-                                 : fingerprint(*guard, false) != guard->sampled;
+  if (!guard || guard->comparison == KS_NOTHING) return false;
+  if (rows >= ROWS_TO_COMPARE || guard->comparison == KS_EVERYTHING)
+    return table->fingerprint(*guard, 0, 1) != guard->whole;
+  const int64_t part = __atomic_fetch_add(&guard->calls, 1, __ATOMIC_RELAXED) % KS_PARTS;
+  if (table->fingerprint(*guard, part, KS_PARTS) == guard->part[part]) return false;
+  __atomic_store_n(&guard->comparison, KS_EVERYTHING, __ATOMIC_RELAXED);  // or the next part would be found unchanged
+  return true;
 }
 
 }  // namespace
@@ -92,8 +70,7 @@ void* ks_scratch(int64_t bytes) {
     free(scratch.memory);
     bytes = (bytes + 4095) / 4096 * 4096;
     scratch.memory = aligned_alloc(4096, bytes);
-    if (!scratch.memory) abort();
-    scratch.bytes = bytes;
+    scratch.bytes = scratch.memory ? bytes : 0;
   }
   return scratch.memory;
 }
@@ -118,7 +95,7 @@ KS_EXPORT int ks_choose(const char* name) {
 KS_EXPORT int64_t ks_spin(int64_t times) { return table->spin(times); }
 KS_EXPORT float ks_read(const float* data, int64_t count) { return table->read_all(data, count); }
 
-KS_EXPORT int64_t ks_abi() { return 2; }  // as native.py has it: raised with every change of what is passed
+KS_EXPORT int64_t ks_abi() { return 3; }  // as native.py has it: raised with every change of what is passed
 
 KS_EXPORT int64_t ks_lanes(int is_double) { return table->lanes[is_double]; }
 
@@ -133,33 +110,35 @@ KS_EXPORT void ks_unpack(const KsStep* step, const void* packed, void* weight, i
 }
 
 KS_EXPORT void ks_guard(KsGuard* guard) {
-  guard->whole = fingerprint(*guard, true);
-  guard->sampled = fingerprint(*guard, false);
+  if (guard->comparison == KS_NOTHING) return;
+  guard->whole = table->fingerprint(*guard, 0, 1);
+  if (guard->comparison == KS_EVERYTHING) return;
+  for (int part = 0; part < KS_PARTS; ++part) guard->part[part] = table->fingerprint(*guard, part, KS_PARTS);
 }
 
 KS_EXPORT int ks_changed(const KsGuard* guard) { return changed(guard, ROWS_TO_COMPARE); }
 
-// ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed. `kind`
-// is a KsKind, `activation` a KsActivation.
+// ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed, and -1
+// where memory is short. `kind` is a KsKind, `activation` a KsActivation.
 KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
                       int activation, int threads, int kind) {
   if (changed(chain->guard, count)) return 0;
   expect_writes(y, count * chain->out_features * entry_bytes(kind));
-  table->rows[is_double(kind)](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind);
-  return 1;
+  return table->rows[is_double(kind)](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind)
+             ? 1
+             : -1;
 }
 
 KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,
                          const void* bias, int activation, int threads, int kind) {
   if (changed(chain->guard, images * columns)) return 0;
   expect_writes(y, images * columns * chain->out_features * entry_bytes(kind));
-  table->columns[is_double(kind)](*chain, x, y, images, columns, bias, activation, threads, kind);
-  return 1;
+  return table->columns[is_double(kind)](*chain, x, y, images, columns, bias, activation, threads, kind) ? 1 : -1;
 }
 
 // `count` vectors in rows (columns = 0), or in images of `columns` columns each. Gradients of weights are packed,
-// and zero at first.
-KS_EXPORT void ks_backward(const KsChain* forward, const KsChain* transposed, const void* x, const void* g, void* gx,
+// and zero at first. Returns 0 where memory is short.
+KS_EXPORT int ks_backward(const KsChain* forward, const KsChain* transposed, const void* x, const void* g, void* gx,
                            void* const* gradients, int64_t count, int64_t columns, int threads, int kind) {
-  table->backward[is_double(kind)](*forward, *transposed, x, g, gx, gradients, count, columns, threads, kind);
+  return table->backward[is_double(kind)](*forward, *transposed, x, g, gx, gradients, count, columns, threads, kind);
 }

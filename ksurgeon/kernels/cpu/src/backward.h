@@ -64,6 +64,7 @@ template <class T> void backward_tiled(void* context, int thread, int) {
   const int64_t steps = chain.steps, planes = chain.step[0].planes, row = call.row, buffer = call.tile * row;
   const bool moved = call.columns || is_converted(call.kind);
   T* scratch = (T*)ks_scratch((steps + (moved ? 4 : 1)) * buffer * sizeof(T));
+  if (!scratch) return;
   T* kept = scratch + 2 * buffer;
   T *taken = scratch + (steps + 1) * buffer, *given = taken + buffer, *result = given + buffer;
   T* sums = thread && call.gradients ? call.sums[thread - 1] : nullptr;
@@ -108,12 +109,12 @@ template <class T> void backward_tiled(void* context, int thread, int) {
 }
 
 template <class T>
-void run_backward(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
+bool run_backward(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
                   void* const* gradients, int64_t count, int64_t columns, int threads, int kind) {
   const int64_t row = row_of<T>(forward), steps = forward.steps * forward.step[0].planes;
   int64_t weights = 0;
   for (int64_t j = 0; j < steps; ++j) weights += ks_packed_size(forward.step[j], Vec<T>::N);
-  if (count * forward.weights < SHARED_WEIGHTS) threads = 1;
+  threads = worth(threads, count * forward.weights);
   const int64_t tile = tile_rows<T>(row, forward.steps + 4, count, threads, BACKWARD_ROWS);
   threads = (int)smaller(threads, (count + tile - 1) / tile);
   BackwardCall<T> call{forward, transposed, kind, x, g, gx, columns, gradients, count, row, plane_of<T>(forward),
@@ -121,7 +122,7 @@ void run_backward(const KsChain& forward, const KsChain& transposed, const void*
   T* memory = nullptr;
   T** sums = nullptr;
   if (threads > 1 && gradients) {
-    // Zeros: a busy pool may leave some threads out.
+    // Zeros: fewer threads may come than are asked for.
     memory = (T*)calloc((threads - 1) * weights, sizeof(T));
     sums = (T**)malloc((threads - 1) * sizeof(T*));
     if (!memory || !sums) threads = 1;
@@ -140,4 +141,5 @@ void run_backward(const KsChain& forward, const KsChain& transposed, const void*
   }
   free(sums);
   free(memory);
+  return call.next >= count;
 }

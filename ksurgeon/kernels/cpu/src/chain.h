@@ -9,13 +9,19 @@ struct KsStep {
 };
 
 // The factors that weights were made from. PyTorch's version counter does not see writes through `.data` or
-// NumPy, so that their contents are compared too: all of them where that costs next to nothing, samples where
-// one row is mapped.
+// NumPy, so that their contents are compared too. Of large factors and for few rows a part at a time is: a write
+// is seen after KS_PARTS calls at the latest.
+enum KsComparison { KS_NOTHING, KS_PART, KS_EVERYTHING };
+
+constexpr int KS_PARTS = 64;
+
 struct KsGuard {
   int64_t factors;
   const void* const* data;
   const int64_t* bytes;
-  uint64_t whole, sampled;  // fingerprints
+  mutable int64_t comparison;  // a KsComparison; of everything, once a part has changed
+  mutable int64_t calls;  // that compared a part
+  uint64_t whole, part[KS_PARTS];  // fingerprints
 };
 
 // What is applied to the outputs of a chain; the numbers are those of native.py.

@@ -1,213 +1,165 @@
-/* The eager path of one product with its checks in one call: for few rows Python takes longer than the kernel.
+/* The eager path of one product with its checks in one call: for few vectors Python takes longer than the kernel.
  *
- * rows(x, factors, bias, record, activation, threads) gives the product, or None where anything is not as `record` has it;
- * the general path then finds out what it is. A record is made once for each packed chain.
+ * product(x, factors, bias, record, activation, threads, dim) gives it, or None where anything is not as `record` has
+ * it; the general path then finds out what it is.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
+#include "record.h"
 
 typedef int (*rows_function)(const void*, const void*, int64_t, void*, int64_t, const void*, int, int, int);
-
-typedef struct {
-  PyObject* factor; /* borrowed, and only ever compared */
-  long long version, address;
-} Known;
-
-typedef struct {
-  long long few, many, limit; /* chains for fewer than `limit` rows, and for more; 0 where not made yet */
-  long long in_features, out_features;
-  int kind;
-  PyObject* dtype;
-  Py_ssize_t count;
-  Known known[1];
-} Record;
+typedef int (*columns_function)(const void*, const void*, void*, int64_t, int64_t, const void*, int, int, int);
+typedef int (*changed_function)(const void*);
 
 static rows_function ks_rows;
-static PyObject *empty_like, *s_is_contiguous, *s_new_empty;
+static columns_function ks_columns;
+static changed_function ks_changed;
+static PyObject *empty_like, *s_new_empty, *s_new_empty_strided;
 
-/* Attributes and methods of tensors, looked up once: doing so for every call takes longer than the call. */
-static PyTypeObject* tensor_type;
-static PyGetSetDef *version, *shape_of, *dtype_of, *is_cpu;
-static PyMethodDef *data_ptr, *is_neg, *is_conj;
-static PyObject* get(PyObject* tensor, const PyGetSetDef* attribute) {
-  return attribute->get(tensor, attribute->closure);
-}
-static PyObject* call(PyObject* tensor, const PyMethodDef* method) { return method->ml_meth(tensor, NULL); }
+/* How the vectors of a tensor lie; ksurgeon/kernels/cpu/layout.py says the same of those that take the long way. */
+typedef struct {
+  int32_t axis;
+  int in_rows; /* or in columns, `after` of them in each of `before` matrices */
+  int64_t before, after;
+} Vectors;
 
-#define ROWS_TO_COMPARE 32 /* that of api.cpp */
-
-static const char NAME[] = "ksurgeon.record";
-
-static int number_of(PyObject* value, long long* result) { /* steals the reference */
-  if (!value) return 0;
-  *result = PyLong_AsLongLong(value);
-  Py_DECREF(value);
-  return !(*result == -1 && PyErr_Occurred());
-}
-
-static int is_it(PyObject* value, PyObject* wanted) { /* 1, 0, or -1 for an error; steals the reference */
-  if (!value) return -1;
-  Py_DECREF(value);
-  return value == wanted;
-}
-
-/* Whether the entries lie on the CPU, in the record's dtype, one after the other and as they are. */
-static int is_plain(PyObject* tensor, PyObject* dtype) {
-  if (!PyObject_TypeCheck(tensor, tensor_type)) return 0;
-  int fine = is_it(get(tensor, dtype_of), dtype);
-  if (fine == 1) fine = is_it(get(tensor, is_cpu), Py_True);
-  if (fine == 1) fine = is_it(PyObject_CallMethodNoArgs(tensor, s_is_contiguous), Py_True);
-  if (fine == 1) fine = is_it(call(tensor, is_neg), Py_False);
-  if (fine == 1) fine = is_it(call(tensor, is_conj), Py_False);
-  return fine;
-}
-
-static void forget(PyObject* capsule) {
-  Record* record = PyCapsule_GetPointer(capsule, NAME);
-  if (!record) return;
-  Py_DECREF(record->dtype);
-  PyMem_Free(record);
-}
-
-/* record(factors, few, many, limit, in_features, out_features, kind, dtype) */
-static PyObject* make_record(PyObject* self, PyObject* arguments) {
-  PyObject *factors, *dtype;
-  long long few, many, limit, in_features, out_features;
-  int kind;
-  (void)self;
-  if (!PyArg_ParseTuple(arguments, "O!LLLLLiO", &PyTuple_Type, &factors, &few, &many, &limit, &in_features,
-                        &out_features, &kind, &dtype))
-    return NULL;
-  const Py_ssize_t count = PyTuple_GET_SIZE(factors);
-  Record* record = PyMem_Malloc(sizeof(Record) + (size_t)count * sizeof(Known));
-  if (!record) return PyErr_NoMemory();
-  for (Py_ssize_t k = 0; k < count; ++k) {
-    Known* known = &record->known[k];
-    known->factor = PyTuple_GET_ITEM(factors, k);
-    if (!PyObject_TypeCheck(known->factor, tensor_type)) PyErr_SetString(PyExc_TypeError, "factors are tensors");
-    if (PyErr_Occurred() || !number_of(get(known->factor, version), &known->version) ||
-        !number_of(call(known->factor, data_ptr), &known->address)) {
-      PyMem_Free(record);
-      return NULL;
-    }
-  }
-  record->few = few;
-  record->many = many;
-  record->limit = limit;
-  record->in_features = in_features;
-  record->out_features = out_features;
-  record->kind = kind;
-  record->count = count;
-  record->dtype = dtype;
-  Py_INCREF(dtype);
-  PyObject* capsule = PyCapsule_New(record, NAME, forget);
-  if (!capsule) {
-    Py_DECREF(dtype);
-    PyMem_Free(record);
-  }
-  return capsule;
-}
-
-/* Strides are compared only where products take long: `p.data = p.data.mT` changes nothing else. */
-static int same_factors(const Record* record, PyObject* factors, int strides) {
-  if (!PyTuple_Check(factors) || PyTuple_GET_SIZE(factors) != record->count) return 0;
-  for (Py_ssize_t k = 0; k < record->count; ++k) {
-    const Known* known = &record->known[k];
-    PyObject* factor = PyTuple_GET_ITEM(factors, k);
-    long long now, address;
-    if (factor != known->factor) return 0;
-    if (!number_of(get(factor, version), &now) || !number_of(call(factor, data_ptr), &address)) return -1;
-    if (now != known->version || address != known->address) return 0;
-    const int fine = strides ? is_it(PyObject_CallMethodNoArgs(factor, s_is_contiguous), Py_True) : 1;
-    if (fine != 1) return fine;
-  }
+/* Whether the tensor has vectors of so many features along that axis; how many lie before and after it. */
+static int split(const View* view, int32_t axis, int64_t features, int64_t* before, int64_t* after) {
+  if (axis < 0 || axis >= view->dims || view->shape[axis] != features) return 0;
+  *before = *after = 1;
+  for (int32_t k = 0; k < axis; ++k) *before *= view->shape[k];
+  for (int32_t k = axis + 1; k < view->dims; ++k) *after *= view->shape[k];
   return 1;
 }
 
-/* The number of rows of x, or -1 where its last dimension is not the chain's, or -2 for an error. */
-static long long rows_of(PyObject* x, long long in_features, PyObject** shape) {
-  *shape = get(x, shape_of);
-  if (!*shape) return -2;
-  const Py_ssize_t dims = PyTuple_Check(*shape) ? PyTuple_GET_SIZE(*shape) : 0;
-  long long rows = 1;
-  for (Py_ssize_t k = 0; k < dims; ++k) {
-    const long long size = PyLong_AsLongLong(PyTuple_GET_ITEM(*shape, k));
-    if (size == -1 && PyErr_Occurred()) return -2;
-    if (k == dims - 1) return size == in_features ? rows : -1;
-    rows *= size;
-  }
-  return -1;
+static int find_vectors(const View* x, long dim, const Record* record, Vectors* vectors) {
+  if (dim < -x->dims || dim >= x->dims) return 0;
+  vectors->axis = (int32_t)(dim < 0 ? dim + x->dims : dim);
+  if (!split(x, vectors->axis, record->in_features, &vectors->before, &vectors->after)) return 0;
+  vectors->in_rows = is_dense(x, vectors->axis);
+  return vectors->in_rows || (vectors->before && vectors->after >= record->narrow && is_dense(x, x->dims - 1));
 }
 
-static int fits(const Record* record, PyObject* bias) {
-  PyObject* shape;
-  int fine = is_plain(bias, record->dtype);
-  if (fine != 1) return fine;
-  const long long rows = rows_of(bias, record->out_features, &shape);
-  fine = rows == -2 ? -1 : rows == 1 && PyTuple_GET_SIZE(shape) == 1;
-  Py_XDECREF(shape);
-  return fine;
+/* Whether it can take the results: another thread may have given x another shape before it was made like x. */
+static int fits(const View* y, const Vectors* vectors, int64_t features) {
+  int64_t before, after;
+  return split(y, vectors->axis, features, &before, &after) && before == vectors->before && after == vectors->after &&
+         is_dense(y, vectors->in_rows ? vectors->axis : y->dims - 1);
 }
 
-static PyObject* new_output(const Record* record, PyObject* x, PyObject* shape) {
-  if (record->in_features == record->out_features) return PyObject_CallOneArg(empty_like, x);
-  const Py_ssize_t dims = PyTuple_GET_SIZE(shape);
-  PyObject* sizes = PyTuple_New(dims);
-  if (!sizes) return NULL;
-  for (Py_ssize_t k = 0; k < dims; ++k) {
-    PyObject* size = k < dims - 1 ? PyTuple_GET_ITEM(shape, k) : PyLong_FromLongLong(record->out_features);
-    if (k < dims - 1) Py_INCREF(size);
-    if (!size) {
-      Py_DECREF(sizes);
-      return NULL;
-    }
-    PyTuple_SET_ITEM(sizes, k, size);
+static PyObject* tuple_of(const int64_t* numbers, int32_t count) {
+  PyObject* tuple = PyTuple_New(count);
+  for (int32_t k = 0; tuple && k < count; ++k) {
+    PyObject* number = PyLong_FromLongLong(numbers[k]);
+    if (number) PyTuple_SET_ITEM(tuple, k, number);
+    else Py_CLEAR(tuple);
   }
-  PyObject* y = PyObject_CallMethodOneArg(x, s_new_empty, sizes);
-  Py_DECREF(sizes);
+  return tuple;
+}
+
+#define MOST_DIMS 16
+#define SHARED_BYTES (1 << 18) /* from which on a copy is worth a second thread */
+
+/* Laid out as the vectors are computed on, which `new_result` of layout.py tells of. */
+static PyObject* new_output(const Record* record, PyObject* x, const View* view, const Vectors* vectors) {
+  const int32_t dims = view->dims, axis = vectors->axis;
+  const int is_strided = vectors->in_rows && axis < dims - 1;
+  if (record->in_features == record->out_features && !is_strided) return PyObject_CallOneArg(empty_like, x);
+  int64_t shape[MOST_DIMS] = {0}, strides[MOST_DIMS] = {0}, step = record->out_features;
+  for (int32_t k = dims; k-- > 0;) {
+    shape[k] = k == axis ? record->out_features : view->shape[k];
+    strides[k] = k == axis ? 1 : step;
+    if (k != axis) step *= shape[k];
+  }
+  PyObject *y = NULL, *sizes = tuple_of(shape, dims), *steps = is_strided ? tuple_of(strides, dims) : NULL;
+  if (sizes && steps) y = PyObject_CallMethodObjArgs(x, s_new_empty_strided, sizes, steps, NULL);
+  else if (sizes && !is_strided) y = PyObject_CallMethodOneArg(x, s_new_empty, sizes);
+  Py_XDECREF(sizes);
+  Py_XDECREF(steps);
   return y;
 }
 
-static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+typedef struct {
+  const void *x, *bias;
+  void* y;
+  int activation, threads;
+} Arguments;
+
+static inline void copy(const char* x, char* y, const int64_t* index, int64_t features, int64_t count, size_t bytes) {
+  for (; count-- > 0; x += features * bytes, y += features * bytes)
+    for (int64_t k = 0; k < features; ++k) memcpy(y + k * bytes, x + index[k] * bytes, bytes);
+}
+
+/* y = x[index], whatever numbers these are. What is worth several threads is left to PyTorch. */
+static int reorder(const Record* record, const Vectors* vectors, const Arguments* given) {
+  const int64_t features = record->in_features, *index = (const int64_t*)(intptr_t)record->index;
+  const size_t entry = bits[record->kind] / 8, bytes = entry * (vectors->in_rows ? 1 : vectors->after);
+  const int64_t count = vectors->before * (vectors->in_rows ? vectors->after : 1);
+  if (given->threads > 1 && count * features * bytes > SHARED_BYTES) return 0;
+  if (ks_changed((const void*)(intptr_t)record->guard)) return 0;
+  if (bytes == 4) copy(given->x, given->y, index, features, count, 4);
+  else if (bytes == 8) copy(given->x, given->y, index, features, count, 8);
+  else copy(given->x, given->y, index, features, count, bytes);
+  return 1;
+}
+
+static int run(const Record* record, const Vectors* vectors, const Arguments* given) {
+  const int64_t rows = vectors->before * vectors->after;
+  const long long address = !vectors->in_rows ? record->columns : rows < record->limit ? record->few : record->many;
+  const void* chain = (const void*)(intptr_t)address;
+  if (record->index) return reorder(record, vectors, given);
+  if (!chain) return 0;
+  if (vectors->in_rows)
+    return ks_rows(chain, given->x, record->in_features, given->y, rows, given->bias, given->activation, given->threads,
+                   record->kind);
+  return ks_columns(chain, given->x, given->y, vectors->before, vectors->after, given->bias, given->activation,
+                    given->threads, record->kind);
+}
+
+static PyObject* product(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   (void)self;
-  if (count != 6) {
-    PyErr_SetString(PyExc_TypeError, "rows takes x, factors, bias, record, activation and threads");
+  if (count != 7) {
+    PyErr_SetString(PyExc_TypeError, "product takes x, factors, bias, record, activation, threads and dim");
     return NULL;
   }
-  PyObject *x = arguments[0], *factors = arguments[1], *bias = arguments[2], *shape = NULL, *y = NULL;
-  const Record* record = PyCapsule_GetPointer(arguments[3], NAME);
+  PyObject *x = arguments[0], *factors = arguments[1], *bias = arguments[2];
+  PyObject *y = NULL, *x_storage = NULL, *bias_storage = NULL;
+  Record* record = PyCapsule_GetPointer(arguments[3], NAME);
   const long activation = PyLong_AsLong(arguments[4]), threads = PyLong_AsLong(arguments[5]);
+  int is_beyond = 0;
+  const long dim = PyLong_AsLongAndOverflow(arguments[6], &is_beyond);
   if (!record || PyErr_Occurred()) return NULL;
-  int fine = is_plain(x, record->dtype);
-  if (activation && record->kind > 3) fine = 0; /* KS_COMPLEX64: has none */
-  if (fine == 1 && bias != Py_None) fine = fits(record, bias);
-  if (fine == -1) return NULL;
-  if (!fine) Py_RETURN_NONE;
-  const long long vectors = rows_of(x, record->in_features, &shape);
-  fine = vectors < 0 ? (int)vectors + 1 : same_factors(record, factors, vectors >= ROWS_TO_COMPARE);
-  if (fine != 1) {
-    Py_XDECREF(shape);
-    if (fine == -1) return NULL;
-    Py_RETURN_NONE;
+  const int kind = record->kind;
+  View from, to, start = {0};
+  Vectors vectors = {0};
+  /* KS_COMPLEX64 and above have no activation, and a copy has nothing besides. */
+  const int refused = is_beyond || (activation && kind > 3) || (record->index && (activation || bias != Py_None));
+  int fine = refused ? 0 : is_as_stored(x, kind);
+  if (fine == 1 && bias != Py_None) fine = has_plain_type(bias) ? is_as_stored(bias, kind) : 0;
+  if (fine == 1) fine = are_as_stored(factors, kind);
+  /* Another thread may give either tensor other memory meanwhile. */
+  if (fine == 1 && (!(x_storage = call(x, storage_of)) ||
+                    (bias != Py_None && !(bias_storage = call(bias, storage_of))))) {
+    PyErr_Clear(); /* a kind of tensor that has none */
+    fine = 0;
   }
-  long long from, to, start = 0;
+  if (fine == 1)
+    fine = is_plain(x, kind, &from) && from.dims <= MOST_DIMS && find_vectors(&from, dim, record, &vectors);
+  if (fine == 1) fine = !(vectors.before && vectors.after) || !is_freed(&from);
+  if (fine == 1 && bias != Py_None) {
+    fine = is_packed(bias, kind, &start);
+    if (fine == 1) fine = start.dims == 1 && start.shape[0] == record->out_features && !is_freed(&start);
+  }
+  if (fine == 1) fine = same_factors(record, factors);
   int done = 0;
-  const long long address = vectors < record->limit ? record->few : record->many;
-  if (vectors >= 0 && address && (y = new_output(record, x, shape)) &&
-      number_of(call(x, data_ptr), &from) &&
-      number_of(call(y, data_ptr), &to) &&
-      (bias == Py_None || number_of(call(bias, data_ptr), &start))) {
-    const void *chain = (const void*)(intptr_t)address, *source = (const void*)(intptr_t)from;
-    const void* added = (const void*)(intptr_t)start;
-    const int64_t features = record->in_features;
-    const int kind = record->kind;
+  if (fine == 1 && (y = new_output(record, x, &from, &vectors)) && is_plain(y, kind, &to) &&
+      fits(&to, &vectors, record->out_features)) {
+    const Arguments given = {from.data, start.data, to.data, (int)activation, (int)threads};
     Py_BEGIN_ALLOW_THREADS;
-    done = ks_rows(chain, source, features, (void*)(intptr_t)to, vectors, added, (int)activation, (int)threads,
-                   kind);
+    done = run(record, &vectors, &given);
     Py_END_ALLOW_THREADS;
   }
-  Py_XDECREF(shape);
+  Py_XDECREF(x_storage);
+  Py_XDECREF(bias_storage);
+  if (done < 0) PyErr_SetString(PyExc_MemoryError, "not enough memory for the intermediate vectors of a product");
   if (PyErr_Occurred() || !done) {
     Py_XDECREF(y);
     if (PyErr_Occurred()) return NULL;
@@ -216,38 +168,32 @@ static PyObject* rows(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   return y;
 }
 
-static int attribute(const char* name, PyGetSetDef** found) {
-  PyObject* value = PyObject_GetAttrString((PyObject*)tensor_type, name);
-  if (value && Py_TYPE(value) == &PyGetSetDescr_Type) *found = ((PyGetSetDescrObject*)value)->d_getset;
-  else PyErr_Format(PyExc_TypeError, "%s is no attribute of tensors", name);
-  Py_XDECREF(value);
-  return !PyErr_Occurred();
-}
-
-static int method(const char* name, PyMethodDef** found) {
-  PyObject* value = PyObject_GetAttrString((PyObject*)tensor_type, name);
-  if (value && Py_TYPE(value) == &PyMethodDescr_Type &&
-      ((PyMethodDescrObject*)value)->d_method->ml_flags == METH_NOARGS)
-    *found = ((PyMethodDescrObject*)value)->d_method;
-  else PyErr_Format(PyExc_TypeError, "%s is no method of tensors without arguments", name);
-  Py_XDECREF(value);
-  return !PyErr_Occurred();
-}
-
-/* bind(address of ks_rows, torch.empty_like, the C type of tensors); TypeError where that is not what it was */
+/* bind(addresses of ks_rows, ks_columns and ks_changed, torch.empty_like, the C type of tensors, torch.Tensor,
+ * nn.Parameter, their DLPack interface); TypeError where that is not what it was */
 static PyObject* bind(PyObject* self, PyObject* arguments) {
-  long long address;
-  PyObject *function, *type;
+  long long of_rows, of_columns, of_changed;
+  PyObject *function, *type, *plain, *parameter, *capsule;
   (void)self;
-  if (!PyArg_ParseTuple(arguments, "LOO!", &address, &function, &PyType_Type, &type)) return NULL;
-  ks_rows = (rows_function)(intptr_t)address;
+  if (!PyArg_ParseTuple(arguments, "LLLOO!O!O!O", &of_rows, &of_columns, &of_changed, &function, &PyType_Type, &type,
+                        &PyType_Type, &plain, &PyType_Type, &parameter, &capsule))
+    return NULL;
+  ks_rows = (rows_function)(intptr_t)of_rows;
+  ks_columns = (columns_function)(intptr_t)of_columns;
+  ks_changed = (changed_function)(intptr_t)of_changed;
   Py_INCREF(function);
   Py_XSETREF(empty_like, function);
   Py_INCREF(type);
   Py_XSETREF(tensor_type, (PyTypeObject*)type);
-  if (!attribute("_version", &version) || !attribute("shape", &shape_of) || !attribute("dtype", &dtype_of) ||
-      !attribute("is_cpu", &is_cpu) || !method("data_ptr", &data_ptr) || !method("is_neg", &is_neg) ||
-      !method("is_conj", &is_conj))
+  Py_INCREF(plain);
+  Py_XSETREF(plain_types[0], (PyTypeObject*)plain);
+  Py_INCREF(parameter);
+  Py_XSETREF(plain_types[1], (PyTypeObject*)parameter);
+  const Exchange* exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api"); /* static memory */
+  if (!exchange) return NULL;
+  if (exchange->major != 1) return PyErr_Format(PyExc_TypeError, "DLPack %u is another one", exchange->major);
+  view_of = exchange->view;
+  if (!attribute("_version", &version) || !method("is_neg", &is_neg) || !method("is_conj", &is_conj) ||
+      !method("untyped_storage", &storage_of))
     return NULL;
   Py_RETURN_NONE;
 }
@@ -255,15 +201,15 @@ static PyObject* bind(PyObject* self, PyObject* arguments) {
 static PyMethodDef methods[] = {
     {"bind", bind, METH_VARARGS, "Give the module what it calls."},
     {"record", make_record, METH_VARARGS, "What a call is checked against."},
-    {"rows", (PyCFunction)(void (*)(void))rows, METH_FASTCALL, "The product, or None where it needs the long way."},
+    {"product", (PyCFunction)(void (*)(void))product, METH_FASTCALL, "It, or None where it needs the long way."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_fast", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__fast(void) {
-  s_is_contiguous = PyUnicode_InternFromString("is_contiguous");
   s_new_empty = PyUnicode_InternFromString("new_empty");
-  if (!s_is_contiguous || !s_new_empty) return NULL;
+  s_new_empty_strided = PyUnicode_InternFromString("new_empty_strided");
+  if (!s_new_empty || !s_new_empty_strided) return NULL;
   return PyModule_Create(&definition);
 }

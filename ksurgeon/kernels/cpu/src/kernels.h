@@ -12,10 +12,16 @@ static constexpr int64_t TILE_ROWS = 48;
 static constexpr int64_t BACKWARD_ROWS = 24;  // a factor's gradient reads them again and again: they fit L1
 static constexpr int64_t ROWS_STEP = 12;  // what blocks take at once divides it
 static constexpr int64_t TILE_BYTES = 1 << 20;    // of scratch for a tile of rows
-static constexpr int64_t SHARED_WEIGHTS = 1 << 16;  // weights for which few rows are shared out over threads
+static constexpr int64_t SHARE = 1 << 18;  // multiplications that a second thread is worth: some microseconds of them
+static constexpr int64_t SHARED_WEIGHTS = 1 << 19;  // from which on few rows share out the blocks of every factor
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// How many of the threads a product of so many multiplications is worth.
+static inline int worth(int threads, int64_t multiplications) {
+  return (int)smaller(threads, larger(1, multiplications / SHARE));
+}
 
 // Rows of scratch are an odd number of cache lines, or their equal columns would share a cache set.
 template <class T> int64_t scratch_row(int64_t features) {
@@ -104,7 +110,7 @@ template <class T> void rows_together(void* context, int thread, int threads) {
       factor_rows<T>(step, rows, end && call.bias ? call.bias + p * n : nullptr, groups * thread / threads,
                      groups * (thread + 1) / threads);
     }
-    if (threads > 1 && (!end || call.activation)) call.barrier.wait();
+    if (threads > 1 && (!end || call.activation)) call.barrier.wait(threads);
     rows.x = to;
     rows.x_row = rows.y_row;
   }
@@ -118,6 +124,7 @@ template <class T> void rows_tiled(void* context, int, int) {
   const bool converted = is_converted(call.kind);
   const int64_t row = call.row, buffer = call.tile * row, plane = plane_of<T>(call.chain);
   T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
+  if (!scratch) return;  // what is not taken by another thread is missed in the end
   T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
   for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;) {
     const int64_t count = smaller(call.tile, call.count - at);
@@ -136,25 +143,30 @@ template <class T> void rows_tiled(void* context, int, int) {
 }
 
 template <class T>
-void run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
+bool run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
               const void* bias, int activation, int threads, int kind) {
+  if (!count) return true;
   const int64_t row = row_of<T>(chain), plane = plane_of<T>(chain);
   const Bias<T> added(kind, bias, chain.out_features);
-  RowsCall<T> call{chain, kind, x, x_row, y, y_row, count, added.data, activation, row, 0, 0, nullptr, {threads}};
+  if (added.failed(bias)) return false;
+  RowsCall<T> call{chain, kind, x, x_row, y, y_row, count, added.data, activation, row, 0, 0, nullptr, {}};
   const bool converted = is_converted(kind);
-  if (count < 8 * (int64_t)threads && chain.weights >= SHARED_WEIGHTS) {
+  threads = worth(threads, count * chain.weights);
+  if (count < 4 * (int64_t)threads && chain.weights >= SHARED_WEIGHTS) {
     call.shared = (T*)ks_scratch((converted ? 4 : 2) * count * row * sizeof(T));
-    if (!converted) return ks_parallel(threads, rows_together<T>, &call);
+    if (!call.shared) return false;
+    if (!converted) return ks_parallel(threads, rows_together<T>, &call), true;
     T *taken = call.shared + 2 * count * row, *given = taken + count * row;
     for (int64_t r = 0; r < count; ++r) Storage<T>::load(kind, x, r * x_row, taken + r * row, chain.in_features, plane);
     call.x = taken, call.x_row = row, call.y = given, call.y_row = row;
     ks_parallel(threads, rows_together<T>, &call);
     for (int64_t r = 0; r < count; ++r) Storage<T>::store(kind, given + r * row, y, r * y_row, chain.out_features, plane);
-    return;
+    return true;
   }
-  if (count * chain.weights < SHARED_WEIGHTS) threads = 1;
+  threads = (int)smaller(threads, count);
   call.tile = tile_rows<T>(row, converted ? 4 : 2, count, threads);
-  ks_parallel((int)smaller(threads, count), rows_tiled<T>, &call);
+  ks_parallel(threads, rows_tiled<T>, &call);
+  return call.next >= count;
 }
 
 template <class T> struct ColumnsCall {
@@ -175,6 +187,7 @@ template <class T> void columns_tiled(void* context, int, int) {
   const bool converted = is_converted(call.kind);
   const int64_t row = call.row, plane = chain.widest * row, buffer = chain.step[0].planes * plane;
   T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
+  if (!scratch) return;
   T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
   const int64_t registers = (call.columns + N - 1) / N;
   for (int64_t at; (at = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.count;) {
@@ -197,17 +210,19 @@ template <class T> void columns_tiled(void* context, int, int) {
 }
 
 template <class T>
-void run_columns(const KsChain& chain, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
+bool run_columns(const KsChain& chain, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
                  int activation, int threads, int kind) {
   constexpr int64_t N = Vec<T>::N;
   const int64_t registers = (columns + N - 1) / N, most = tile_registers<T>(chain);
   int64_t tiles = (registers + most - 1) / most;
+  threads = worth(threads, images * columns * chain.weights);
   if (images < threads) tiles = larger(tiles, smaller(registers, threads));
   const int64_t row = scratch_row<T>((registers + tiles - 1) / tiles * N);
   const Bias<T> added(kind, bias, chain.out_features);
+  if (added.failed(bias)) return false;
   ColumnsCall<T> call{chain, kind, x, y, columns, added.data, activation, row, tiles, images * tiles, 0};
-  if (images * columns * chain.weights < SHARED_WEIGHTS) threads = 1;
   ks_parallel((int)smaller(threads, call.count), columns_tiled<T>, &call);
+  return call.next >= call.count;
 }
 
 #include "backward.h"

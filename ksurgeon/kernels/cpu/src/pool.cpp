@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "team.h"
+
 namespace {
 
 constexpr int SPINS = 4000;
@@ -80,6 +82,7 @@ std::atomic<Pool*> pool{nullptr};
 
 void ks_parallel(int threads, void (*work)(void*, int, int), void* context) {
   if (threads <= 1) return work(context, 0, 1);
+  if (ks_on_team(threads, work, context)) return;
   static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
   (void)registered;
   Pool* mine = pool.load();
@@ -91,7 +94,7 @@ void ks_parallel(int threads, void (*work)(void*, int, int), void* context) {
   mine->run(threads, work, context);
 }
 
-void KsBarrier::wait() {
+void KsBarrier::wait(int threads) {
   const int now = __atomic_load_n(&turn, __ATOMIC_ACQUIRE);
   if (__atomic_fetch_add(&arrived, 1, __ATOMIC_ACQ_REL) == threads - 1) {
     __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);

@@ -73,9 +73,10 @@ template <class T> struct Bias {
   Bias(int kind, const void* bias, int64_t n) : data((const T*)bias), copy(nullptr) {
     if (!bias || !is_converted(kind)) return;
     copy = (T*)malloc(2 * n * sizeof(T));
-    if (!copy) abort();
-    Storage<T>::load(kind, bias, 0, copy, n, n);
     data = copy;
+    if (!copy) return;
+    Storage<T>::load(kind, bias, 0, copy, n, n);
   }
+  bool failed(const void* bias) const { return bias && !data; }  // memory is short
   ~Bias() { free(copy); }
 };

@@ -7,14 +7,15 @@ struct KsTable {
   int64_t lanes[2];
   int64_t (*spin)(int64_t times);
   float (*read_all)(const float* data, int64_t count);
-  uint64_t (*fingerprint)(const void* data, int64_t bytes);
+  uint64_t (*fingerprint)(const KsGuard&, int64_t part, int64_t parts);
   void (*pack[2])(const KsStep&, const void* weight, void* packed);
   void (*unpack[2])(const KsStep&, const void* packed, void* weight);
-  void (*rows[2])(const KsChain&, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
+  // They return whether there was memory for the intermediate vectors.
+  bool (*rows[2])(const KsChain&, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
                   const void* bias, int activation, int threads, int kind);
-  void (*columns[2])(const KsChain&, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
+  bool (*columns[2])(const KsChain&, const void* x, void* y, int64_t images, int64_t columns, const void* bias,
                      int activation, int threads, int kind);
-  void (*backward[2])(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
+  bool (*backward[2])(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
                       void* const* gradients, int64_t count, int64_t columns, int threads, int kind);
 };
 
@@ -23,5 +24,6 @@ const KsTable* ks_avx2();    // null where it was not compiled
 const KsTable* ks_avx512();
 int64_t ks_packed_size(const KsStep& step, int64_t lanes);
 
-// A buffer of this thread, on a cache line, that lives until the thread ends; contents are undefined.
+// A buffer of this thread, on a cache line, that lives until the thread ends; contents are undefined. Null where
+// memory is short.
 void* ks_scratch(int64_t bytes);

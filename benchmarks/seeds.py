@@ -1,0 +1,80 @@
+"""Results of recipes with seeds as tables and images of a page; see ``benchmarks.report``."""
+
+from pathlib import Path
+from typing import Any
+
+from ksurgeon.report.seeds import draw_seeds, metrics_of
+
+__all__ = ["draw", "table"]
+
+Results = dict[str, Any]
+
+
+def _setting(results: Results) -> str:
+    """Of a run, in words: the machine and the seeds."""
+    machine = results["machine"]
+    words = [f"{name} {machine[name]}" for name in ("processor", "gpu", "torch") if machine.get(name)]
+    number = max((len(variant["seeds"]) for variant in results["variants"].values()), default=0)
+    quick = "QUICK RUN, which tells nothing; " if results.get("quick") else ""
+    seeds = f"{number} seeds, mean ± standard error" if number != 1 else "one seed"
+    return f"**{results['recipe']}** · {quick}{', '.join(words)}; {seeds}"
+
+
+def table(results: Results) -> str:
+    """Markdown: for each variant its size, held-out metrics in %, their differences to the baseline on the
+    same seeds with the 95 % interval, and times."""
+    if results["recipe"] == "permuted_images":
+        from benchmarks.permuted import table as permuted
+
+        return f"{_setting(results)}\n\n{permuted(results)}"
+    baseline, latencies = results["baseline"], _latencies(results)
+    names = [name for name in results["variants"] if results["statistics"].get(name)]
+    metrics = metrics_of(results)
+    head = ["variant", "seeds", "parameters", "multiplications"]
+    for metric in metrics:
+        head += [f"{metric}, %", f"− {baseline} (95 % interval)"]
+    head += ["training, s", *(["latency, ms", f"÷ {baseline}"] if latencies else [])]
+    lines = [_setting(results), "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in names:
+        told, variant = results["statistics"][name], results["variants"][name]
+        multiplications = variant.get("multiplications")
+        cells = [name, str(told["seconds"]["number"]), f"{variant['parameters']:,}"]
+        cells.append("" if multiplications is None else f"{multiplications:,}")
+        for metric in metrics:
+            cells += [_mean(told.get(metric)), _difference(told.get(metric, {}).get("difference"))]
+        cells.append(f"{told['seconds']['mean']:.0f}")
+        if latencies:
+            ratio = latencies[name] / latencies[baseline] if baseline in latencies else None
+            cells += [f"{latencies[name]:.2f}", "" if ratio is None else f"{ratio:.2f}×"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: Results, folder: Path) -> str:
+    """Markdown of an image that is written to the folder, "" for a recipe that draws its own."""
+    name = results["recipe"]
+    if name == "permuted_images":
+        return ""
+    draw_seeds(results, folder / f"{name}.svg")
+    return f"\n![{name}: held-out accuracy over steps, means and 95 % intervals]({name}.svg)\n"
+
+
+def _latencies(results: Results) -> dict[str, float]:
+    """Milliseconds of every variant; none unless all have one."""
+    found = {name: v.get("latency", {}).get("milliseconds") for name, v in results["variants"].items()}
+    return found if all(found.values()) else {}
+
+
+def _mean(told: Results | None) -> str:
+    if told is None:
+        return ""
+    error = told["standard_error"]
+    return f"{100 * told['mean']:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
+def _difference(told: Results | None) -> str:
+    if told is None:
+        return ""
+    interval = told.get("interval")
+    spread = f" ({100 * interval[0]:+.1f} … {100 * interval[1]:+.1f})" if interval else ""
+    return f"{100 * told['mean']:+.1f}{spread}"

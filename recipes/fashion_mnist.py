@@ -1,0 +1,11 @@
+"""Fashion-MNIST (Xiao et al. 2017), as Debian's package has it."""
+
+from pathlib import Path
+
+from ksurgeon.recipes.fetch import unpack_deb
+
+
+def prepare(folder: Path) -> dict[str, Path]:
+    """The folder of the four IDX files."""
+    package = unpack_deb("dataset-fashion-mnist", folder.with_name("fashion-mnist"))
+    return {"images": package / "usr" / "share" / "datasets" / "fashion-mnist"}

@@ -1,0 +1,116 @@
+"""Products run on the threads that PyTorch has, and on threads of their own only where it has none."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from ksurgeon.kernels import cpu
+from ksurgeon.kmatrix.linear import KLinear
+
+pytestmark = [
+    pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled"),
+    pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux does"),
+]
+
+if cpu.is_available():
+    from ksurgeon.kernels.cpu.native import team
+
+_START = """
+import os, resource, torch
+from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kernels.cpu.native import team
+torch.set_num_threads(2)
+layer, x = KLinear(1024, 1024), torch.randn(1024, 1024)
+def threads():
+    return len(os.listdir("/proc/self/task"))
+def same(one, other):  # torch.equal would share out its work, too
+    return bool((one.numpy() == other.numpy()).all())
+"""
+_ONE_TEAM = """
+with torch.no_grad():
+    layer(x[:1])
+    alone = threads()
+    layer(x[:1])
+    assert threads() == alone, "one row of a small layer woke a second thread"
+    x.relu()
+    with_torch = threads()
+    for _ in range(3):
+        layer(x)
+        x.relu()
+    assert threads() == with_torch, (alone, with_torch, threads())
+"""
+# In the child of a fork libgomp's threads are missing; the kernels' own pool takes as many as it gets.
+_FORK = """
+with torch.no_grad():
+    x.relu()
+    want = layer(x)
+    if not os.fork():
+        assert same(layer(x), want)
+        pages = int(open("/proc/self/statm").read().split()[0])
+        most = pages * resource.getpagesize() + (1 << 29)
+        if team() == "libgomp":
+            torch.set_num_threads(4000)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        os._exit(0 if same(layer(x), want) else 1)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+
+
+def run(script: str) -> None:
+    environment = {**os.environ, "KSURGEON_TUNE": "0"}
+    subprocess.run([sys.executable, "-c", _START + script], check=True, env=environment, timeout=120)
+
+
+def test_the_team_is_that_of_pytorch() -> None:
+    backend = torch.__config__.parallel_info().partition("ATen parallel backend:")[2]
+    assert (team() != "own") == ("OpenMP" in backend)
+
+
+def test_kernels_start_no_threads_beside_those_of_pytorch() -> None:
+    run(_ONE_TEAM)
+
+
+def test_a_forked_child_computes_and_needs_no_thread_that_it_is_not_given() -> None:
+    run(_FORK)
+
+
+@pytest.mark.skipif(cpu.is_available() and team() == "own", reason="PyTorch was built without OpenMP")
+def test_a_product_inside_of_a_parallel_region_stays_on_its_thread() -> None:
+    """As in a region whose every thread multiplies; a team inside of a team could wait for ever."""
+    region = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if region is None:
+        pytest.skip("this OpenMP runtime has no GOMP_parallel")
+    layer, x = KLinear(512, 512), torch.randn(64, 512)
+    with torch.inference_mode():
+        want, found = layer(x), []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def work(_: int) -> None:
+        with torch.inference_mode():
+            found.append(torch.equal(layer(x), want))
+
+    region(work, None, ctypes.c_uint(2), ctypes.c_uint(0))
+    assert found == [True, True]
+
+
+def test_callers_of_many_threads_of_their_own() -> None:
+    layer, x = KLinear(256, 256), torch.randn(512, 256)
+    with torch.inference_mode():
+        want = layer(x)
+
+    def work(_: int) -> bool:
+        torch.set_num_threads(2)
+        with torch.inference_mode():
+            return all(torch.equal(layer(x), want) for _ in range(20))
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(work, range(4)))
+    finally:
+        torch.set_num_threads(before)
