@@ -23,7 +23,7 @@ def test_a_model_learns_what_the_loss_says(heard):
     trained = ksurgeon.finetune(
         model, vectors(), loss=smallness, steps=60, lr=1e-2, listener=heard, **SETTINGS
     )
-    assert trained.best.loss < 0.1 * trained.history[0].loss
+    assert trained.best.loss < 0.5 * trained.history[0].loss
     assert set(heard.steps[0].terms) == {"loss"} and trained.best.student == {}
     progress = [share for training, share in told if training]
     assert progress == sorted(progress) and progress[0] == 0 and progress[-1] == 59 / 60
