@@ -11,6 +11,7 @@ import torch
 
 from ksurgeon.kernels import cpu
 from ksurgeon.kmatrix.linear import KLinear
+from tests.chains import TOLERANCE, assert_near, dense, drawn
 
 pytestmark = [
     pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled"),
@@ -112,5 +113,36 @@ def test_callers_of_many_threads_of_their_own() -> None:
     try:
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(work, range(4)))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 1, 203, 301), (1, 1, 517, 203)],  # a low rank: one group, its outputs are shared out
+        [(2, 1, 130, 160), (1, 2, 200, 130)],
+        [(3, 40, 12, 11), (5, 1, 70, 288)],
+        [(4, 16, 64, 64), (16, 16, 16, 16)],
+    ],
+    ids=str,
+)
+def test_few_rows_are_shared_out_among_threads(
+    shapes: list[tuple[int, int, int, int]], dtype: torch.dtype
+) -> None:
+    factors = tuple(drawn(dtype, *shape) / shape[3] ** 0.5 for shape in shapes)
+    matrix = dense(list(factors))
+    bias, before = drawn(dtype, len(matrix)), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            for rows in (1, 2, 3, 9, 20):
+                x = drawn(dtype, rows, matrix.shape[1])
+                want = x.to(matrix.dtype) @ matrix.T + bias.to(matrix.dtype)
+                activation = None if dtype.is_complex else "relu"
+                with torch.inference_mode():
+                    got = cpu.apply_chain(x, factors, -1, bias, activation)
+                assert_near(got, want if activation is None else want.relu(), dtype)
     finally:
         torch.set_num_threads(before)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["FEWEST_COLUMNS", "check_memory", "in_rows", "new_result"]
+__all__ = ["FEWEST_COLUMNS", "check_memory", "in_rows", "lies_in_rows", "new_result"]
 
 # Vectors in fewer columns than this are copied into rows: most lanes of a register would be idle.
 FEWEST_COLUMNS = 8
@@ -28,14 +28,15 @@ def check_memory(tensor: Tensor, name: str) -> None:
         )
 
 
-def in_rows(x: Tensor, dim: int) -> bool:
-    """Whether the vectors along ``dim`` (counted from 0) are computed on as rows.
+def lies_in_rows(x: Tensor, dim: int) -> bool:
+    """Whether the vectors along ``dim`` (counted from 0) lie in rows, as channels last do."""
+    return dim == x.dim() - 1 or bool(x.movedim(dim, -1).is_contiguous())
 
-    They are where they lie in rows, channels last for instance, and where there are few columns.
-    """
-    if dim == x.dim() - 1:
-        return True
-    if x.movedim(dim, -1).is_contiguous():
+
+def in_rows(x: Tensor, dim: int) -> bool:
+    """Whether the vectors along ``dim`` (counted from 0) are computed on as rows: where they lie so, and
+    where there are few columns."""
+    if lies_in_rows(x, dim):
         return True
     columns = 1
     for size in x.shape[dim + 1 :]:
@@ -44,7 +45,7 @@ def in_rows(x: Tensor, dim: int) -> bool:
 
 
 def new_result(x: Tensor, dim: int, out_features: int, rows: bool) -> Tensor:
-    """An uninitialised result, its vectors laid out as they were computed on.
+    """An uninitialised result, its vectors in rows or in columns.
 
     It is no view: autograd lets nobody change a view in place that an operator gave, and an in-place ReLU
     behind a convolution does.

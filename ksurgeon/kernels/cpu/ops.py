@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.cpu import run
-from ksurgeon.kernels.cpu.layout import in_rows, new_result
+from ksurgeon.kernels.cpu.layout import in_rows, lies_in_rows, new_result
 from ksurgeon.kernels.eager import is_transformed
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.rotations import Rotated
@@ -27,7 +27,7 @@ def chain(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -
 def _(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
     axis = dim % x.dim()
     last = factors[-1]
-    return new_result(x, axis, last.shape[0] * last.shape[1] * last.shape[2], in_rows(x, axis))
+    return new_result(x, axis, last.shape[0] * last.shape[1] * last.shape[2], lies_in_rows(x, axis))
 
 
 @torch.library.custom_op("ksurgeon::chain_backward", mutates_args=(), device_types="cpu")
@@ -73,7 +73,7 @@ def _(
     x: Tensor, angles: Tensor, diagonal: Tensor, sizes: Sequence[int], bias: Tensor | None, dim: int
 ) -> Tensor:
     axis = dim % x.dim()
-    return new_result(x, axis, x.shape[axis], in_rows(x, axis))
+    return new_result(x, axis, x.shape[axis], lies_in_rows(x, axis))
 
 
 def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:

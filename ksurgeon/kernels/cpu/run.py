@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.activation import activate, check_activation
-from ksurgeon.kernels.cpu.layout import check_memory, in_rows, new_result
+from ksurgeon.kernels.cpu.layout import check_memory, in_rows, lies_in_rows, new_result
 from ksurgeon.kernels.cpu.merging import pull_back
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, record_of
@@ -100,11 +100,12 @@ def _general(
         rows = x.numel() // max(x.shape[axis], 1)
         chain = pack.rows(factors, rows)
         _check(x.shape[axis], chain, bias)
-        y = new_result(x, axis, chain.out_features, True)
+        y, lies_so = new_result(x, axis, chain.out_features, True), lies_in_rows(x, axis)
         x = x.movedim(axis, -1).contiguous()
         source, to, start = x.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr()
         inputs, kind = chain.in_features, KINDS[x.dtype]
-        return _done(_rows(chain.address, source, inputs, to, rows, start, code, _threads(), kind), y)
+        done = _done(_rows(chain.address, source, inputs, to, rows, start, code, _threads(), kind), y)
+        return done if done is None or lies_so else done.contiguous()
     chain = pack.columns(factors)
     x = x.contiguous()
     _check(x.shape[axis], chain, bias)
@@ -134,7 +135,7 @@ def _permuted(x: Tensor, pack: Pack, factors: Sequence[Tensor], bias: Tensor | N
         raise ValueError(
             f"the bias must have shape ({len(index)},) and be on the CPU, got {tuple(bias.shape)}"
         )
-    y = new_result(x, axis, len(index), rows := in_rows(x, axis))
+    y = new_result(x, axis, len(index), rows := lies_in_rows(x, axis))
     if rows:
         torch.index_select(x.movedim(axis, -1).contiguous(), -1, index, out=y.movedim(axis, -1))
     else:

@@ -5,6 +5,8 @@
  */
 #include "record.h"
 
+#include <stdlib.h>
+
 typedef int (*rows_function)(const void*, const void*, int64_t, void*, int64_t, const void*, int, int, int);
 typedef int (*columns_function)(const void*, const void*, void*, int64_t, int64_t, const void*, int, int, int);
 typedef int (*changed_function)(const void*);
@@ -17,7 +19,8 @@ static PyObject *empty_like, *s_new_empty, *s_new_empty_strided;
 /* How the vectors of a tensor lie; ksurgeon/kernels/cpu/layout.py says the same of those that take the long way. */
 typedef struct {
   int32_t axis;
-  int in_rows; /* or in columns, `after` of them in each of `before` matrices */
+  int in_rows; /* or in columns, `after` of them in each of `before` matrices, */
+  int is_narrow; /* so few that they are copied into rows and back */
   int64_t before, after;
 } Vectors;
 
@@ -35,7 +38,8 @@ static int find_vectors(const View* x, long dim, const Record* record, Vectors* 
   vectors->axis = (int32_t)(dim < 0 ? dim + x->dims : dim);
   if (!split(x, vectors->axis, record->in_features, &vectors->before, &vectors->after)) return 0;
   vectors->in_rows = is_dense(x, vectors->axis);
-  return vectors->in_rows || (vectors->before && vectors->after >= record->narrow && is_dense(x, x->dims - 1));
+  vectors->is_narrow = !vectors->in_rows && vectors->after < record->narrow;
+  return vectors->in_rows || (vectors->before && vectors->after && is_dense(x, x->dims - 1));
 }
 
 /* Whether it can take the results: another thread may have given x another shape before it was made like x. */
@@ -101,12 +105,43 @@ static int reorder(const Record* record, const Vectors* vectors, const Arguments
   return 1;
 }
 
+static inline void transpose(const char* x, char* y, int64_t rows, int64_t columns, size_t bytes) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < columns; ++column)
+      memcpy(y + (column * rows + row) * bytes, x + (row * columns + column) * bytes, bytes);
+}
+
+/* Of each of `count` matrices of entries of 2, 4, 8 or 16 bytes. */
+static void transpose_each(const char* x, char* y, int64_t count, int64_t rows, int64_t columns, size_t bytes) {
+  for (const int64_t step = rows * columns * bytes; count-- > 0; x += step, y += step) {
+    if (bytes == 4) transpose(x, y, rows, columns, 4);
+    else if (bytes == 8) transpose(x, y, rows, columns, 8);
+    else transpose(x, y, rows, columns, bytes);
+  }
+}
+
+/* Few columns, as rows. What is worth several threads is left to PyTorch. */
+static int run_narrow(const Record* record, const void* chain, const Vectors* vectors, const Arguments* given) {
+  const int64_t ins = record->in_features, outs = record->out_features, count = vectors->before * vectors->after;
+  const size_t bytes = bits[record->kind] / 8, size = count * (ins + outs) * bytes;
+  if (size > SHARED_BYTES) return 0;
+  char *from = malloc(size), *to = from + count * ins * bytes;
+  if (!from) return -1;
+  transpose_each(given->x, from, vectors->before, ins, vectors->after, bytes);
+  const int done = ks_rows(chain, from, ins, to, count, given->bias, given->activation, given->threads, record->kind);
+  if (done > 0) transpose_each(to, given->y, vectors->before, vectors->after, outs, bytes);
+  free(from);
+  return done;
+}
+
 static int run(const Record* record, const Vectors* vectors, const Arguments* given) {
   const int64_t rows = vectors->before * vectors->after;
-  const long long address = !vectors->in_rows ? record->columns : rows < record->limit ? record->few : record->many;
+  const int by_rows = vectors->in_rows || vectors->is_narrow;
+  const long long address = !by_rows ? record->columns : rows < record->limit ? record->few : record->many;
   const void* chain = (const void*)(intptr_t)address;
   if (record->index) return reorder(record, vectors, given);
   if (!chain) return 0;
+  if (vectors->is_narrow) return run_narrow(record, chain, vectors, given);
   if (vectors->in_rows)
     return ks_rows(chain, given->x, record->in_features, given->y, rows, given->bias, given->activation, given->threads,
                    record->kind);

@@ -13,7 +13,8 @@ static constexpr int64_t BACKWARD_ROWS = 24;  // a factor's gradient reads them 
 static constexpr int64_t ROWS_STEP = 12;  // what blocks take at once divides it
 static constexpr int64_t TILE_BYTES = 1 << 20;    // of scratch for a tile of rows
 static constexpr int64_t SHARE = 1 << 18;  // multiplications that a second thread is worth: some microseconds of them
-static constexpr int64_t SHARED_WEIGHTS = 1 << 19;  // from which on few rows share out the blocks of every factor
+static constexpr int64_t READ = 4;         // those that reading a weight takes, in a model where it is in no near cache
+static constexpr int64_t FEW_ROWS = 8;     // of a thread, until which they share out the weights
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -54,8 +55,10 @@ template <class T> bool in_place(const KsStep& step) {
 
 // A factor, which is one step or (complex numbers) one for each plane.
 template <class T> void planes_rows(const KsStep* step, Rows<T> rows, const T* bias, int64_t bias_plane) {
-  for (int64_t p = 0; p < step->planes; ++p, rows.y += rows.plane, bias += bias ? bias_plane : 0)
-    factor_rows<T>(step[p], rows, bias, 0, Layout(step[p], Vec<T>::N).groups());
+  for (int64_t p = 0; p < step->planes; ++p, rows.y += rows.plane, bias += bias ? bias_plane : 0) {
+    const Layout layout(step[p], Vec<T>::N);
+    factor_rows<T>(layout, (const T*)step[p].weight, rows, bias, Share::whole(layout));
+  }
 }
 
 template <class T>
@@ -105,10 +108,10 @@ template <class T> void rows_together(void* context, int thread, int threads) {
     rows.y_row = end ? call.y_row : call.row;
     for (int64_t p = 0; p < planes; ++p) {
       const KsStep& step = call.chain.step[j * planes + p];
-      const int64_t groups = Layout(step, Vec<T>::N).groups();
+      const Layout layout(step, Vec<T>::N);
       rows.y = to + p * rows.plane;
-      factor_rows<T>(step, rows, end && call.bias ? call.bias + p * n : nullptr, groups * thread / threads,
-                     groups * (thread + 1) / threads);
+      factor_rows<T>(layout, (const T*)step.weight, rows, end && call.bias ? call.bias + p * n : nullptr,
+                     Share::of(layout, thread, threads));
     }
     if (threads > 1 && (!end || call.activation)) call.barrier.wait(threads);
     rows.x = to;
@@ -151,8 +154,8 @@ bool run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64
   if (added.failed(bias)) return false;
   RowsCall<T> call{chain, kind, x, x_row, y, y_row, count, added.data, activation, row, 0, 0, nullptr, {}};
   const bool converted = is_converted(kind);
-  threads = worth(threads, count * chain.weights);
-  if (count < 4 * (int64_t)threads && chain.weights >= SHARED_WEIGHTS) {
+  threads = worth(threads, (count + READ) * chain.weights);
+  if (threads > 1 && count < FEW_ROWS * threads) {
     call.shared = (T*)ks_scratch((converted ? 4 : 2) * count * row * sizeof(T));
     if (!call.shared) return false;
     if (!converted) return ks_parallel(threads, rows_together<T>, &call), true;

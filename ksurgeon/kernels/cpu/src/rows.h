@@ -47,10 +47,12 @@ template <class T> struct Block {
   const T* bias;
   int64_t lanes, last;  // lanes of the vectors, and of the last one
   int64_t planes, x_plane;  // from the end of one plane's inputs to the next one's
+  int64_t weight_step;      // from the weights of one input to the next one's
 };
 
 template <class T, int R, int K, class Load>
-KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t y_row, Load load) {
+KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t y_row, Load load,
+                     int64_t weight_step = K * Vec<T>::N) {
   using V = Vec<T>;
   typename V::Reg sum[R][K];
   KS_UNROLL for (int k = 0; k < K; ++k) {
@@ -72,7 +74,7 @@ KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t
       KS_UNROLL for (int r = 0; r < R; ++r) sum[r][k] = V::fma(row, in[r], sum[r][k]);
     }
     x += x_step;
-    w += K * V::N;
+    w += weight_step;
   };
   for (int64_t plane = s.planes;; x += s.x_plane) {
     if (K == 4 && s.c == 4) {  // most factors; a loop unrolled is a tenth faster
@@ -105,12 +107,12 @@ template <class T, int K, class Load> void block_rows(const Block<T>& s, const R
   T* y = rows.y;
   int64_t left = rows.count;
   for (; left >= R; left -= R, x += R * rows.x_row, y += R * rows.y_row)
-    block<T, R, K>(s, x, rows.x_row, y, rows.y_row, load);
+    block<T, R, K>(s, x, rows.x_row, y, rows.y_row, load, s.weight_step);
   if constexpr (R > 2)
     for (; left >= 2; left -= 2, x += 2 * rows.x_row, y += 2 * rows.y_row)
-      block<T, 2, K>(s, x, rows.x_row, y, rows.y_row, load);
+      block<T, 2, K>(s, x, rows.x_row, y, rows.y_row, load, s.weight_step);
   for (; left > 0; --left, x += rows.x_row, y += rows.y_row)
-    block<T, 1, K>(s, x, rows.x_row, y, rows.y_row, load);
+    block<T, 1, K>(s, x, rows.x_row, y, rows.y_row, load, s.weight_step);
 }
 
 template <class T, class Load> void block_sized(int64_t k, const Block<T>& s, const Rows<T>& rows, Load load) {
@@ -132,7 +134,7 @@ void single_row(const Layout& s, const T* weight, const Rows<T>& row, const T* b
                 int64_t y_step, Load load) {
   constexpr int64_t N = Vec<T>::N;
   const int64_t inputs = s.inputs();
-  Block<T> part{inputs, s.d, y_step, weight, nullptr, s.lanes, s.last, s.planes, row.plane - inputs * s.d};
+  Block<T> part{inputs, s.d, y_step, weight, nullptr, s.lanes, s.last, s.planes, row.plane - inputs * s.d, K * N};
   const int64_t x_skip = (inputs - 1) * s.d, y_skip = (s.b - 1) * s.d, weights = K * s.c * N;
   int64_t a = from / s.runs, run = from % s.runs;
   const T* x = row.x + a * inputs * s.d + run * N;
@@ -167,32 +169,48 @@ void single_row_sized(const Layout& s, const T* weight, const Rows<T>& row, cons
   }
 }
 
-// The groups from..to of a factor.
+// What a thread computes of a factor: vectors first..end of each of the groups from..to.
+struct Share {
+  int64_t from, to, first, end;
+
+  static Share whole(const Layout& s) { return {0, s.groups(), 0, s.vectors}; }
+  // One of several; where there are few groups, each of them is shared out, and its weights with it.
+  static Share of(const Layout& s, int64_t thread, int64_t threads) {
+    const int64_t groups = s.groups();
+    if (s.fold > 1 || groups >= 4 * threads || groups % threads == 0 || groups > s.vectors)
+      return {groups * thread / threads, groups * (thread + 1) / threads, 0, s.vectors};
+    return {0, groups, s.vectors * thread / threads, s.vectors * (thread + 1) / threads};
+  }
+};
+
 template <class T, class Load>
-void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, int64_t from, int64_t to,
-            Load load) {
+void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, const Share& share, Load load) {
   constexpr int N = Vec<T>::N;
   const int64_t blocks = s.blocks(), y_step = s.d >= N ? s.d : s.lanes, inputs = s.inputs();
-  weight += from * s.vectors * s.c * N;
-  if (rows.count == 1 && blocks == 1 && (s.d < N || s.d % N == 0))
-    return single_row_sized(s, weight, rows, bias, from, to, y_step, load);
-  int64_t a = from / s.runs, run = from % s.runs;  // counted, not divided: a division costs as much as a block
-  for (int64_t group = from; group < to; ++group, ++run) {
+  const bool all = share.first == 0 && share.end == s.vectors;
+  weight += share.from * s.vectors * s.c * N;
+  if (rows.count == 1 && blocks == 1 && all && (s.d < N || s.d % N == 0))
+    return single_row_sized(s, weight, rows, bias, share.from, share.to, y_step, load);
+  int64_t a = share.from / s.runs, run = share.from % s.runs;  // counted: a division costs as much as a block
+  for (int64_t group = share.from; group < share.to; ++group, ++run) {
     if (run == s.runs) run = 0, ++a;
     const int64_t x_at = a * inputs * s.d + run * N, y_at = a * s.b * s.d + run * N;
     const bool tail = s.d >= N && s.d - run * N < N;
     const int64_t lanes = tail ? s.d - run * N : s.lanes;
     for (int64_t q = 0, k0 = 0, k; q < blocks; ++q, k0 += k) {
       k = blocks == 1 ? s.vectors : s.first(q + 1) - k0;
-      const int64_t at = y_at + k0 * y_step;
-      const int64_t last = tail ? lanes : q == blocks - 1 ? s.last : s.lanes;
-      Block<T> part{inputs, s.d, y_step, weight, bias ? bias + at : nullptr, lanes, last, s.planes,
-                    rows.plane - inputs * s.d};
-      Rows<T> here{rows.x + x_at, rows.x_row, rows.y + at, rows.y_row, rows.count};
-      if (tail)
-        block_sized(k, part, here, Tail<T>{lanes});
-      else
-        block_sized(k, part, here, load);
+      const int64_t begin = all || share.first < k0 ? k0 : share.first;
+      const int64_t end = all || share.end > k0 + k ? k0 + k : share.end;
+      if (begin < end) {
+        const int64_t at = y_at + begin * y_step, last = tail ? lanes : end == s.vectors ? s.last : s.lanes;
+        Block<T> part{inputs, s.d, y_step, weight + (begin - k0) * N, bias ? bias + at : nullptr, lanes, last,
+                      s.planes, rows.plane - inputs * s.d, k * N};
+        Rows<T> here{rows.x + x_at, rows.x_row, rows.y + at, rows.y_row, rows.count};
+        if (tail)
+          block_sized(end - begin, part, here, Tail<T>{lanes});
+        else
+          block_sized(end - begin, part, here, load);
+      }
       weight += k * s.c * N;
     }
   }
@@ -242,17 +260,15 @@ void folded_groups(const Layout& s, const T* weight, const Rows<T>& rows, const 
 }
 
 template <class T>
-void factor_rows(const KsStep& step, const Rows<T>& rows, const T* bias, int64_t from, int64_t to) {
+void factor_rows(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, const Share& share) {
   constexpr int N = Vec<T>::N;
-  Layout s(step, N);
-  const T* weight = (const T*)step.weight;
-  if (s.fold > 1) return folded_groups(s, weight, rows, bias, from, to);
-  if (s.d >= N) return groups(s, weight, rows, bias, from, to, Whole<T>{});
+  if (s.fold > 1) return folded_groups(s, weight, rows, bias, share.from, share.to);
+  if (s.d >= N) return groups(s, weight, rows, bias, share, Whole<T>{});
   switch (s.d) {
-    case 1: return groups(s, weight, rows, bias, from, to, Repeat1<T>{});
-    case 2: return groups(s, weight, rows, bias, from, to, Repeat2<T>{});
-    case 4: return groups(s, weight, rows, bias, from, to, Repeat4<T>{});
-    case 8: return groups(s, weight, rows, bias, from, to, Repeat8<T>{});
-    default: return groups(s, weight, rows, bias, from, to, repeat<T>(s.d));
+    case 1: return groups(s, weight, rows, bias, share, Repeat1<T>{});
+    case 2: return groups(s, weight, rows, bias, share, Repeat2<T>{});
+    case 4: return groups(s, weight, rows, bias, share, Repeat4<T>{});
+    case 8: return groups(s, weight, rows, bias, share, Repeat8<T>{});
+    default: return groups(s, weight, rows, bias, share, repeat<T>(s.d));
   }
 }
