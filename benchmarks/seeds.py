@@ -12,8 +12,12 @@ Results = dict[str, Any]
 
 def _setting(results: Results) -> str:
     """Of a run, in words: the machine and the seeds."""
-    machine = results["machine"]
-    words = [f"{name} {machine[name]}" for name in ("processor", "gpu", "torch") if machine.get(name)]
+    machines = [results["machine"], *results.get("resumed_on", [])]
+    words = [
+        f"{name} {' and '.join(values)}"
+        for name in ("processor", "gpu", "torch")
+        if (values := dict.fromkeys(machine[name] for machine in machines if machine.get(name)))
+    ]
     number = max((len(variant["seeds"]) for variant in results["variants"].values()), default=0)
     quick = "QUICK RUN, which tells nothing; " if results.get("quick") else ""
     seeds = f"{number} seeds, mean ± standard error" if number != 1 else "one seed"

@@ -209,6 +209,9 @@ def _begin(
                     f"{file} has results of another variant {name}: the recipe, a file that it names, or "
                     "settings were changed; give another folder with -o, or the variant another name"
                 )
+        here, known = _machine(), [results.get("machine"), *results.get("resumed_on", [])]
+        if here not in known:
+            results["resumed_on"] = [*known[1:], here]
         if recipe.seeds:
             results["digests"] = before | own
             results["baseline"] = recipe.baseline or recipe.variants[0].name
@@ -220,18 +223,22 @@ def _begin(
         "seed": recipe.seed,
         **({"quick": True} if quick else {}),
         **(axis if recipe.seeds else {}),
-        "machine": {
-            "processor": cpu_model(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": _machine(),
         "train": [stage.model_dump(mode="json") for stage in recipe.train],
         "variants": {},
     }
     return anew, [] if resume else variants
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def require_own(recipe: Recipe, file: Path, quick: bool = False) -> Results | None:

@@ -93,3 +93,6 @@ def test_results_of_a_recipe_with_seeds(tmp_path: Path) -> None:
     assert "| new | 2 | 1,200 | 3 | 67.5 ± 5.0 | +12.5 (+12.5 … +12.5) | 7 | 3.00 | 1.50× |" in text
     assert "(small.svg)" in text and (tmp_path / "small.svg").is_file()
     assert report.render(text, tmp_path, tmp_path) == text
+    done["resumed_on"] = [done["machine"] | {"processor": "fast"}]
+    (tmp_path / "a.json").write_text(json.dumps(done))
+    assert "· processor slow and fast, torch 2.11; 2 seeds" in report.render(text, tmp_path, tmp_path)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ksurgeon.cli.training import TerminalListener
+from ksurgeon.kernels.cache import cpu_model
 from ksurgeon.recipes.job import carry_out
 from tests.cli.conftest import LEAVE, run
 
@@ -135,6 +136,7 @@ def test_interrupted_trainings_side_by_side_go_on(recipe, run, monkeypatch):
     before = json.loads((folder / "results.json").read_text())
     for variant in before["variants"].values():
         del variant["latency"]
+    before["machine"]["processor"] = "another"
     (folder / "results.json").write_text(json.dumps(before))
     run(*arguments[:-1], 1, "--resume", "--only", "wide")  # a latency that is not there is measured
     results = json.loads((folder / "results.json").read_text())
@@ -142,6 +144,9 @@ def test_interrupted_trainings_side_by_side_go_on(recipe, run, monkeypatch):
     assert (
         results["variants"] == before["variants"] and results["variants"]["wide"]["latency"]["milliseconds"]
     )
+    assert results["machine"] == before["machine"]
+    (here,) = results["resumed_on"]
+    assert here == before["machine"] | {"processor": cpu_model()}
     recipe.write_text(RECIPE.replace("lr = 0.05", "lr = 0.06"))
     ran = run(*arguments, "--resume")
     assert ran.status == 1 and "another variant narrow" in " ".join(ran.err.split())
