@@ -21,16 +21,18 @@ __all__ = ["run"]
 RECIPE = load_recipe("shufflenet")
 
 
+def _models(recipe, folder):
+    """The model of each variant, as it is before training."""
+    made = {}
+    for variant in recipe.variants:
+        source = opened(recipe, variant, {}, torch.device("cpu"))
+        made[variant.name] = operate(recipe, variant, source, {}, folder, False, Listener()).eval()
+    return made
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The model of each variant that the tests look at, as it is before training."""
-    made = {}
-    for variant in RECIPE.variants:
-        source = opened(RECIPE, variant, {}, torch.device("cpu"))
-        made[variant.name] = operate(
-            RECIPE, variant, source, {}, tmp_path_factory.mktemp("plans"), False, Listener()
-        ).eval()
-    return made
+    return _models(RECIPE, tmp_path_factory.mktemp("plans"))
 
 
 def test_where_the_variants_start(models):
@@ -45,10 +47,15 @@ def test_where_the_variants_start(models):
     assert not near(outputs["fixed"], outputs["none"])
 
 
-def test_what_the_variants_cost(models):
+def _costs(models):
+    """Parameters and multiplications of each."""
     x = (torch.randn(1, 3, 28, 28),)
     size = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    work = {name: multiplications(model, x) for name, model in models.items()}
+    return size, {name: multiplications(model, x) for name, model in models.items()}
+
+
+def test_what_the_variants_cost(models):
+    size, work = _costs(models)
     assert (
         size["fixed"]
         == size["none"]
@@ -58,6 +65,13 @@ def test_what_the_variants_cost(models):
         < size["dense"]
     )
     assert size["wider-parameters"] == pytest.approx(size["k-both"], rel=0.03)
+    assert work["wider-multiplications"] == pytest.approx(work["k-both"], rel=0.03)
+
+
+def test_what_the_variants_cost_where_there_are_many_classes(tmp_path):
+    size, work = _costs(_models(load_recipe("shufflenet_classes"), tmp_path))
+    assert size["wider-parameters"] == pytest.approx(size["k-both"], rel=0.01)
+    assert size["wider-before"] == pytest.approx(size["k-both"], rel=0.01)
     assert work["wider-multiplications"] == pytest.approx(work["k-both"], rel=0.03)
 
 
