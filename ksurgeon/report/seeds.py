@@ -43,7 +43,7 @@ def seeds_table(results: Results) -> Table:
 
 def draw_seeds(results: Results, file: Path) -> None:
     """Draw held-out accuracy (or what decides) over steps, a thin line for each seed and a thick one for
-    their mean; and beside it the final means with their 95 % intervals.
+    their mean; beside it the final means with their 95 % intervals, and the first of them over parameters.
 
     Raises:
         FolderError: the file cannot be written.
@@ -51,8 +51,9 @@ def draw_seeds(results: Results, file: Path) -> None:
     """
     metrics = metrics_of(results)[:3]
     names = [name for name, variant in results["variants"].items() if variant["seeds"]]
-    figure, axes = new_figure(5.2 + 3.2 * len(metrics), max(3.4, 0.3 * len(names) + 1.6), 1 + len(metrics))
-    curves, *means = axes if len(metrics) else [axes]
+    panels = 1 + len(metrics) + bool(metrics)
+    figure, axes = new_figure(2 + 3.2 * panels, max(3.4, 0.3 * len(names) + 1.6), panels)
+    curves, *means = axes if metrics else [axes]
     label = ""
     for number, name in enumerate(names):
         colour = COLOURS[number % len(COLOURS)]
@@ -78,18 +79,13 @@ def draw_seeds(results: Results, file: Path) -> None:
     curves.set_xlabel("steps")
     curves.set_ylabel(f"held-out {label}")
     curves.legend(frameon=False, fontsize=7)
-    for here, metric in zip(means, metrics, strict=True):
+    if metrics:
+        _draw_sizes(results, names, metrics[0], means[-1])
+    for here, metric in zip(means, metrics, strict=False):
         told = {name: results["statistics"][name].get(metric) for name in names}
         for number, name in enumerate(names):
             if (one := told[name]) is not None:
-                here.errorbar(
-                    one["mean"],
-                    -number,
-                    xerr=one["interval"][1] - one["mean"] if "interval" in one else 0,
-                    fmt="o",
-                    capsize=3,
-                    color=COLOURS[number % len(COLOURS)],
-                )
+                here.errorbar(one["mean"], -number, xerr=_half(one), **_mark(number))
         if (base := told.get(results["baseline"])) is not None:
             here.axvline(base["mean"], color=GREY, linewidth=0.8, linestyle="--")
         here.set_yticks([-number for number in range(len(names))], names, fontsize=7)
@@ -97,6 +93,29 @@ def draw_seeds(results: Results, file: Path) -> None:
     for here in (curves, *means):
         here.grid(alpha=0.25)
     write_figure(figure, file)
+
+
+def _draw_sizes(results: Results, names: list[str], metric: str, axes: Any) -> None:
+    """Means of a metric over the number of parameters."""
+    for number, name in enumerate(names):
+        told = results["statistics"][name].get(metric)
+        if told is not None:
+            size = results["variants"][name]["parameters"] / 1000
+            axes.errorbar(size, told["mean"], yerr=_half(told), **_mark(number))
+    axes.set_xlabel("thousand parameters")
+    axes.set_ylabel(f"{metric}, mean and 95 % interval")
+
+
+def _half(told: Results) -> float:
+    """Half of the interval."""
+    return float(told["interval"][1] - told["mean"]) if "interval" in told else 0.0
+
+
+def _mark(number: int) -> dict[str, Any]:
+    """How a mean is drawn: hollow where its curve is dashed."""
+    colour = COLOURS[number % len(COLOURS)]
+    hollow = {"markerfacecolor": "white"} if number // len(COLOURS) % 2 else {}
+    return {"fmt": "o", "capsize": 3, "color": colour, **hollow}
 
 
 def metrics_of(results: Results) -> list[str]:

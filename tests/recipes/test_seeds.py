@@ -132,7 +132,8 @@ def test_interrupted_trainings_side_by_side_go_on(recipe, run, monkeypatch):
     ]
     assert told["difference"]["mean"] == pytest.approx(sum(pairs[1]) / 2 - sum(pairs[0]) / 2)
     assert (folder / "wide" / "seed-1" / "ksurgeon.json").is_file()
-    assert all(f"<!-- {name} -->" in (folder / "results.svg").read_text() for name in ("narrow", "wide"))
+    shown = (folder / "results.svg").read_text()
+    assert all(f"<!-- {text} -->" in shown for text in ("narrow", "wide", "steps", "thousand parameters"))
     before = json.loads((folder / "results.json").read_text())
     for variant in before["variants"].values():
         del variant["latency"]
