@@ -1,5 +1,6 @@
 """The parts of a recipe file."""
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,6 +18,7 @@ from ksurgeon.errors import PlanError
 from ksurgeon.planner import Budget
 from ksurgeon.planner.options import FAMILIES
 from ksurgeon.rules.schema import Insertion, Replacement, Target
+from ksurgeon.train.settings import Settings
 
 __all__ = [
     "Base",
@@ -171,6 +173,15 @@ class TrainStage(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The settings as they are written."""
         return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _keys_are_spelt(self) -> Self:
+        own, known = set(type(self).model_fields), set(Settings.model_fields)
+        for name in set(self.settings) - known:
+            near = get_close_matches(name, sorted(own | known), n=1)
+            if near and near[0] in own:
+                raise ValueError(f'{name} is no key of a training; did you mean "{near[0]}"?')
+        return self
 
     @model_validator(mode="after")
     def _one_transform(self) -> Self:

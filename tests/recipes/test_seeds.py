@@ -171,6 +171,7 @@ def test_interrupted_trainings_side_by_side_go_on(recipe, run, monkeypatch):
         ),
         (("seeds = 2", 'seeds = 2\nbaseline = "base"'), "baseline is one of narrow, wide, broken"),
         (("padding = 1 }", 'padding = 1 }\ntransform = "nets.py:net"'), "give crop, or transform"),
+        (("padding = 1 }", "padding = 1 }\ntrails = 3"), 'no key of a training; did you mean "trials"'),
         (('kind = "train"', 'kind = "finetune"'), 'needs kind = "train"'),
         (
             ('[[variants]]\nname = "narrow"', '[[train]]\ndata = "a"\n[[variants]]\nname = "narrow"'),
