@@ -14,7 +14,6 @@ static constexpr int64_t ROWS_STEP = 12;  // what blocks take at once divides it
 static constexpr int64_t TILE_BYTES = 1 << 20;    // of scratch for a tile of rows
 static constexpr int64_t SHARE = 1 << 18;  // multiplications that a second thread is worth: some microseconds of them
 static constexpr int64_t READ = 4;         // those that reading a weight takes, in a model where it is in no near cache
-static constexpr int64_t FEW_ROWS = 8;     // of a thread, until which they share out the weights
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -145,6 +144,19 @@ template <class T> void rows_tiled(void* context, int, int) {
   }
 }
 
+// Whether rows are few enough that threads do better to share out the weights, which each reads otherwise.
+template <class T> bool is_shared_out(const KsChain& chain, int64_t count, int threads) {
+  double all = 0, shared = 0;
+  for (int64_t j = 0; j < chain.steps * chain.step[0].planes; ++j) {
+    const KsStep& step = chain.step[j];
+    const int64_t parts = Share::parts(Layout(step, Vec<T>::N), threads), most = (parts + threads - 1) / threads;
+    const double weights = (double)(step.a * step.d * step.b * step.c);
+    all += weights, shared += weights * most / parts;
+  }
+  const int64_t rows = (count + threads - 1) / threads;
+  return shared * (count + READ) < 0.9 * all * (rows + READ);
+}
+
 template <class T>
 bool run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
               const void* bias, int activation, int threads, int kind) {
@@ -155,7 +167,7 @@ bool run_rows(const KsChain& chain, const void* x, int64_t x_row, void* y, int64
   RowsCall<T> call{chain, kind, x, x_row, y, y_row, count, added.data, activation, row, 0, 0, nullptr, {}};
   const bool converted = is_converted(kind);
   threads = worth(threads, (count + READ) * chain.weights);
-  if (threads > 1 && count < FEW_ROWS * threads) {
+  if (threads > 1 && is_shared_out<T>(chain, count, threads)) {
     call.shared = (T*)ks_scratch((converted ? 4 : 2) * count * row * sizeof(T));
     if (!call.shared) return false;
     if (!converted) return ks_parallel(threads, rows_together<T>, &call), true;

@@ -174,12 +174,17 @@ struct Share {
   int64_t from, to, first, end;
 
   static Share whole(const Layout& s) { return {0, s.groups(), 0, s.vectors}; }
-  // One of several; where there are few groups, each of them is shared out, and its weights with it.
   static Share of(const Layout& s, int64_t thread, int64_t threads) {
+    const int64_t count = parts(s, threads), from = count * thread / threads, to = count * (thread + 1) / threads;
+    return by_groups(s, threads) ? Share{from, to, 0, s.vectors} : Share{0, s.groups(), from, to};
+  }
+  // What is shared out among threads: the groups, or where these are few, the vectors of all of them.
+  static int64_t parts(const Layout& s, int64_t threads) { return by_groups(s, threads) ? s.groups() : s.vectors; }
+
+ private:
+  static bool by_groups(const Layout& s, int64_t threads) {
     const int64_t groups = s.groups();
-    if (s.fold > 1 || groups >= 4 * threads || groups % threads == 0 || groups > s.vectors)
-      return {groups * thread / threads, groups * (thread + 1) / threads, 0, s.vectors};
-    return {0, groups, s.vectors * thread / threads, s.vectors * (thread + 1) / threads};
+    return s.fold > 1 || groups >= 4 * threads || groups % threads == 0 || groups > s.vectors;
   }
 };
 
