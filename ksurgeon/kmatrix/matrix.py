@@ -53,7 +53,7 @@ class KMatrix(nn.Module):
         side: the low-rank matrix that is added to the chain, where the structure has one; else None.
 
     Raises:
-        StructureError: sizes that the structure cannot have.
+        StructureError: sizes that the structure cannot have, or a dtype of integers.
     """
 
     def __init__(
@@ -74,6 +74,11 @@ class KMatrix(nn.Module):
         out_features = in_features if out_features is None else out_features
         if groups < 1 or in_features % groups or out_features % groups:
             raise StructureError(f"{groups} groups do not divide {in_features} → {out_features}")
+        if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+            raise StructureError(
+                f"a K-matrix has floating or complex numbers, got dtype={dtype}; give dtype=torch.float32, "
+                "or weight.float() in place of a weight of integers"
+            )
         if structure is None:
             structure = _kaleidoscope(width, expansion, radix)
         self.in_features, self.out_features, self.groups = in_features, out_features, groups

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ksurgeon.errors import StructureError
+from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.merge import merge_chain
 from ksurgeon.kmatrix.structures import (
@@ -77,6 +78,13 @@ def test_narrow_dtypes(case, dtype):
     assert y.dtype == dtype
     expected = wide(torch.ones(2, in_features, dtype=torch.float64))
     assert (y - expected).norm() <= TOLERANCES[dtype] * max(1.0, expected.norm().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_integers_are_refused(dtype):
+    for make in (KMatrix, KLinear):
+        with pytest.raises(StructureError, match=f"floating or complex numbers, got dtype={dtype}"):
+            make(8, 8, dtype=dtype)
 
 
 @pytest.mark.parametrize(("sizes", "groups"), [((20, 30), 5), ((37 * 2, 41 * 2), 2), ((6, 6), 6)])
