@@ -4,6 +4,8 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,8 +21,9 @@ pytestmark = [
 ]
 
 if cpu.is_available():
-    from ksurgeon.kernels.cpu.native import team
+    from ksurgeon.kernels.cpu.native import library, team
 
+_MS = 1_000_000  # nanoseconds
 _START = """
 import os, resource, torch
 from ksurgeon.kmatrix.linear import KLinear
@@ -117,6 +120,35 @@ def test_callers_of_many_threads_of_their_own() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.fixture
+def on_time() -> Iterator[Callable[[int], int]]:
+    """How many of so many threads a product would use, at first and in the end all, and never less for what the
+    machine does meanwhile."""
+    kernels = library()
+    time.sleep(0.11)  # longer than products stay alone
+    kernels.ks_shared(2, 10**15, 0)
+    yield kernels.ks_on_time
+    time.sleep(0.11)
+
+
+def test_products_stay_on_one_thread_while_others_come_late(on_time: Callable[[int], int]) -> None:
+    shared = library().ks_shared
+    for _ in range(64 * 40):
+        shared(2, _MS // 10, _MS // 10)  # what is only badly balanced is not late
+    assert on_time(4) == 4
+    shared(2, _MS // 10, 3 * _MS)
+    assert on_time(4) == 4, "once in many products"
+    for _ in range(64):
+        shared(2, _MS // 10, 3 * _MS)
+    assert on_time(4) == 1
+    time.sleep(0.11)
+    assert on_time(4) == 4, "tried again"
+    for _ in range(64):
+        shared(16, _MS, 3 * _MS)  # fifteen more threads gain more than they are waited for
+    assert on_time(16) == 16
+
+
+@pytest.mark.usefixtures("on_time")
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize(
     "shapes",

@@ -98,6 +98,8 @@ _SIGNATURES = {
     "ks_read": (c_float, (c_void_p, c_int64)),
     "ks_abi": (c_int64, ()),
     "ks_team": (c_int, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
+    "ks_shared": (None, (c_int, c_int64, c_int64)),
+    "ks_on_time": (c_int, (c_int,)),
     "ks_lanes": (c_int64, (c_int,)),
     "ks_size": (c_int64, (POINTER(Step), c_int)),
     "ks_pack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
@@ -113,7 +115,7 @@ _SIGNATURES = {
 }
 
 
-_ABI = 3  # of ks_abi in api.cpp
+_ABI = 4  # of ks_abi in api.cpp
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:

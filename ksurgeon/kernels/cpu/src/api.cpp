@@ -3,6 +3,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "late.h"
 #include "table.h"
 
 #if defined(__linux__)
@@ -95,7 +96,7 @@ KS_EXPORT int ks_choose(const char* name) {
 KS_EXPORT int64_t ks_spin(int64_t times) { return table->spin(times); }
 KS_EXPORT float ks_read(const float* data, int64_t count) { return table->read_all(data, count); }
 
-KS_EXPORT int64_t ks_abi() { return 3; }  // as native.py has it: raised with every change of what is passed
+KS_EXPORT int64_t ks_abi() { return 4; }  // as native.py has it: raised with every change of what is passed
 
 KS_EXPORT int64_t ks_lanes(int is_double) { return table->lanes[is_double]; }
 
@@ -124,6 +125,7 @@ KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* 
                       int activation, int threads, int kind) {
   if (changed(chain->guard, count)) return 0;
   expect_writes(y, count * chain->out_features * entry_bytes(kind));
+  threads = ks_on_time(threads);
   return table->rows[is_double(kind)](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind)
              ? 1
              : -1;
@@ -133,6 +135,7 @@ KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t i
                          const void* bias, int activation, int threads, int kind) {
   if (changed(chain->guard, images * columns)) return 0;
   expect_writes(y, images * columns * chain->out_features * entry_bytes(kind));
+  threads = ks_on_time(threads);
   return table->columns[is_double(kind)](*chain, x, y, images, columns, bias, activation, threads, kind) ? 1 : -1;
 }
 

@@ -9,11 +9,13 @@
 #include <thread>
 #include <vector>
 
+#include "late.h"
 #include "team.h"
 
 namespace {
 
 constexpr int SPINS = 4000;
+thread_local int64_t at_barriers;  // ns that this thread has waited beyond spinning
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -78,11 +80,7 @@ class Pool {
 // Never destroyed: its threads run until the process ends. A forked child has none of them and starts anew.
 std::atomic<Pool*> pool{nullptr};
 
-}  // namespace
-
-void ks_parallel(int threads, void (*work)(void*, int, int), void* context) {
-  if (threads <= 1) return work(context, 0, 1);
-  if (ks_on_team(threads, work, context)) return;
+void on_pool(int threads, void (*work)(void*, int, int), void* context) {
   static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
   (void)registered;
   Pool* mine = pool.load();
@@ -94,6 +92,30 @@ void ks_parallel(int threads, void (*work)(void*, int, int), void* context) {
   mine->run(threads, work, context);
 }
 
+struct Timed {
+  void (*work)(void*, int, int);
+  void* context;
+  int64_t done;  // when the calling thread had computed its part
+  int threads;
+};
+
+void timed(void* context, int thread, int threads) {
+  Timed& call = *(Timed*)context;
+  call.work(call.context, thread, threads);
+  if (!thread) call.done = ks_now(), call.threads = threads;
+}
+
+}  // namespace
+
+void ks_parallel(int threads, void (*work)(void*, int, int), void* context) {
+  if (threads <= 1) return work(context, 0, 1);
+  Timed call{work, context, 0, 1};
+  at_barriers = 0;
+  const int64_t start = ks_now();
+  if (!ks_on_team(threads, timed, &call)) on_pool(threads, timed, &call);
+  if (call.threads > 1) ks_shared(call.threads, call.done - start - at_barriers, ks_now() - call.done + at_barriers);
+}
+
 void KsBarrier::wait(int threads) {
   const int now = __atomic_load_n(&turn, __ATOMIC_ACQUIRE);
   if (__atomic_fetch_add(&arrived, 1, __ATOMIC_ACQ_REL) == threads - 1) {
@@ -101,6 +123,9 @@ void KsBarrier::wait(int threads) {
     __atomic_store_n(&turn, now + 1, __ATOMIC_RELEASE);
     return;
   }
-  for (int spin = 0; __atomic_load_n(&turn, __ATOMIC_ACQUIRE) == now; ++spin)
-    spin < SPINS ? relax() : std::this_thread::yield();
+  for (int spin = 0; spin < SPINS; ++spin, relax())
+    if (__atomic_load_n(&turn, __ATOMIC_ACQUIRE) != now) return;
+  const int64_t start = ks_now();
+  while (__atomic_load_n(&turn, __ATOMIC_ACQUIRE) == now) std::this_thread::yield();
+  at_barriers += ks_now() - start;
 }
