@@ -122,8 +122,7 @@ def test_callers_of_many_threads_of_their_own() -> None:
 
 @pytest.fixture
 def on_time() -> Iterator[Callable[[int], int]]:
-    """How many of so many threads a product would use, at first and in the end all, and never less for what the
-    machine does meanwhile."""
+    """How many of so many threads a product would use: all, until the test tells of others."""
     kernels = library()
     time.sleep(0.11)  # longer than products stay alone
     kernels.ks_shared(2, 10**15, 0)
