@@ -40,7 +40,9 @@ def test_pointwise_convolution(options, kind):
         assert y.stride() == expected.stride()
 
 
-@pytest.mark.parametrize("layer", [KPointwiseConv(12, 18), KChannelShuffle(12, 3)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize(
+    "layer", [KPointwiseConv(12, 18), KChannelShuffle(12, 3)], ids=lambda layer: type(layer).__name__
+)
 def test_images_that_are_not_contiguous_under_vmap(layer):
     x = torch.randn(3, 2, 5, 4, 12).permute(0, 1, 4, 3, 2)
     want = torch.stack([layer(images) for images in x])
