@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from ksurgeon.kernels import cpu
+
+if cpu.is_available():
+    from ksurgeon.kernels.cpu.native import library
+
+    library().ks_insist(1)  # on several threads where a test asks for them, whatever else runs
+
 os.environ["KSURGEON_TUNE"] = "0"
 SEED = int(os.environ.get("TESTS_SEED", "0"))
 

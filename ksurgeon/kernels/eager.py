@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 from ksurgeon.kernels.compiling import constant
 
-__all__ = ["has_transforms", "is_eager", "is_transformed"]
+__all__ = ["has_transforms", "is_batched", "is_eager", "is_transformed"]
 
 
 def is_eager(x: Tensor, factors: Sequence[Tensor]) -> bool:
@@ -33,6 +33,11 @@ def is_eager(x: Tensor, factors: Sequence[Tensor]) -> bool:
 def has_transforms() -> bool:
     """Whether a transform of ``torch.func`` is under way."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a batch of them in ``vmap``."""
+    return has_transforms() and bool(torch._C._functorch.is_batchedtensor(tensor))
 
 
 def is_transformed(tensor: Tensor) -> bool:

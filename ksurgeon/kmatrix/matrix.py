@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ksurgeon.errors import ExportError, StructureError
 from ksurgeon.kernels import apply_chain, at_once, beside
 from ksurgeon.kernels.activation import activate
-from ksurgeon.kernels.eager import has_transforms
+from ksurgeon.kernels.eager import is_batched
 from ksurgeon.kmatrix import initialise
 from ksurgeon.kmatrix.held import factors_of
 from ksurgeon.kmatrix.merge import merge_chain
@@ -334,7 +334,7 @@ def multiply(
 @torch.fx.wrap
 def like_input(y: Tensor, x: Tensor) -> Tensor:
     """``y`` in the memory format of ``x``: channels last where ``x`` is that and nothing else."""
-    if not x.is_contiguous() and not has_transforms():  # vmap knows no memory formats
+    if not x.is_contiguous() and not is_batched(x):  # vmap knows no memory formats
         for dims, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
             if x.dim() == dims and x.is_contiguous(memory_format=memory_format):
                 return y.contiguous(memory_format=memory_format)

@@ -47,6 +47,8 @@ def test_images_that_are_not_contiguous_under_vmap(layer):
     x = torch.randn(3, 2, 5, 4, 12).permute(0, 1, 4, 3, 2)
     want = torch.stack([layer(images) for images in x])
     assert torch.allclose(torch.vmap(layer)(x), want, atol=1e-5)
+    _, aux = torch.func.grad(lambda y: ((z := layer(y)).sum(), z), has_aux=True)(x[0])
+    assert aux.stride() == layer(x[0]).stride()
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -96,10 +96,10 @@ _SIGNATURES = {
     "ks_choose": (c_int, (c_char_p,)),
     "ks_spin": (c_int64, (c_int64,)),
     "ks_read": (c_float, (c_void_p, c_int64)),
-    "ks_abi": (c_int64, ()),
     "ks_team": (c_int, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
-    "ks_shared": (None, (c_int, c_int64, c_int64)),
+    "ks_shared": (None, (c_int64, c_int64)),
     "ks_on_time": (c_int, (c_int,)),
+    "ks_insist": (None, (c_int,)),
     "ks_lanes": (c_int64, (c_int,)),
     "ks_size": (c_int64, (POINTER(Step), c_int)),
     "ks_pack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
@@ -126,13 +126,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"no compiled library in {folder}: the installation had no C++ compiler"
     try:
         loaded = ctypes.CDLL(str(found[0]))
+        if loaded.ks_abi() != _ABI:
+            return None, f"{found[0].name} was compiled from other sources than these: install ksurgeon again"
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         return None, f"{found[0].name} cannot be loaded: {error}"
-    if loaded.ks_abi() != _ABI:
-        return None, f"{found[0].name} was compiled from other sources than these: install ksurgeon again"
     wanted = os.environ.get("KSURGEON_CPU_ISA")
     if wanted and not loaded.ks_choose(wanted.encode()):
         return None, f"KSURGEON_CPU_ISA={wanted!r}: this machine has no such instruction set"

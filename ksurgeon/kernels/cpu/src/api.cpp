@@ -76,8 +76,6 @@ void* ks_scratch(int64_t bytes) {
   return scratch.memory;
 }
 
-#define KS_EXPORT extern "C" __attribute__((visibility("default")))
-
 KS_EXPORT const char* ks_isa() { return table->name; }
 
 // Restricts the instruction set ("avx2", "portable"); packed weights of another one must not be used after.

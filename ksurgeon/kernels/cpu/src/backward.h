@@ -58,13 +58,13 @@ void scatter(const BackwardCall<T>& call, const T* from, int64_t features, int64
 }
 
 // Forward through a tile once more, keeping what every factor took; then backward.
-template <class T> void backward_tiled(void* context, int thread, int) {
+template <class T> int64_t backward_tiled(void* context, int thread, int) {
   BackwardCall<T>& call = *(BackwardCall<T>*)context;
   const KsChain &chain = call.forward, &transposed = call.transposed;
   const int64_t steps = chain.steps, planes = chain.step[0].planes, row = call.row, buffer = call.tile * row;
   const bool moved = call.columns || is_converted(call.kind);
   T* scratch = (T*)ks_scratch((steps + (moved ? 4 : 1)) * buffer * sizeof(T));
-  if (!scratch) return;
+  if (!scratch) return 0;
   T* kept = scratch + 2 * buffer;
   T *taken = scratch + (steps + 1) * buffer, *given = taken + buffer, *result = given + buffer;
   T* sums = thread && call.gradients ? call.sums[thread - 1] : nullptr;
@@ -106,6 +106,7 @@ template <class T> void backward_tiled(void* context, int thread, int) {
     }
     if (moved && call.gx) scatter(call, gx, chain.in_features, at, count, call.gx);
   }
+  return 0;
 }
 
 template <class T>

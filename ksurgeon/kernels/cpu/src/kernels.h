@@ -97,7 +97,7 @@ template <class T> struct RowsCall {
 };
 
 // Few rows: the groups of every factor are shared out, with a barrier after each factor.
-template <class T> void rows_together(void* context, int thread, int threads) {
+template <class T> int64_t rows_together(void* context, int thread, int threads) {
   RowsCall<T>& call = *(RowsCall<T>*)context;
   const int64_t planes = call.chain.step[0].planes, n = call.chain.out_features;
   Rows<T> rows{(const T*)call.x, call.x_row, nullptr, call.row, call.count, plane_of<T>(call.chain)};
@@ -118,17 +118,19 @@ template <class T> void rows_together(void* context, int thread, int threads) {
   }
   const int64_t from = n * thread / threads, to = n * (thread + 1) / threads;
   activate_rows(call.activation, (T*)call.y + from, call.y_row, call.count, to - from);
+  return 1;
 }
 
 // Many rows: tiles are handed out.
-template <class T> void rows_tiled(void* context, int, int) {
+template <class T> int64_t rows_tiled(void* context, int, int) {
   RowsCall<T>& call = *(RowsCall<T>*)context;
   const bool converted = is_converted(call.kind);
   const int64_t row = call.row, buffer = call.tile * row, plane = plane_of<T>(call.chain);
   T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
-  if (!scratch) return;  // what is not taken by another thread is missed in the end
+  if (!scratch) return 0;  // what is not taken by another thread is missed in the end
   T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
-  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count;) {
+  int64_t tiles = 0;
+  for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count; ++tiles) {
     const int64_t count = smaller(call.tile, call.count - at);
     if (!converted) {
       chain_rows(call.chain, (const T*)call.x + at * call.x_row, call.x_row, (T*)call.y + at * call.y_row, call.y_row,
@@ -142,6 +144,7 @@ template <class T> void rows_tiled(void* context, int, int) {
       Storage<T>::store(call.kind, given + r * row, call.y, (at + r) * call.y_row, call.chain.out_features,
                         plane);
   }
+  return tiles;
 }
 
 // Whether rows are few enough that threads do better to share out the weights, which each reads otherwise.
@@ -195,17 +198,18 @@ template <class T> struct ColumnsCall {
   int64_t row, tiles, count, next;
 };
 
-template <class T> void columns_tiled(void* context, int, int) {
+template <class T> int64_t columns_tiled(void* context, int, int) {
   ColumnsCall<T>& call = *(ColumnsCall<T>*)context;
   constexpr int64_t N = Vec<T>::N;
   const KsChain& chain = call.chain;
   const bool converted = is_converted(call.kind);
   const int64_t row = call.row, plane = chain.widest * row, buffer = chain.step[0].planes * plane;
   T* scratch = (T*)ks_scratch((converted ? 4 : 2) * buffer * sizeof(T));
-  if (!scratch) return;
+  if (!scratch) return 0;
   T *taken = scratch + 2 * buffer, *given = scratch + 3 * buffer;
   const int64_t registers = (call.columns + N - 1) / N;
-  for (int64_t at; (at = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.count;) {
+  int64_t tiles = 0;
+  for (int64_t at; (at = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED)) < call.count; ++tiles) {
     const int64_t image = at / call.tiles, tile = at % call.tiles;
     const int64_t from = registers * tile / call.tiles * N;
     const int64_t to = smaller(call.columns, registers * (tile + 1) / call.tiles * N);
@@ -222,6 +226,7 @@ template <class T> void columns_tiled(void* context, int, int) {
     for (int64_t k = 0; k < chain.out_features; ++k)
       Storage<T>::store(call.kind, given + k * row, call.y, y_at + k * call.columns, count, plane);
   }
+  return tiles;
 }
 
 template <class T>

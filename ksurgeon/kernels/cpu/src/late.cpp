@@ -6,20 +6,13 @@
 
 namespace {
 
-constexpr int64_t EXPECTED = 100000;      // ns that threads on free cores may be waited for, beyond an own part
-constexpr int64_t LONGEST = 100000000;    // ns that products stay on one thread before several are tried again
-constexpr int64_t ALONE = 16;             // times what was lost: trying again costs a sixteenth at most
-constexpr int REMEMBERED = 64;            // products
+constexpr int64_t ALONE = 100000000;  // ns that products stay on one thread before several are tried again
+constexpr int64_t TRIED = 1000000;    // ns that several may then lose
+constexpr int64_t SAVED = 4000000;    // and may ever lose for what they have gained before: a turn of another process
 
 // Of all threads of the process, which have the same cores. Exactness does not matter here.
-std::atomic<int64_t> gained{0}, lost{0}, until{0};
-std::atomic<int> products{0};
-
-void forget() {
-  gained = 0;
-  lost = 0;
-  products = 0;
-}
+std::atomic<int64_t> left{TRIED}, until{0};
+std::atomic<int> insisting{0};
 
 }  // namespace
 
@@ -29,24 +22,17 @@ int64_t ks_now() {
   return now.tv_sec * 1000000000ll + now.tv_nsec;
 }
 
-void ks_shared(int threads, int64_t own, int64_t waited) {
-  const int64_t late = waited - own - EXPECTED;
-  const int64_t gain = gained += (threads - 1) * own;
-  if (late > 0 && (lost += late) > gain) {
-    const int64_t alone = ALONE * lost;
-    until = ks_now() + (alone < LONGEST ? alone : LONGEST);
-    forget();
-  } else if (++products >= REMEMBERED) {
-    gained = gained / 2;
-    lost = lost / 2;
-    products = REMEMBERED / 2;
-  }
+void ks_shared(int64_t together, int64_t alone) {
+  const int64_t now_left = left.load(std::memory_order_relaxed) + alone - together;
+  left = now_left < 0 ? TRIED : now_left < SAVED ? now_left : SAVED;
+  if (now_left < 0) until = ks_now() + ALONE;
 }
 
 int ks_on_time(int threads) {
   const int64_t end = until.load(std::memory_order_relaxed);
-  if (threads <= 1 || !end) return threads;
-  if (ks_now() < end) return 1;
-  until = 0;
-  return threads;
+  if (threads <= 1 || !end || insisting.load(std::memory_order_relaxed) > 0) return threads;
+  const int64_t wait = end - ks_now();
+  return wait > 0 && wait <= ALONE ? 1 : threads;
 }
+
+void ks_insist(int by) { insisting += by; }

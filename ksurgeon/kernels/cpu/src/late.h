@@ -5,8 +5,13 @@
 // Nanoseconds of a clock that only goes forward.
 int64_t ks_now();
 
-// What a product on several threads took the calling thread, in nanoseconds: its own part, and waiting for the rest.
-extern "C" __attribute__((visibility("default"))) void ks_shared(int threads, int64_t own, int64_t waited);
+#define KS_EXPORT extern "C" __attribute__((visibility("default")))
+
+// What a product has taken several threads, and would have taken one of them alone, in nanoseconds.
+KS_EXPORT void ks_shared(int64_t together, int64_t alone);
 
 // How many of the threads to use now: all, or one.
-extern "C" __attribute__((visibility("default"))) int ks_on_time(int threads);
+KS_EXPORT int ks_on_time(int threads);
+
+// Between a call with 1 and one with -1 all are used, however late.
+KS_EXPORT void ks_insist(int by);

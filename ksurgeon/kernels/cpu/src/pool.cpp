@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int SPINS = 4000;
-thread_local int64_t at_barriers;  // ns that this thread has waited beyond spinning
+thread_local int64_t at_barriers;  // ns that this thread has waited at them during a product
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -93,27 +93,33 @@ void on_pool(int threads, void (*work)(void*, int, int), void* context) {
 }
 
 struct Timed {
-  void (*work)(void*, int, int);
+  int64_t (*work)(void*, int, int);
   void* context;
-  int64_t done;  // when the calling thread had computed its part
-  int threads;
+  std::atomic<int> threads{0};
+  std::atomic<int64_t> parts{0}, least{INT64_MAX};  // how many, and the least that one has taken a thread
 };
 
+// A thread that loses its core while it computes has taken long, and not the part.
 void timed(void* context, int thread, int threads) {
   Timed& call = *(Timed*)context;
-  call.work(call.context, thread, threads);
-  if (!thread) call.done = ks_now(), call.threads = threads;
+  at_barriers = 0;
+  const int64_t start = ks_now(), parts = call.work(call.context, thread, threads);
+  call.threads = threads;
+  if (!parts) return;
+  const int64_t each = (ks_now() - start - at_barriers) / parts;
+  call.parts += parts;
+  for (int64_t least = call.least; each < least && !call.least.compare_exchange_weak(least, each);) {
+  }
 }
 
 }  // namespace
 
-void ks_parallel(int threads, void (*work)(void*, int, int), void* context) {
-  if (threads <= 1) return work(context, 0, 1);
-  Timed call{work, context, 0, 1};
-  at_barriers = 0;
+void ks_parallel(int threads, int64_t (*work)(void*, int, int), void* context) {
+  if (threads <= 1) return (void)work(context, 0, 1);
+  Timed call{work, context};
   const int64_t start = ks_now();
   if (!ks_on_team(threads, timed, &call)) on_pool(threads, timed, &call);
-  if (call.threads > 1) ks_shared(call.threads, call.done - start - at_barriers, ks_now() - call.done + at_barriers);
+  if (call.threads > 1 && call.parts) ks_shared(ks_now() - start, call.parts * call.least);
 }
 
 void KsBarrier::wait(int threads) {
@@ -123,9 +129,9 @@ void KsBarrier::wait(int threads) {
     __atomic_store_n(&turn, now + 1, __ATOMIC_RELEASE);
     return;
   }
-  for (int spin = 0; spin < SPINS; ++spin, relax())
-    if (__atomic_load_n(&turn, __ATOMIC_ACQUIRE) != now) return;
+  if (__atomic_load_n(&turn, __ATOMIC_ACQUIRE) != now) return;
   const int64_t start = ks_now();
-  while (__atomic_load_n(&turn, __ATOMIC_ACQUIRE) == now) std::this_thread::yield();
+  for (int spin = 0; __atomic_load_n(&turn, __ATOMIC_ACQUIRE) == now; ++spin)
+    spin < SPINS ? relax() : std::this_thread::yield();
   at_barriers += ks_now() - start;
 }
