@@ -128,18 +128,20 @@ def test_products_stay_on_one_thread_while_others_come_late() -> None:
             time.sleep(0.01)
         return bool(kernels.ks_on_time(4) == 4)
 
+    def is_late() -> bool:
+        kernels.ks_shared(3 * _MS, _MS // 5)
+        return bool(kernels.ks_on_time(4) == 1)
+
     kernels.ks_insist(-1)  # conftest.py insists on all
     try:
         assert is_tried_again(), "after what products of earlier tests lost"
         kernels.ks_shared(0, 10**10)  # much gained, which counts for one turn of another process
-        kernels.ks_shared(3 * _MS, _MS // 5)
-        assert kernels.ks_on_time(4) == 4, "once after many products"
-        kernels.ks_shared(3 * _MS, _MS // 5)
-        assert kernels.ks_on_time(4) == 1
+        assert not is_late(), "once after many products"
+        # Several times, since this process itself may lose its core for as long as products stay alone.
+        assert any(is_late() for _ in range(5))
         assert kernels.ks_on_time(1) == 1
         assert is_tried_again()
-        kernels.ks_shared(3 * _MS, _MS // 5)
-        assert kernels.ks_on_time(4) == 1, "one turn on trial"
+        assert any(is_late() for _ in range(5)), "one turn on trial"
     finally:
         kernels.ks_insist(1)
     assert kernels.ks_on_time(4) == 4
