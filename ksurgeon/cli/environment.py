@@ -10,7 +10,7 @@ __all__ = ["check_environment"]
 _ALLOWED = {
     "KSURGEON_BACKEND": ("auto", "reference", "cpu", "cuda"),
     "KSURGEON_TUNE": ("", "0", "1"),
-    "KSURGEON_CPU_ISA": ("", "portable", "avx2", "avx512"),
+    "KSURGEON_CPU_ISA": ("", "portable", "avx2", "avx512", "avx512_bf16"),
 }
 
 

@@ -235,9 +235,11 @@ def check():
         want = reference.apply_chain(x.double(), [f.double() for f in stored], 1)
         near(y, want, 1e-2)
         near(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(want.sum(), x)[0], 1e-2)
+        with torch.no_grad():
+            near(apply_chain(x.mT.contiguous(), stored, -1), want.mT, 2e-2)
 
 print(instruction_set())
-for name in ("avx512", "avx2", "portable"):
+for name in ("avx512_bf16", "avx512", "avx2", "portable"):
     if library().ks_choose(name.encode()):
         torch.manual_seed(0)
         check()
@@ -246,7 +248,7 @@ for name in ("avx512", "avx2", "portable"):
 
 
 def test_every_instruction_set() -> None:
-    levels = ["avx512", "avx2", "portable"]
+    levels = ["avx512_bf16", "avx512", "avx2", "portable"]
     levels = levels[levels.index(cpu.instruction_set()) :]
     environment = os.environ | {"KSURGEON_CPU_ISA": "portable", "KSURGEON_TUNE": "0"}
     done = subprocess.run([sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True)

@@ -20,6 +20,7 @@ __all__ = [
     "Chain",
     "Guard",
     "Step",
+    "computes",
     "fast",
     "instruction_set",
     "is_available",
@@ -86,6 +87,7 @@ class _Chain(ctypes.Structure):
         ("widest", c_int64),
         ("weights", c_int64),
         ("steps", c_int64),
+        ("packed", c_int64),
         ("step", POINTER(Step)),
         ("guard", c_void_p),
     ]
@@ -101,6 +103,7 @@ _SIGNATURES = {
     "ks_on_time": (c_int, (c_int,)),
     "ks_insist": (None, (c_int,)),
     "ks_lanes": (c_int64, (c_int,)),
+    "ks_computes": (c_int, (c_int,)),
     "ks_size": (c_int64, (POINTER(Step), c_int)),
     "ks_pack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
     "ks_unpack": (None, (POINTER(Step), c_void_p, c_void_p, c_int)),
@@ -115,7 +118,7 @@ _SIGNATURES = {
 }
 
 
-_ABI = 4  # of ks_abi in api.cpp
+_ABI = 5  # of ks_abi in api.cpp
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -178,8 +181,14 @@ def team() -> str:
 
 
 def instruction_set() -> str:
-    """Name of the instruction set in use: "avx512", "avx2" or "portable"."""
+    """Name of the instruction set in use: "avx512_bf16", "avx512", "avx2" or "portable"."""
     return str(library().ks_isa().decode())
+
+
+def computes(dtype: torch.dtype) -> bool:
+    """Whether the library multiplies rows of that dtype as they are, with weights packed in it; half precision is
+    otherwise computed in float32."""
+    return bool(library().ks_computes(KINDS[dtype]))
 
 
 class Guard:
@@ -215,6 +224,9 @@ fast: Any = _load_fast() if is_available() else None
 class Chain:
     """A chain in the library's form; keeps the memory of its weights alive.
 
+    Weights are real or complex numbers in single or double precision, or, packed, bfloat16 where the library
+    ``computes`` in it.
+
     Attributes:
         steps: of the library, in order: one for each real factor; for a complex one those of the real and of
             the imaginary parts of its outputs, which take the real and the imaginary parts of its inputs.
@@ -222,6 +234,7 @@ class Chain:
 
     __slots__ = (
         "_guard",
+        "_kind",
         "_structure",
         "_weights",
         "address",
@@ -235,6 +248,9 @@ class Chain:
         patterns = [Pattern.of(factor.shape) for factor in factors]
         planes = 2 if factors[0].is_complex() else 1
         self._guard, self.is_double = guard, factors[0].dtype in (torch.float64, torch.complex128)
+        self._kind = KINDS[torch.float64] if self.is_double else KINDS[torch.float32]
+        if factors[0].dtype is torch.bfloat16:
+            self._kind = KINDS[torch.bfloat16]
         self._weights = [part for factor in factors for part in as_steps(factor)]
         shapes = [tuple(weight.shape) for weight in self._weights]
         if pack:
@@ -252,6 +268,7 @@ class Chain:
             max(max(pattern.in_features, pattern.out_features) for pattern in patterns),
             planes**2 * sum(pattern.numel for pattern in patterns),
             len(factors),
+            self._kind,
             self.steps,
             None if guard is None else guard.address,
         )
@@ -259,13 +276,13 @@ class Chain:
 
     def _packed(self, weight: Tensor, planes: int) -> Tensor:
         step = Step(*weight.shape, None, planes)
-        packed = weight.new_empty(library().ks_size(step, self.is_double))
-        library().ks_pack(step, weight.data_ptr(), packed.data_ptr(), self.is_double)
+        packed = weight.new_empty(library().ks_size(step, self._kind))
+        library().ks_pack(step, weight.data_ptr(), packed.data_ptr(), self._kind)
         return packed
 
     @classmethod
     def packed(cls, factors: Sequence[Tensor], guard: Guard | None = None) -> "Chain":
-        """A chain for ``ks_rows``: weights in the order of the kernel, in single or double precision."""
+        """A chain for ``ks_rows``: weights in the order of the kernel."""
         return cls(factors, True, guard)
 
     @classmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ksurgeon.errors import KsurgeonError
 from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory
-from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, fast
+from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, computes, fast
 from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for_training
 from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kernels.permutation import permutation_of
@@ -151,6 +151,8 @@ class Pack:
                 if self.light:
                     transposed = Chain.packed([factor.mH for factor in reversed(merged)])
                     self._chains.setdefault("transposed", transposed)
+                if not self.light:
+                    merged = [factor.to(_computed(factors)) for factor in merged]
                 chain = self._chains.setdefault(("packed", counts), Chain.packed(merged, self._guard))
             chain = self._chains.setdefault(kind, chain)
             self._record_chains(factors)
@@ -218,7 +220,7 @@ class Pack:
         if self.light:
             return merge_for_training(patterns)
         dtype = sources_of(factors)[0].dtype
-        return choose(patterns, _EXACT.get(dtype, dtype), kind)
+        return choose(patterns, _EXACT.get(dtype, dtype) if kind == "columns" else _computed(factors), kind)
 
     def index(self, factors: Sequence[Tensor]) -> Tensor | None:
         """The permutation p with ``y = x[p]`` if every factor is a permutation matrix."""
@@ -235,8 +237,14 @@ def _marks_of(factors: Sequence[Tensor]) -> list[bool]:
     return [*map(_is_neg, factors), *map(_is_conj, factors)]
 
 
+def _computed(factors: Sequence[Tensor]) -> torch.dtype:
+    """What rows are multiplied in."""
+    dtype = sources_of(factors)[0].dtype
+    return dtype if computes(dtype) else _EXACT.get(dtype, dtype)
+
+
 def _plain(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The factors in the dtype of the computation, with no graph behind them."""
+    """The factors in single or double precision, with no graph behind them."""
     return [
         factor.detach().resolve_neg().resolve_conj().to(_EXACT.get(factor.dtype, factor.dtype))
         for factor in factors

@@ -24,8 +24,8 @@ _OTHER_MOVES = (1.0, 6.0, 12.0)
 _LARGEST_RADIX = 64
 
 
-def _cost_of_rows(pattern: Pattern, lanes: int, move: float) -> float:
-    """Vectors multiplied, and vectors read or written by one step on one row; see layout.h."""
+def _groups_of_rows(pattern: Pattern, lanes: int) -> tuple[int, int]:
+    """Groups of a step on one row, and the vectors of outputs of each; see layout.h."""
     a, b, c, d = pattern
     if d >= lanes:
         groups, outputs = a * -(-d // lanes), b
@@ -34,7 +34,20 @@ def _cost_of_rows(pattern: Pattern, lanes: int, move: float) -> float:
         if c <= b:
             fold = next((p for p in range(lanes // (b * d), 1, -1) if a % p == 0), 1)
             groups //= fold
-    return groups * outputs * c + move * groups * (outputs + c)
+    return groups, outputs
+
+
+def _cost_of_rows(pattern: Pattern, lanes: int, move: float) -> float:
+    """Vectors multiplied, and vectors read or written by one step on one row."""
+    groups, outputs = _groups_of_rows(pattern, lanes)
+    return groups * (outputs * pattern.c + move * (outputs + pattern.c))
+
+
+def _cost_of_pairs(pattern: Pattern, lanes: int, move: float) -> float:
+    """The same where inputs are multiplied in pairs, which are made as they are read, but for neighbours."""
+    groups, outputs = _groups_of_rows(pattern, lanes)
+    pairs = -(-pattern.c // 2)
+    return groups * (outputs * pairs + move * (outputs + (pairs if pattern.d > 1 else 0)))
 
 
 def _cost_of_columns(pattern: Pattern, lanes: int, move: float) -> float:
@@ -55,8 +68,9 @@ def candidates(patterns: tuple[Pattern, ...], dtype: torch.dtype, kind: Kind) ->
     Each says how many neighbouring factors make up each step, as ``merge_counts`` takes it.
     """
     lanes = int(library().ks_lanes(dtype in (torch.float64, torch.complex128)))
+    cost = _cost_of_pairs if dtype is torch.bfloat16 else _COSTS[kind]
     plans = [
-        merge_plan(patterns, _LARGEST_RADIX, partial(_COSTS[kind], lanes=lanes, move=move))
+        merge_plan(patterns, _LARGEST_RADIX, partial(cost, lanes=lanes, move=move))
         for move in (_MOVE, *_OTHER_MOVES)
     ]
     return tuple(dict.fromkeys(plans))

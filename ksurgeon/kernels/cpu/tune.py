@@ -114,8 +114,11 @@ def fastest(patterns: Sequence[Pattern], dtype: torch.dtype, kind: Kind, options
 def _fastest(patterns: Sequence[Pattern], dtype: torch.dtype, kind: Kind, options: Sequence[Counts]) -> int:
     end = perf_counter() + _SECONDS
     products: list[Callable[[], object]] = []
-    for counts in options:
-        products.append(_product(patterns, dtype, kind, counts))
+    chains = [_merged(patterns, counts) for counts in options]
+    work = max(sum(pattern.numel for pattern in chain) for chain in chains)
+    vectors = max(1, min(_VECTORS[kind], _MOST_WORK // work))  # the same for all
+    for chain in chains:
+        products.append(_product(chain, dtype, kind, vectors))
         products[-1]()
         if perf_counter() > end - _SECONDS / 2:  # long chains: making them must not take all the time
             break
@@ -137,16 +140,17 @@ def _fastest(patterns: Sequence[Pattern], dtype: torch.dtype, kind: Kind, option
     return winner if best[winner] < _GAIN * best[0] else 0
 
 
-def _product(
-    patterns: Sequence[Pattern], dtype: torch.dtype, kind: Kind, counts: Counts
-) -> Callable[[], object]:
-    """A product of the class with a chain merged so; its values are all 1, as no number may be denormal."""
+def _merged(patterns: Sequence[Pattern], counts: Counts) -> list[Pattern]:
     ends = list(accumulate(counts, initial=0))
-    merged = [reduce(hull, patterns[first:last]) for first, last in pairwise(ends)]
-    factors = [torch.full(pattern.shape, 1 / pattern.c, dtype=dtype, device="cpu") for pattern in merged]
+    return [reduce(hull, patterns[first:last]) for first, last in pairwise(ends)]
+
+
+def _product(
+    patterns: Sequence[Pattern], dtype: torch.dtype, kind: Kind, vectors: int
+) -> Callable[[], object]:
+    """A product with a chain of these factors; its values are all 1, as no number may be denormal."""
+    factors = [torch.full(pattern.shape, 1 / pattern.c, dtype=dtype, device="cpu") for pattern in patterns]
     chain = Chain.plain(factors) if kind == "columns" else Chain.packed(factors)
-    work = sum(pattern.numel for pattern in merged)
-    vectors = max(1, min(_VECTORS[kind], _MOST_WORK // work))
 
     def ones(features: int) -> Tensor:
         return torch.ones(vectors * features, dtype=dtype, device="cpu")

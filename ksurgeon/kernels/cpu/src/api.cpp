@@ -36,7 +36,15 @@ const KsTable* best() {
   return ks_portable();
 }
 
+const KsHalf* best_half() {
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
+  if (best() == ks_avx512() && ks_avx512() && __builtin_cpu_supports("avx512bf16")) return ks_bf16();
+#endif
+  return nullptr;
+}
+
 const KsTable* table = best();
+const KsHalf* half = best_half();
 
 struct Scratch {
   void* memory = nullptr;
@@ -76,15 +84,19 @@ void* ks_scratch(int64_t bytes) {
   return scratch.memory;
 }
 
-KS_EXPORT const char* ks_isa() { return table->name; }
+KS_EXPORT const char* ks_isa() { return half ? "avx512_bf16" : table->name; }
 
-// Restricts the instruction set ("avx2", "portable"); packed weights of another one must not be used after.
+// Restricts the instruction set ("avx512", "avx2", "portable"); packed weights of another one must not be used after.
 KS_EXPORT int ks_choose(const char* name) {
   const KsTable* most = best();
+  const bool with_half = !strcmp(name, "avx512_bf16");
+  if (with_half && !best_half()) return 0;
+  if (with_half) name = "avx512";
   for (const KsTable* t : {ks_avx512(), ks_avx2(), ks_portable()}) {
     if (!t || (most == ks_avx2() && t == ks_avx512()) || (most == ks_portable() && t != most)) continue;
     if (!strcmp(t->name, name)) {
       table = t;
+      half = with_half ? best_half() : nullptr;
       return 1;
     }
   }
@@ -94,14 +106,20 @@ KS_EXPORT int ks_choose(const char* name) {
 KS_EXPORT int64_t ks_spin(int64_t times) { return table->spin(times); }
 KS_EXPORT float ks_read(const float* data, int64_t count) { return table->read_all(data, count); }
 
-KS_EXPORT int64_t ks_abi() { return 4; }  // as native.py has it: raised with every change of what is passed
+KS_EXPORT int64_t ks_abi() { return 5; }  // as native.py has it: raised with every change of what is passed
 
 KS_EXPORT int64_t ks_lanes(int is_double) { return table->lanes[is_double]; }
 
-KS_EXPORT int64_t ks_size(const KsStep* step, int is_double) { return ks_packed_size(*step, table->lanes[is_double]); }
+// Whether rows of a kind are computed as they are stored, from weights that are packed so.
+KS_EXPORT int ks_computes(int kind) { return kind != KS_FLOAT16 && (kind != KS_BFLOAT16 || half); }
 
-KS_EXPORT void ks_pack(const KsStep* step, const void* weight, void* packed, int is_double) {
-  table->pack[is_double](*step, weight, packed);
+// Weights are KS_FLOAT32, KS_FLOAT64 or, where rows are computed so, KS_BFLOAT16.
+KS_EXPORT int64_t ks_size(const KsStep* step, int kind) {
+  return kind == KS_BFLOAT16 ? half->size(*step) : ks_packed_size(*step, table->lanes[kind]);
+}
+
+KS_EXPORT void ks_pack(const KsStep* step, const void* weight, void* packed, int kind) {
+  kind == KS_BFLOAT16 ? half->pack(*step, weight, packed) : table->pack[kind](*step, weight, packed);
 }
 
 KS_EXPORT void ks_unpack(const KsStep* step, const void* packed, void* weight, int is_double) {
@@ -124,9 +142,8 @@ KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* 
   if (changed(chain->guard, count)) return 0;
   expect_writes(y, count * chain->out_features * entry_bytes(kind));
   threads = ks_on_time(threads);
-  return table->rows[is_double(kind)](*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind)
-             ? 1
-             : -1;
+  const auto rows = chain->packed == KS_BFLOAT16 ? half->rows : table->rows[is_double(kind)];
+  return rows(*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind) ? 1 : -1;
 }
 
 KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t images, int64_t columns,

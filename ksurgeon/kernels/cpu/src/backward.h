@@ -1,5 +1,7 @@
 // Gradients of a chain: of its input and of its factors, tile by tile of vectors.
 
+static constexpr int64_t BACKWARD_ROWS = 24;  // a factor's gradient reads them again and again: they fit L1
+
 template <class T> struct BackwardCall {
   const KsChain &forward, &transposed;
   int kind;
@@ -15,7 +17,7 @@ template <class T> struct BackwardCall {
 // Vectors at .. at + count into rows of scratch, or back from there. They lie in rows, or channels first.
 template <class T>
 void gather(const BackwardCall<T>& call, const void* from, int64_t features, int64_t at, int64_t count, T* to) {
-  const bool converted = is_converted(call.kind);
+  const bool converted = is_converted<T>(call.kind);
   const int64_t planes = call.forward.step[0].planes;
   if (!call.columns) {
     for (int64_t r = 0; r < count; ++r) Storage<T>::load(call.kind, from, (at + r) * features, to + r * call.row, features, call.plane);
@@ -37,7 +39,7 @@ void gather(const BackwardCall<T>& call, const void* from, int64_t features, int
 
 template <class T>
 void scatter(const BackwardCall<T>& call, const T* from, int64_t features, int64_t at, int64_t count, void* to) {
-  const bool converted = is_converted(call.kind);
+  const bool converted = is_converted<T>(call.kind);
   const int64_t planes = call.forward.step[0].planes;
   if (!call.columns) {
     for (int64_t r = 0; r < count; ++r) Storage<T>::store(call.kind, from + r * call.row, to, (at + r) * features, features, call.plane);
@@ -62,7 +64,7 @@ template <class T> int64_t backward_tiled(void* context, int thread, int) {
   BackwardCall<T>& call = *(BackwardCall<T>*)context;
   const KsChain &chain = call.forward, &transposed = call.transposed;
   const int64_t steps = chain.steps, planes = chain.step[0].planes, row = call.row, buffer = call.tile * row;
-  const bool moved = call.columns || is_converted(call.kind);
+  const bool moved = call.columns || is_converted<T>(call.kind);
   T* scratch = (T*)ks_scratch((steps + (moved ? 4 : 1)) * buffer * sizeof(T));
   if (!scratch) return 0;
   T* kept = scratch + 2 * buffer;

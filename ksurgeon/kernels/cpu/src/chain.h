@@ -27,7 +27,8 @@ struct KsGuard {
 // What is applied to the outputs of a chain; the numbers are those of native.py.
 enum KsActivation { KS_NONE, KS_RELU, KS_RELU6, KS_GELU, KS_GELU_TANH, KS_SILU, KS_HARDSWISH };
 
-// What vectors are stored in; half precision is computed in float32, from weights in float32.
+// What vectors are stored in. Half precision is computed in float32, from weights in float32, but for rows of bfloat16
+// where the weights are packed in it.
 enum KsKind { KS_FLOAT32, KS_FLOAT64, KS_BFLOAT16, KS_FLOAT16, KS_COMPLEX64, KS_COMPLEX128 };
 
 // A tile of complex numbers is two planes, of real and of imaginary parts, and a complex factor two steps: of the
@@ -38,6 +39,7 @@ struct KsChain {
   int64_t widest;   // the largest intermediate vector
   int64_t weights;  // entries of all factors
   int64_t steps;    // factors
+  int64_t packed;   // weights for rows: a KsKind, KS_FLOAT32, KS_FLOAT64 or KS_BFLOAT16
   const KsStep* step;  // as many as there are planes for each factor
   const KsGuard* guard;  // may be null
 };

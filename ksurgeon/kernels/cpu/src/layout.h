@@ -6,18 +6,23 @@
 // outputs of an a fill no more than half a vector, `fold` values of a share one. Within a group every vector
 // takes the same c input vectors. The vectors of a group are taken in blocks of at most BLOCK, and the
 // weights lie in the order they are used: group, block, input i, vector of the block, lane; zero where a
-// lane is not used.
+// lane is not used. Where an instruction multiplies PAIR inputs by as many weights in every lane, these lie
+// beside each other: group, block, pair of inputs, vector, lane, input of the pair; zero for one too many.
 static constexpr int BLOCK = 8;
+template <class T> constexpr int PAIR = 1;
 
 struct Layout {
   int64_t a, d, b, c, planes;
+  int64_t pair;     // inputs that are multiplied at once
+  int64_t depth;    // c, rounded up to pairs
   int64_t fold;     // values of a in one group
   int64_t runs;     // groups for each a
   int64_t vectors;  // vectors of a group
   int64_t lanes;    // lanes used in every vector but the last of a group (d < N)
   int64_t last;     // lanes used in that one
 
-  Layout(const KsStep& s, int64_t n) : a(s.a), d(s.d), b(s.b), c(s.c), planes(s.planes) {
+  Layout(const KsStep& s, int64_t n, int64_t pair = 1) : a(s.a), d(s.d), b(s.b), c(s.c), planes(s.planes), pair(pair) {
+    depth = (c + pair - 1) / pair * pair;
     fold = 1;
     if (d >= n) {
       runs = (d + n - 1) / n;
@@ -42,7 +47,7 @@ struct Layout {
   int64_t first(int64_t q) const { return vectors * q / blocks(); }
 };
 
-// Calls f(offset in the packed weights, offset in the plain ones, lanes) for every vector of weights there is:
+// Calls f(offset in the packed weights, offset in the plain ones, lanes) for one input of every vector of weights:
 // all inputs of one vector of outputs before the next, as neighbouring inputs share the cache lines of plain ones.
 template <class F> inline void each_vector(const Layout& s, int64_t n, F f) {
   const int64_t block = s.b * s.c;
@@ -55,9 +60,10 @@ template <class F> inline void each_vector(const Layout& s, int64_t n, F f) {
           const int64_t left = s.d - run * n, o = begin + k;
           const int64_t lanes = s.d >= n ? (left < n ? left : n) : o == s.vectors - 1 ? s.last : s.lanes;
           const int64_t plain = (a * s.d + (s.d >= n ? run * n : 0)) * block + o * (s.d >= n ? 1 : n / s.d) * s.c;
-          for (int64_t i = 0; i < s.c; ++i) f(offset + (i * count + k) * n, plain + i, lanes);
+          for (int64_t i = 0, to = offset + k * n * s.pair; i < s.c; to += count * n * s.pair)
+            for (int64_t p = 0; p < s.pair && i < s.c; ++p, ++i) f(to + p, plain + i, lanes);
         }
-        offset += s.c * count * n;
+        offset += s.depth * count * n;
       }
 }
 
@@ -69,19 +75,19 @@ inline void lane_offsets(const Layout& s, int64_t n, int64_t* at) {
   }
 }
 
-inline int64_t packed_size(const KsStep& step, int64_t n) {
-  Layout s(step, n);
-  return s.groups() * s.vectors * s.c * n;
+inline int64_t packed_size(const KsStep& step, int64_t n, int64_t pair = 1) {
+  Layout s(step, n, pair);
+  return s.groups() * s.vectors * s.depth * n;
 }
 
 template <class T> void pack(const KsStep& step, const T* weight, T* packed) {
   constexpr int N = Vec<T>::N;
-  Layout s(step, N);
+  Layout s(step, N, PAIR<T>);
   int64_t lane[N];
   lane_offsets(s, N, lane);
-  memset(packed, 0, sizeof(T) * packed_size(step, N));
+  memset(packed, 0, sizeof(T) * packed_size(step, N, PAIR<T>));
   each_vector(s, N, [&](int64_t to, int64_t from, int64_t lanes) {
-    for (int64_t l = 0; l < lanes; ++l) packed[to + l] = weight[from + lane[l]];
+    for (int64_t l = 0; l < lanes; ++l) packed[to + l * PAIR<T>] = weight[from + lane[l]];
   });
 }
 

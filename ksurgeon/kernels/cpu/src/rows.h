@@ -1,5 +1,9 @@
 // One factor applied to rows of contiguous vectors.
 
+// What sums are made in, and the inputs that an instruction takes at once: a register of numbers, or of pairs.
+template <class T> using Sum = typename Vec<T>::Sum;
+template <class T> using Inputs = typename Vec<T>::Inputs;
+
 // How the input vector of a group is had from memory: N neighbours, or d < N neighbours repeated.
 template <class T> struct Whole {
   typename Vec<T>::Reg operator()(const T* p) const { return Vec<T>::load(p); }
@@ -31,6 +35,11 @@ template <class T> Repeat<T> repeat(int64_t d) {
   return {d, Vec<T>::index(lanes)};
 }
 
+template <class T> Whole<T> whole_of(int64_t) { return {}; }
+template <class T> Tail<T> tail_of(int64_t lanes, int64_t) { return {lanes}; }
+
+template <class T> Layout layout_of(const KsStep& step) { return Layout(step, Vec<T>::N, PAIR<T>); }
+
 template <class T> struct Rows {
   const T* x;
   int64_t x_row;
@@ -40,11 +49,14 @@ template <class T> struct Rows {
   int64_t plane = 0;  // from the first plane of inputs to the second
 };
 
+// Addresses are counted on from here: worked out together they do not fit the registers.
+template <class P> KS_INLINE void count_on(P*& p) { asm("" : "+r"(p)); }
+
 // One block of a group: K vectors of outputs, for R rows.
 template <class T> struct Block {
   int64_t c, x_step, y_step;  // c inputs of a plane
   const T* weight;
-  const T* bias;
+  const Sum<T>* bias;
   int64_t lanes, last;  // lanes of the vectors, and of the last one
   int64_t planes, x_plane;  // from the end of one plane's inputs to the next one's
   int64_t weight_step;      // from the weights of one input to the next one's
@@ -52,45 +64,53 @@ template <class T> struct Block {
 
 template <class T, int R, int K, class Load>
 KS_INLINE void block(const Block<T>& s, const T* x, int64_t x_row, T* y, int64_t y_row, Load load,
-                     int64_t weight_step = K * Vec<T>::N) {
+                     int64_t weight_step = K * Vec<T>::N * PAIR<T>) {
   using V = Vec<T>;
   typename V::Reg sum[R][K];
   KS_UNROLL for (int k = 0; k < K; ++k) {
     typename V::Reg start = V::zero();
-    if (s.bias) start = V::loadn(s.bias + k * s.y_step, k == K - 1 ? s.last : s.lanes);
+    if (s.bias) start = Vec<Sum<T>>::loadn(s.bias + k * s.y_step, k == K - 1 ? s.last : s.lanes);
     KS_UNROLL for (int r = 0; r < R; ++r) sum[r][k] = start;
   }
   const T* w = s.weight;
-  const int64_t x_step = s.x_step;
-  auto input = [&]() __attribute__((always_inline)) {
-    typename V::Reg in[R];
+  const int64_t x_step = s.x_step * PAIR<T>, times = s.c / PAIR<T>;
+  const int64_t y_step = s.y_step, lanes = s.lanes, last = s.last;  // which no store to y can change
+  auto multiply = [&](auto take) __attribute__((always_inline)) {
+    Inputs<T> in[R];
     KS_UNROLL for (int r = 0; r < R; ++r) {
-      in[r] = load(x + r * x_row);
+      in[r] = take(x + r * x_row);
       V::keep(in[r]);
     }
     KS_UNROLL for (int k = 0; k < K; ++k) {
-      typename V::Reg row = V::load(w + k * V::N);
+      Inputs<T> row = V::load(w + k * V::N * PAIR<T>);
       if (R > 1) V::keep(row);
       KS_UNROLL for (int r = 0; r < R; ++r) sum[r][k] = V::fma(row, in[r], sum[r][k]);
     }
     x += x_step;
     w += weight_step;
+    count_on(x);
+    count_on(w);
   };
+  auto input = [&]() __attribute__((always_inline)) { multiply(load); };
   for (int64_t plane = s.planes;; x += s.x_plane) {
     if (K == 4 && s.c == 4) {  // most factors; a loop unrolled is a tenth faster
-      input(), input(), input(), input();
+      KS_UNROLL for (int i = 0; i < 4 / PAIR<T>; ++i) input();
     } else {
-      for (int64_t i = 0; i < s.c; ++i) input();
+      for (int64_t i = 0; i < times; ++i) input();
     }
+    if constexpr (PAIR<T> > 1)
+      if (s.c % PAIR<T>) multiply([&](const T* p) __attribute__((always_inline)) { return load.rest(p); });
     if (!--plane) break;
   }
-  if (s.lanes == V::N && s.last == V::N) {
-    KS_UNROLL for (int r = 0; r < R; ++r)
-      KS_UNROLL for (int k = 0; k < K; ++k) V::store(y + r * y_row + k * s.y_step, sum[r][k]);
+  if (lanes == V::N && last == V::N) {
+    KS_UNROLL for (int k = 0; k < K; ++k, y += y_step) {
+      count_on(y);
+      KS_UNROLL for (int r = 0; r < R; ++r) V::store(y + r * y_row, sum[r][k]);
+    }
   } else {
     KS_UNROLL for (int r = 0; r < R; ++r) {
-      KS_UNROLL for (int k = 0; k < K - 1; ++k) V::storen(y + r * y_row + k * s.y_step, sum[r][k], s.lanes);
-      V::storen(y + r * y_row + (K - 1) * s.y_step, sum[r][K - 1], s.last);
+      KS_UNROLL for (int k = 0; k < K - 1; ++k) V::storen(y + r * y_row + k * y_step, sum[r][k], lanes);
+      V::storen(y + r * y_row + (K - 1) * y_step, sum[r][K - 1], last);
     }
   }
 }
@@ -130,12 +150,13 @@ template <class T, class Load> void block_sized(int64_t k, const Block<T>& s, co
 
 // One row and one block in each group: what is done for a group has to be next to nothing.
 template <class T, int K, class Load>
-void single_row(const Layout& s, const T* weight, const Rows<T>& row, const T* bias, int64_t from, int64_t to,
+void single_row(const Layout& s, const T* weight, const Rows<T>& row, const Sum<T>* bias, int64_t from, int64_t to,
                 int64_t y_step, Load load) {
   constexpr int64_t N = Vec<T>::N;
   const int64_t inputs = s.inputs();
-  Block<T> part{inputs, s.d, y_step, weight, nullptr, s.lanes, s.last, s.planes, row.plane - inputs * s.d, K * N};
-  const int64_t x_skip = (inputs - 1) * s.d, y_skip = (s.b - 1) * s.d, weights = K * s.c * N;
+  Block<T> part{inputs, s.d, y_step, weight, nullptr, s.lanes, s.last, s.planes, row.plane - inputs * s.d,
+                K * N * PAIR<T>};
+  const int64_t x_skip = (inputs - 1) * s.d, y_skip = (s.b - 1) * s.d, weights = K * s.depth * N;
   int64_t a = from / s.runs, run = from % s.runs;
   const T* x = row.x + a * inputs * s.d + run * N;
   T* y = row.y + a * s.b * s.d + run * N;
@@ -155,8 +176,8 @@ void single_row(const Layout& s, const T* weight, const Rows<T>& row, const T* b
 }
 
 template <class T, class Load>
-void single_row_sized(const Layout& s, const T* weight, const Rows<T>& row, const T* bias, int64_t from, int64_t to,
-                      int64_t y_step, Load load) {
+void single_row_sized(const Layout& s, const T* weight, const Rows<T>& row, const Sum<T>* bias, int64_t from,
+                      int64_t to, int64_t y_step, Load load) {
   switch (s.vectors) {
     case 1: return single_row<T, 1>(s, weight, row, bias, from, to, y_step, load);
     case 2: return single_row<T, 2>(s, weight, row, bias, from, to, y_step, load);
@@ -189,11 +210,11 @@ struct Share {
 };
 
 template <class T, class Load>
-void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, const Share& share, Load load) {
-  constexpr int N = Vec<T>::N;
+void groups(const Layout& s, const T* weight, const Rows<T>& rows, const Sum<T>* bias, const Share& share, Load load) {
+  constexpr int N = Vec<T>::N, W = N * PAIR<T>;
   const int64_t blocks = s.blocks(), y_step = s.d >= N ? s.d : s.lanes, inputs = s.inputs();
   const bool all = share.first == 0 && share.end == s.vectors;
-  weight += share.from * s.vectors * s.c * N;
+  weight += share.from * s.vectors * s.depth * N;
   if (rows.count == 1 && blocks == 1 && all && (s.d < N || s.d % N == 0))
     return single_row_sized(s, weight, rows, bias, share.from, share.to, y_step, load);
   int64_t a = share.from / s.runs, run = share.from % s.runs;  // counted: a division costs as much as a block
@@ -208,15 +229,15 @@ void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias
       const int64_t end = all || share.end > k0 + k ? k0 + k : share.end;
       if (begin < end) {
         const int64_t at = y_at + begin * y_step, last = tail ? lanes : end == s.vectors ? s.last : s.lanes;
-        Block<T> part{inputs, s.d, y_step, weight + (begin - k0) * N, bias ? bias + at : nullptr, lanes, last,
-                      s.planes, rows.plane - inputs * s.d, k * N};
+        Block<T> part{inputs, s.d, y_step, weight + (begin - k0) * W, bias ? bias + at : nullptr, lanes, last,
+                      s.planes, rows.plane - inputs * s.d, k * W};
         Rows<T> here{rows.x + x_at, rows.x_row, rows.y + at, rows.y_row, rows.count};
         if (tail)
-          block_sized(end - begin, part, here, Tail<T>{lanes});
+          block_sized(end - begin, part, here, tail_of<T>(lanes, s.d));
         else
           block_sized(end - begin, part, here, load);
       }
-      weight += k * s.c * N;
+      weight += k * s.depth * N;
     }
   }
 }
@@ -224,36 +245,42 @@ void groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias
 // A group of `fold` values of a whose inputs and outputs fit one vector each.
 template <class T, int R>
 KS_INLINE void folded(const Layout& s, const T* weight, typename Vec<T>::Index lanes, typename Vec<T>::Index step,
-                      const T* x, int64_t x_row, T* y, int64_t y_row, const T* bias) {
+                      const T* x, int64_t x_row, T* y, int64_t y_row, const Sum<T>* bias) {
   using V = Vec<T>;
-  typename V::Reg in[R], sum[R];
-  const typename V::Reg start = bias ? V::loadn(bias, s.last) : V::zero();
+  Inputs<T> in[R];
+  typename V::Reg sum[R];
+  const typename V::Reg start = bias ? Vec<Sum<T>>::loadn(bias, s.last) : V::zero();
   KS_UNROLL for (int r = 0; r < R; ++r) {
     in[r] = V::loadn(x + r * x_row, s.fold * s.c * s.d);
     sum[r] = start;
   }
-  for (int64_t i = 0; i < s.c; ++i, weight += V::N, lanes = V::next(lanes, step)) {
-    typename V::Reg row = V::load(weight);
+  for (int64_t i = 0; i < s.c / PAIR<T>; ++i, weight += V::N * PAIR<T>, lanes = V::next(lanes, step)) {
+    const Inputs<T> row = V::load(weight);
     KS_UNROLL for (int r = 0; r < R; ++r) sum[r] = V::fma(row, V::permute(in[r], lanes), sum[r]);
   }
+  if constexpr (PAIR<T> > 1)
+    if (s.c % PAIR<T>)
+      KS_UNROLL for (int r = 0; r < R; ++r) sum[r] = V::fma(V::load(weight), V::permute_rest(in[r], lanes), sum[r]);
   KS_UNROLL for (int r = 0; r < R; ++r) V::storen(y + r * y_row, sum[r], s.last);
 }
 
 template <class T>
-void folded_groups(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, int64_t from, int64_t to) {
+void folded_groups(const Layout& s, const T* weight, const Rows<T>& rows, const Sum<T>* bias, int64_t from, int64_t to) {
   using V = Vec<T>;
   constexpr int R = KS_REGISTERS >= 32 ? 12 : 6;
-  int first[16] = {}, next[16] = {};
-  for (int64_t l = 0; l < s.last; ++l) {
-    first[l] = (int)(l / (s.b * s.d) * s.c * s.d + l % s.d);
-    next[l] = (int)s.d;
+  constexpr int P = PAIR<T>;
+  int first[16 * P] = {}, next[16 * P] = {};
+  for (int64_t l = 0; l < s.last * P; ++l) {
+    const int64_t lane = l / P;
+    first[l] = (int)(lane / (s.b * s.d) * s.c * s.d + lane % s.d + l % P * s.d);
+    next[l] = (int)s.d * P;
   }
   const typename V::Index lanes = V::index(first), step = V::index(next);
   for (int64_t group = from; group < to; ++group) {
     const T* x = rows.x + group * s.fold * s.c * s.d;
     T* y = rows.y + group * s.last;
-    const T* start = bias ? bias + group * s.last : nullptr;
-    const T* w = weight + group * s.c * V::N;
+    const Sum<T>* start = bias ? bias + group * s.last : nullptr;
+    const T* w = weight + group * s.depth * V::N;
     int64_t left = rows.count;
     for (; left >= R; left -= R, x += R * rows.x_row, y += R * rows.y_row)
       folded<T, R>(s, w, lanes, step, x, rows.x_row, y, rows.y_row, start);
@@ -265,15 +292,15 @@ void folded_groups(const Layout& s, const T* weight, const Rows<T>& rows, const 
 }
 
 template <class T>
-void factor_rows(const Layout& s, const T* weight, const Rows<T>& rows, const T* bias, const Share& share) {
+void factor_rows(const Layout& s, const T* weight, const Rows<T>& rows, const Sum<T>* bias, const Share& share) {
   constexpr int N = Vec<T>::N;
   if (s.fold > 1) return folded_groups(s, weight, rows, bias, share.from, share.to);
-  if (s.d >= N) return groups(s, weight, rows, bias, share, Whole<T>{});
-  switch (s.d) {
-    case 1: return groups(s, weight, rows, bias, share, Repeat1<T>{});
-    case 2: return groups(s, weight, rows, bias, share, Repeat2<T>{});
-    case 4: return groups(s, weight, rows, bias, share, Repeat4<T>{});
-    case 8: return groups(s, weight, rows, bias, share, Repeat8<T>{});
-    default: return groups(s, weight, rows, bias, share, repeat<T>(s.d));
-  }
+  if (s.d >= N) return groups(s, weight, rows, bias, share, whole_of<T>(s.d));
+  if (s.d == 1) return groups(s, weight, rows, bias, share, Repeat1<T>{});
+  if constexpr (PAIR<T> == 1) switch (s.d) {
+      case 2: return groups(s, weight, rows, bias, share, Repeat2<T>{});
+      case 4: return groups(s, weight, rows, bias, share, Repeat4<T>{});
+      case 8: return groups(s, weight, rows, bias, share, Repeat8<T>{});
+    }
+  groups(s, weight, rows, bias, share, repeat<T>(s.d));
 }

@@ -1,4 +1,4 @@
-// Half precision is storage only: tiles are converted on their way in and out. Plain loops of integer and
+// Half precision that is storage only: tiles are converted on their way in and out. Plain loops of integer and
 // float32 arithmetic, which compilers turn into vectors; rounding is to nearest even.
 
 static inline uint32_t bits_of(float f) {
@@ -64,14 +64,15 @@ template <class T> struct Storage {
   }
 };
 
-static inline bool is_converted(int kind) { return kind >= KS_BFLOAT16; }
+// Whether vectors of a kind are computed on as a copy of other numbers.
+template <class T> bool is_converted(int kind) { return sizeof(T) > 2 && kind >= KS_BFLOAT16; }
 
 // The bias as tiles are: as it is, or a copy, whose second plane follows the first.
 template <class T> struct Bias {
   const T* data;
   T* copy;
   Bias(int kind, const void* bias, int64_t n) : data((const T*)bias), copy(nullptr) {
-    if (!bias || !is_converted(kind)) return;
+    if (!bias || !is_converted<T>(kind)) return;
     copy = (T*)malloc(2 * n * sizeof(T));
     data = copy;
     if (!copy) return;

@@ -19,9 +19,18 @@ struct KsTable {
                       void* const* gradients, int64_t count, int64_t columns, int threads, int kind);
 };
 
+// bfloat16 that is computed on as it is stored, where the processor has instructions for it.
+struct KsHalf {
+  int64_t (*size)(const KsStep&);
+  void (*pack)(const KsStep&, const void* weight, void* packed);
+  bool (*rows)(const KsChain&, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count, const void* bias,
+               int activation, int threads, int kind);
+};
+
 const KsTable* ks_portable();
 const KsTable* ks_avx2();    // null where it was not compiled
 const KsTable* ks_avx512();
+const KsHalf* ks_bf16();
 int64_t ks_packed_size(const KsStep& step, int64_t lanes);
 
 // A buffer of this thread, on a cache line, that lives until the thread ends; contents are undefined. Null where

@@ -3,6 +3,8 @@ template <class T> struct Vec;
 
 template <> struct Vec<float> {
   using Reg = __m512;
+  using Inputs = Reg;
+  using Sum = float;
   static constexpr int N = 16;
   static Reg zero() { return _mm512_setzero_ps(); }
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
@@ -32,6 +34,8 @@ template <> struct Vec<float> {
 
 template <> struct Vec<double> {
   using Reg = __m512d;
+  using Inputs = Reg;
+  using Sum = double;
   static constexpr int N = 8;
   static Reg zero() { return _mm512_setzero_pd(); }
   static Reg load(const double* p) { return _mm512_loadu_pd(p); }

@@ -1,6 +1,8 @@
 // Vectors of 128 bits in the compiler's own vector types: SSE2, NEON, or plain scalars.
 template <class T> struct Vec {
   typedef T Reg __attribute__((vector_size(16)));
+  using Inputs = Reg;
+  using Sum = T;
   static constexpr int N = 16 / sizeof(T);
   static Reg zero() { return Reg{}; }
   static Reg load(const T* p) {
