@@ -18,12 +18,14 @@ def register_with_flop_counter() -> None:
     and its addition, and nothing for what a kernel computes a second time."""
     assert cpu  # it defines the operators
     if torch.ops.ksurgeon.chain not in flop_registry:
-        register_flop_formula(torch.ops.ksurgeon.chain)(_of_chain)
+        register_flop_formula([torch.ops.ksurgeon.chain, torch.ops.ksurgeon.chain_inference])(_of_chain)
         register_flop_formula(torch.ops.ksurgeon.rotated_chain)(_of_rotated_chain)
         register_flop_formula(torch.ops.ksurgeon.chain_backward)(_of_gradients)
 
 
-def _of_chain(x: _Shape, factors: Sequence[_Shape], bias: _Shape | None, dim: int, **_: object) -> int:
+def _of_chain(
+    x: _Shape, factors: Sequence[_Shape], bias: object, dim: int, activation: object = None, **_: object
+) -> int:
     return 2 * _vectors(x, dim) * sum(map(prod, factors))
 
 

@@ -163,4 +163,7 @@ def _by_operator(
         return reference.apply_chain(x, factors, dim, bias, activation)
     if type(factors) is Rotated and not is_grad_enabled():
         return activate(ops.rotated_chain(x, *factors.sources, factors.sizes, bias, dim), activation)
+    if not is_grad_enabled():
+        y: Tensor = ops.chain_inference(x, list(factors), bias, dim, activation)
+        return y
     return activate(ops.chain(x, list(factors), bias, dim), activation)

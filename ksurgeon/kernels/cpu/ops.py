@@ -14,20 +14,21 @@ from ksurgeon.kernels.eager import is_transformed
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.rotations import Rotated
 
-__all__ = ["as_rotated", "backward_at_once", "chain", "chain_backward", "rotated_chain", "train_chain"]
+__all__ = [
+    "as_rotated",
+    "backward_at_once",
+    "chain",
+    "chain_backward",
+    "chain_inference",
+    "rotated_chain",
+    "train_chain",
+]
 
 
 @torch.library.custom_op("ksurgeon::chain", mutates_args=(), device_types="cpu")
 def chain(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
     """``reference.apply_chain(x, factors, dim)`` plus a bias along ``dim``."""
     return run.forward(x, factors, bias, dim, light=True)
-
-
-@chain.register_fake
-def _(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int) -> Tensor:
-    axis = dim % x.dim()
-    last = factors[-1]
-    return new_result(x, axis, last.shape[0] * last.shape[1] * last.shape[2], lies_in_rows(x, axis))
 
 
 @torch.library.custom_op("ksurgeon::chain_backward", mutates_args=(), device_types="cpu")
@@ -52,6 +53,32 @@ def _(
         new_result(x, axis, x.shape[axis], rows) if need_x else x.new_empty(0),
         *(f.new_empty(f.shape if need_factors else (0,)) for f in factors),
     ]
+
+
+# Defined by hand: ``custom_op`` takes several microseconds more for a call, as long as a small product.
+_LIBRARY = torch.library.Library("ksurgeon", "FRAGMENT")
+_LIBRARY.define(
+    "chain_inference(Tensor x, Tensor[] factors, Tensor? bias, int dim, str? activation=None) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+_LIBRARY.impl(
+    "chain_inference",
+    lambda x, factors, bias, dim, activation=None: run.forward(x, tuple(factors), bias, dim, activation),
+    "CPU",
+)
+chain_inference = torch.ops.ksurgeon.chain_inference.default
+"""``chain`` and an activation, where no gradients are wanted: as ``run.forward``, with the merged factors kept."""
+
+
+def _fake_chain(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, activation: str | None = None
+) -> Tensor:
+    axis, last = dim % x.dim(), factors[-1]
+    return new_result(x, axis, last.shape[0] * last.shape[1] * last.shape[2], lies_in_rows(x, axis))
+
+
+chain.register_fake(_fake_chain)
+torch.library.register_fake("ksurgeon::chain_inference", _fake_chain, lib=_LIBRARY)
 
 
 @torch.library.custom_op("ksurgeon::rotated_chain", mutates_args=(), device_types="cpu")
@@ -93,6 +120,7 @@ def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
 chain.register_vmap(_one_by_one(chain))
 chain_backward.register_vmap(_one_by_one(chain_backward))
 rotated_chain.register_vmap(_one_by_one(rotated_chain))
+torch.library.register_vmap("ksurgeon::chain_inference", _one_by_one(chain_inference), lib=_LIBRARY)
 
 
 def _setup_context(
