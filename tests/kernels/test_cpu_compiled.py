@@ -22,6 +22,11 @@ LAYERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> None:
+    torch.compiler.reset()
+
+
 @pytest.fixture(params=LAYERS)
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)

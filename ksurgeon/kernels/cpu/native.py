@@ -186,8 +186,10 @@ def instruction_set() -> str:
 
 
 def computes(dtype: torch.dtype) -> bool:
-    """Whether the library multiplies rows of that dtype as they are, with weights packed in it; half precision is
-    otherwise computed in float32."""
+    """Whether the library multiplies rows of that dtype as they are, with weights packed in it.
+
+    Half precision is computed in float32 otherwise.
+    """
     return bool(library().ks_computes(KINDS[dtype]))
 
 

@@ -67,7 +67,7 @@ _LIBRARY.impl(
     "CPU",
 )
 chain_inference = torch.ops.ksurgeon.chain_inference.default
-"""``chain`` and an activation, where no gradients are wanted: as ``run.forward``, with the merged factors kept."""
+"""``chain`` and an activation where no gradients are wanted, with merged factors kept: ``run.forward``."""
 
 
 def _fake_chain(
