@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kernels import apply_chain, available_backends, cpu, dispatch, reference
+from ksurgeon.kernels.cpu import pack
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
@@ -99,6 +100,14 @@ def test_a_transposed_view_of_the_same_memory_is_seen_where_all_is_compared(layo
         assert_near(*outputs_of(layer, x), torch.float32)
 
 
+def test_factors_made_in_inference_mode_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        layer, x = KLinear(64, 64).bfloat16(), torch.randn(3, 64).bfloat16()
+        want = layer(x)
+        monkeypatch.setattr(pack, "Pack", None)
+        assert torch.equal(layer(x), want)
+
+
 def test_factors_made_in_inference_mode_are_never_stale() -> None:
     with torch.inference_mode():
         layer, x = KLinear(32, 32), torch.randn(1, 32)
@@ -108,8 +117,6 @@ def test_factors_made_in_inference_mode_are_never_stale() -> None:
 
 
 def test_packs_die_with_their_factors() -> None:
-    from ksurgeon.kernels.cpu import pack
-
     layer = KLinear(32, 32)
     before = len(pack._PACKS)
     with torch.inference_mode():

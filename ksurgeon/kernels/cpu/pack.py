@@ -3,7 +3,6 @@
 import os
 import weakref
 from collections.abc import Sequence
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -24,7 +23,6 @@ _KINDS: tuple[Kind, ...] = ("few", "rows", "columns")
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
-_versions_of = attrgetter("_version")
 _address_of, _is_contiguous = Tensor.data_ptr, Tensor.is_contiguous
 _is_neg, _is_conj = Tensor.is_neg, Tensor.is_conj
 
@@ -59,7 +57,8 @@ class Pack:
     turns: after a write that moves no version, 63 products at most still have the old weights. What
     optimisers, ``copy_``, ``load_state_dict`` or new tensors change is always seen at once.
     ``KSURGEON_COMPARE``, read when weights are packed, is "auto" for this, "everything" to compare all of
-    factors of any size, or "versions" to compare nothing: ``forget`` then tells of such a write.
+    factors of any size, or "versions" to compare nothing: ``forget`` then tells of such a write. Tensors that
+    were made in inference mode have no version: all of their contents are compared in every product.
 
     A light pack serves training, where weights change with every step: it merges only what costs nothing,
     and all of its factors are compared.
@@ -100,8 +99,7 @@ class Pack:
             raise ValueError(f"the factors must be on the CPU as the vectors are, got {factors[0].device}")
         self.light = light
         self._ids = list(map(id, factors))
-        known = not any([factor.is_inference() for factor in factors])
-        self._versions = list(map(_versions_of, factors)) if known else None
+        self._versions = _versions_of(factors)
         memory = [factor.detach() for factor in factors]  # which no other thread can exchange
         for factor in memory:
             check_memory(factor, "a factor")
@@ -111,15 +109,19 @@ class Pack:
         self._guard: Guard | None = None
         if guarded and all([factor.is_contiguous() for factor in memory]):
             size = sum([factor.nbytes for factor in memory])
-            self._guard = Guard(memory, 2 if light else _comparison(size))
+            self._guard = Guard(memory, 2 if light or not self._has_versions else _comparison(size))
         self._chains: dict[object, Chain] = {}
         self._index: Tensor | bool | None = None
         self.record: object = None
 
     @property
     def lasting(self) -> bool:
-        """Whether changes of the factors can be seen at all: tensors of inference mode have no version."""
-        return self._guard is not None and self._versions is not None
+        """Whether changes of the factors can be seen at all."""
+        return self._guard is not None
+
+    @property
+    def _has_versions(self) -> bool:
+        return len(self._versions) == len(self._ids)
 
     def same_contents(self) -> bool:
         """Whether every factor holds what it held, however it was written to; without a guard the pack has
@@ -131,7 +133,7 @@ class Pack:
         factors = sources_of(factors)
         return (
             list(map(id, factors)) == self._ids
-            and list(map(_versions_of, factors)) == self._versions
+            and _versions_of(factors) == self._versions
             and list(map(_address_of, factors)) == self._pointers
             and [factor.shape for factor in factors] == self._shapes
             and all(map(_is_contiguous, factors))
@@ -176,7 +178,7 @@ class Pack:
         in_features: int,
         out_features: int,
     ) -> None:
-        if fast is None or self.light or self._guard is None or self._versions is None or any(self._marks):
+        if fast is None or self.light or self._guard is None or not self._has_versions or any(self._marks):
             return
         sources = sources_of(factors)
         self.record = fast.record(
@@ -232,6 +234,11 @@ class Pack:
         return self._index if isinstance(self._index, Tensor) else None
 
 
+def _versions_of(factors: Sequence[Tensor]) -> list[int]:
+    """Of those that have one: tensors that were made in inference mode have none."""
+    return [factor._version for factor in factors if not factor.is_inference()]
+
+
 def _marks_of(factors: Sequence[Tensor]) -> list[bool]:
     """Whether each factor is read negated, and whether conjugated."""
     return [*map(_is_neg, factors), *map(_is_conj, factors)]
@@ -260,7 +267,7 @@ def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
     """The pack of these factors, made anew if one of them has changed since; raises what ``Pack`` does.
 
     The contents of the factors are compared where the pack is light; ``ks_rows`` and ``ks_columns`` do so
-    themselves. Tensors made in inference mode have no version: they are packed again for every call.
+    themselves.
     """
     sources = sources_of(factors)
     key = id(sources[0])

@@ -1,0 +1,219 @@
+"""What a user could run instead: ``python -m benchmarks.instead [MODEL …] --json FILE``.
+
+Every model converted and as it was; eagerly, compiled and in ONNX Runtime; in float32, bfloat16 and int8,
+on one thread and on all. Each candidate is a process of its own, and they take turns. For MiniLM
+``--half FOLDER`` is the conversion that is looked at; without it one is planned at half of the parameters.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import results
+from benchmarks.quiet import check_quiet
+from benchmarks.workers import Maker, measure_in_turns, serve
+from ksurgeon.find.inputs import call_model
+
+TITLE = "What could be run instead: whole models on CPU"
+_TORCH = ("eager float32", "eager bfloat16", "compiled float32", "compiled bfloat16")
+_MINILM = ("eager int8", "ONNX float32", "ONNX int8")
+_DECODED = ("eager float32", "eager bfloat16")
+_TOKENS, _PROMPT = 16, 16
+
+# Runtimes and precisions of each model, of both kinds; what only the dense one is run in; batch sizes.
+MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] = {
+    "minilm": ((*_TORCH, "ONNX float32"), _MINILM, (1, 32)),
+    "resnet50": (_TORCH, (), (1, 8)),
+    "vit_base": (_TORCH, (), (1, 8)),
+    "gpt2": (_TORCH, (), (1, 8)),
+    "decode gpt2": (_DECODED, (), (1,)),
+    "decode llama": (_DECODED, (), (1,)),
+    "decode marian": (_DECODED, (), (1,)),
+    "decode t5": (_DECODED, (), (1,)),
+}
+
+# How many times ours is to be as fast as the dense model, run in the same way or in the one that is named.
+WANTED: dict[tuple[str, str], dict[str, float]] = {
+    ("minilm", "eager bfloat16"): {"dense, eager bfloat16": 1.4},
+    ("minilm", "compiled bfloat16"): {"dense, compiled bfloat16": 1.4},
+    ("resnet50", "eager float32"): {"dense, eager float32": 1.25},
+    ("decode gpt2", "eager bfloat16"): {"dense, eager bfloat16": 2.5},
+    ("decode llama", "eager bfloat16"): {"dense, eager bfloat16": 2.5},
+    ("decode marian", "eager bfloat16"): {"dense, eager bfloat16": 1.8},
+    ("decode t5", "eager bfloat16"): {"dense, eager bfloat16": 2.2},
+}
+
+
+def _llama() -> nn.Module:
+    import transformers
+
+    sizes = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8, "vocab_size": 4000}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 16}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
+
+
+def _minilm(kind: str, half: Path) -> tuple[nn.Module, Callable[[int], Any]]:
+    from transformers import AutoModel
+
+    from benchmarks.data import minilm
+    from benchmarks.plan import sentences
+
+    dense, tokenizer = minilm()
+    model = dense if kind == "dense" else AutoModel.from_pretrained(half).eval()
+    texts = sentences()
+    return model, lambda batch: dict(tokenizer(texts[:batch], padding=True, return_tensors="pt"))
+
+
+def _random(name: str, kind: str) -> tuple[nn.Module, Callable[[int], Any]]:
+    """With random weights and converted without a fit, which change nothing about times."""
+    import timm
+
+    from benchmarks import generate
+    from ksurgeon import convert
+
+    inputs: Callable[[int], Any]
+    if name in ("resnet50", "vit_base"):
+        model = timm.create_model("resnet50" if name == "resnet50" else "vit_base_patch16_224").eval()
+        inputs = lambda batch: torch.randn(batch, 3, 224, 224)  # noqa: E731
+    else:
+        models = {"gpt2": generate.gpt2, "t5": generate.t5_base, "marian": generate.marian, "llama": _llama}
+        model = models[name.removeprefix("decode ")]().eval()
+        inputs = lambda batch: {"input_ids": torch.randint(10, 1000, (batch, 64))}  # noqa: E731
+    if kind != "dense":
+        example = inputs(1)
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            example["decoder_input_ids"] = example["input_ids"][:, :4]
+        rule = generate.rule(generate.STRUCTURES["K, radix auto"])
+        convert(model, "shuffle" if name == "resnet50" else rule, example)
+    return model, inputs
+
+
+def _cast(inputs: Any, dtype: torch.dtype) -> Any:
+    return inputs.to(dtype) if isinstance(inputs, torch.Tensor) else inputs
+
+
+def opened(name: str, half: Path) -> Maker:
+    """A candidate, whose name says model, kind, runtime and precision."""
+    model_name, kind, way = name.split(": ")[0], *name.split(": ")[1].split(", ")
+    runtime, precision = way.split(" ")
+    torch.manual_seed(0)
+    model, inputs = _minilm(kind, half) if model_name == "minilm" else _random(model_name, kind)
+    if runtime == "ONNX":
+        return _in_onnx(model, inputs, precision)
+    if precision == "int8":
+        model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    model = model.to(dtype)
+
+    def make(batch: int, threads: int) -> Callable[[], object]:
+        given = _cast(inputs(batch), dtype)
+        if model_name.startswith("decode"):
+            ids = given["input_ids"][:, :_PROMPT]
+            asked = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False}
+            return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **asked)  # type: ignore[operator]
+        if runtime == "eager":
+            return lambda: call_model(model, given)
+        torch.compiler.reset()  # each case has code for its own sizes
+        compiled = torch.compile(model)
+        return lambda: call_model(compiled, given)  # type: ignore[arg-type]
+
+    return make
+
+
+def _in_onnx(model: nn.Module, inputs: Callable[[int], Any], precision: str) -> Maker:
+    import onnxruntime
+    from onnxruntime.quantization import quantize_dynamic
+
+    from ksurgeon import export_model
+
+    folder = Path(tempfile.mkdtemp())
+    file = folder / "model.onnx"
+    export_model(model, file, inputs(2))
+    if precision == "int8":
+        quantize_dynamic(file, folder / "int8.onnx")
+        file = folder / "int8.onnx"
+
+    def make(batch: int, threads: int) -> Callable[[], object]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        given = inputs(batch)
+        arrays = {of.name: given[of.name].numpy() for of in session.get_inputs()}
+        return lambda: session.run(None, arrays)
+
+    return make
+
+
+def rows_of(name: str, batch: int, threads: int, times: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """A row for each way in which the converted model was run, beside all that could be run instead."""
+    short = {candidate.split(": ")[1]: found for candidate, found in times.items()}
+    dense = {way: found for way, found in short.items() if way.startswith("dense")}
+    rows = []
+    for way, found in short.items():
+        if way in dense:
+            continue
+        ours = way.removeprefix("converted, ")
+        ratios = {other: times["median"] / found["median"] for other, times in dense.items()}
+        rows.append(
+            {
+                "part": "one thread" if threads == 1 else f"{threads} threads",
+                "case": f"{name}, {ours}",
+                "rows": batch,
+                "us": {way: found, **dense},
+                "ratios": ratios,
+                "wanted": WANTED.get((name, ours), {}),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also add the figures to this file")
+    parser.add_argument("--half", type=Path, metavar="FOLDER", help="a converted MiniLM")
+    parser.add_argument("--seconds", type=float, default=3, help="of each candidate in each case")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--busy", action="store_true", help="measure on a busy machine, too")
+    parser.add_argument("--worker", metavar="NAME", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        return serve(lambda: opened(given.worker, given.half))
+    if unknown := set(given.models) - set(MODELS):
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
+    share = check_quiet(given.busy)
+    setting = results.cpu_setting(given.threads)
+    done: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        half = given.half or Path(folder) / "half"
+        if "minilm" in (given.models or MODELS) and given.half is None:
+            from benchmarks.sentences import converted
+
+            converted(None, "params=0.5", half)
+        for name in given.models or MODELS:
+            both, alone, batches = MODELS[name]
+            ways = [*(f"converted, {way}" for way in both), *(f"dense, {way}" for way in (*both, *alone))]
+            cases = [(batch, threads) for threads in sorted({1, given.threads}) for batch in batches]
+            names = [f"{name}: {way}" for way in dict.fromkeys(ways)]
+            found = measure_in_turns(__spec__.name, names, cases, given.seconds, ["--half", str(half)])
+            rows = [
+                row
+                for (batch, threads), times in found.items()
+                for row in rows_of(name, batch, threads, times)
+            ]
+            done += [row | {"busy before": share} for row in rows]
+            results.show(name, rows)
+            if given.json:
+                results.add(given.json, TITLE, setting, rows)
+    return None
+
+
+if __name__ == "__main__":
+    main()
