@@ -16,7 +16,7 @@ import torch
 from benchmarks import layers, results, shuffles
 from benchmarks.training import memory, training
 
-PARTS = ("linear", "threads", "training", "memory", "convolution", "fused", "shuffle", "model")
+PARTS = ("linear", "bfloat16", "threads", "training", "memory", "convolution", "fused", "shuffle", "model")
 TITLE = "K-matrices on CPU"
 Cases = Iterator[Callable[[], Any]]
 
@@ -27,6 +27,8 @@ def cases(part: str, sizes: list[tuple[int, int]], rows: list[int], seconds: flo
         for count in rows:
             if part == "linear":
                 yield lambda s=size, r=count: layers.linear(*s, r, seconds)
+            elif part == "bfloat16" and count in (1, 16, 256):
+                yield lambda s=size, r=count: layers.bfloat16(*s, r, seconds)
             elif part == "threads" and (count >= 256 or count == 1):
                 yield lambda s=size, r=count: layers.threads(*s, r, seconds)
     if part == "training":

@@ -1,5 +1,6 @@
 """Single layers through the public modules under ``torch.inference_mode()``, Python's share included."""
 
+import copy
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ksurgeon.kernels import chosen_backend
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 
-__all__ = ["CONVOLUTIONS", "ROWS", "SIZES", "convolution", "fused", "linear", "threads"]
+__all__ = ["CONVOLUTIONS", "ROWS", "SIZES", "bfloat16", "convolution", "fused", "linear", "threads"]
 
 SIZES = (
     (256, 256),
@@ -104,6 +105,44 @@ def linear(inputs: int, outputs: int, rows: int, seconds: float) -> dict[str, An
         wanted["nn.Linear"] = _WANTED[inputs, outputs, rows]
     row = compared("linear", f"{inputs}→{outputs}", rows, times, wanted)
     return row | {"flop": 2 * weights * rows, "bytes": 4 * (weights + rows * (inputs + outputs))}
+
+
+def bfloat16(inputs: int, outputs: int, rows: int, seconds: float) -> list[dict[str, Any]]:
+    """A layer in bfloat16 and in float32, beside a dense one of the same matrix in bfloat16, and how far the
+    two in bfloat16 are from float64."""
+    layer, x = KLinear(inputs, outputs, bias=False), torch.randn(rows, inputs)
+    half, halves = copy.deepcopy(layer).bfloat16(), x.bfloat16()
+    dense = nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16)
+    exact = copy.deepcopy(half).double()
+    with torch.inference_mode():
+        dense.weight.copy_(exact.weight)
+        calls: dict[str, Call] = {
+            "KLinear, bfloat16": lambda: half(halves),
+            "KLinear, float32": lambda: layer(x),
+            "nn.Linear, bfloat16": lambda: dense(halves),
+        }
+        for _ in range(5):
+            half(halves), layer(x)
+        want = halves.double() @ exact.weight.mT
+        errors = {
+            name: {"median": float((call().double() - want).norm() / want.norm())}  # type: ignore[attr-defined]
+            for name, call in calls.items()
+            if "bfloat16" in name
+        }
+        times = measure(calls, seconds)
+    wanted = {"KLinear, float32": 1.8} if inputs == outputs >= 512 and rows > 1 else {}
+    case, (ours, other) = f"{inputs}→{outputs}", errors
+    return [
+        compared("bfloat16", case, rows, times, wanted),
+        {
+            "part": "relative error of bfloat16",
+            "case": case,
+            "rows": rows,
+            "error": errors,
+            "ratios": {other: errors[other]["median"] / errors[ours]["median"]},
+            "wanted": {},
+        },
+    ]
 
 
 def fused(inputs: int, outputs: int, rows: int, seconds: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@
 extern "C" {
 const char* ks_isa();
 int ks_choose(const char*);
+int ks_computes(int);
 int64_t ks_size(const KsStep*, int);
 void ks_pack(const KsStep*, const void*, void*, int);
 void ks_unpack(const KsStep*, const void*, void*, int);
@@ -38,8 +39,8 @@ template <class T> struct Exact {  // no byte more than asked for
 
 template <class T> using Chain = std::vector<Exact<T>>;
 
-static KsChain describe(const std::vector<KsStep>& steps, const KsGuard* guard) {
-  KsChain chain{steps[0].a * steps[0].c * steps[0].d, 0, 0, 0, (int64_t)steps.size(), steps.data(), guard};
+static KsChain describe(const std::vector<KsStep>& steps, const KsGuard* guard, int64_t packed) {
+  KsChain chain{steps[0].a * steps[0].c * steps[0].d, 0, 0, 0, (int64_t)steps.size(), packed, steps.data(), guard};
   for (const KsStep& s : steps) {
     chain.out_features = s.a * s.b * s.d;
     for (int64_t n : {s.a * s.c * s.d, s.a * s.b * s.d})
@@ -84,7 +85,7 @@ template <class T> static bool complex_case(const std::vector<KsStep>& shapes, i
       pack({s->a, s->d, s->c, 2 * s->b, nullptr, 2}, weight.get(), back);
     }
   const auto whole = [&](const std::vector<KsStep>& steps) {
-    KsChain chain = describe(steps, nullptr);
+    KsChain chain = describe(steps, nullptr, is_double);
     chain.steps /= 2, chain.in_features /= 2;
     return chain;
   };
@@ -103,11 +104,9 @@ template <class T> static bool complex_case(const std::vector<KsStep>& shapes, i
   return fine;
 }
 
-template <class T> static bool one_case(int threads) {
-  const int is_double = sizeof(T) == 8;
-  const double tolerance = is_double ? 1e-9 : 2e-3;
-  std::vector<KsStep> plain, packed, transposed;
-  Chain<T> weights, weights_packed, weights_transposed, flipped;
+// Factors of any patterns whose sizes compose.
+static std::vector<KsStep> some_shapes() {
+  std::vector<KsStep> shapes;
   const int64_t count = among({1, 2, 3});
   int64_t n = 0;
   for (int64_t j = 0; j < count; ++j) {
@@ -123,6 +122,71 @@ template <class T> static bool one_case(int threads) {
     s.b = among({1, 2, 3, 4, 5, 8, 9, 16, 19});
     if (s.a * s.b * s.d > 2000) s.b = 1;
     n = s.a * s.b * s.d;
+    shapes.push_back(s);
+  }
+  return shapes;
+}
+
+static float from_bits(uint16_t half) {
+  const uint32_t bits = (uint32_t)half << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+static void draw_halves(Exact<uint16_t>& numbers) {  // of size 1/4 to 1, with either sign
+  for (int64_t k = 0; k < numbers.size; ++k) numbers.get()[k] = (uint16_t)((rng() % 256 + 0x3E80) | (rng() % 2 << 15));
+}
+
+// Rows of bfloat16 in the processor's own instructions.
+static bool half_case(int threads) {
+  const std::vector<KsStep> shapes = some_shapes();
+  std::vector<KsStep> packed;
+  std::vector<Exact<uint16_t>> weights, weights_packed;
+  for (KsStep s : shapes) {
+    weights.emplace_back(s.a * s.b * s.c * s.d);
+    draw_halves(weights.back());
+    weights_packed.emplace_back(ks_size(&s, KS_BFLOAT16));
+    ks_pack(&s, weights.back().get(), weights_packed.back().get(), KS_BFLOAT16);
+    s.weight = weights_packed.back().get();
+    packed.push_back(s);
+  }
+  const KsChain chain = describe(packed, nullptr, KS_BFLOAT16);
+  const int64_t in = chain.in_features, out = chain.out_features, rows = among({1, 2, 5, 13, 40, 70});
+  Exact<uint16_t> x(rows * in), y(rows * out), bias(out);
+  draw_halves(x), draw_halves(bias);
+  std::vector<double> here(rows * in), size(rows * in);  // sums, and sums of sizes
+  for (int64_t k = 0; k < rows * in; ++k) here[k] = from_bits(x.get()[k]), size[k] = std::fabs(here[k]);
+  for (size_t j = 0; j < shapes.size(); ++j) {
+    const KsStep& s = shapes[j];
+    const int64_t from = s.a * s.c * s.d, to = s.a * s.b * s.d;
+    std::vector<double> next(rows * to), sizes(rows * to);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t a = 0; a < s.a; ++a)
+        for (int64_t d = 0; d < s.d; ++d)
+          for (int64_t o = 0; o < s.b; ++o)
+            for (int64_t i = 0; i < s.c; ++i) {
+              const double w = from_bits(weights[j].get()[((a * s.d + d) * s.b + o) * s.c + i]);
+              const int64_t at = r * to + (a * s.b + o) * s.d + d, of = r * from + (a * s.c + i) * s.d + d;
+              next[at] += w * here[of], sizes[at] += std::fabs(w) * size[of];
+            }
+    here = std::move(next), size = std::move(sizes);
+  }
+  bool fine = ks_rows(&chain, x.get(), in, y.get(), rows, bias.get(), 0, threads, KS_BFLOAT16) == 1;
+  for (int64_t k = 0; k < rows * out; ++k) {
+    const double added = from_bits(bias.get()[k % out]), bound = (shapes.size() + 1) / 256.0;
+    const double error = std::fabs(from_bits(y.get()[k]) - here[k] - added);
+    if (error > bound * (size[k] + std::fabs(added))) fine = close(from_bits(y.get()[k]), here[k] + added, 0, "bfloat16");
+  }
+  const int activation = rng() % 7;
+  return fine && ks_rows(&chain, x.get(), in, y.get(), rows, bias.get(), activation, threads, KS_BFLOAT16) == 1;
+}
+
+template <class T> static bool one_case(int threads) {
+  const int is_double = sizeof(T) == 8;
+  const double tolerance = is_double ? 1e-9 : 2e-3;
+  std::vector<KsStep> plain, packed, transposed;
+  Chain<T> weights, weights_packed, weights_transposed, flipped;
+  for (KsStep s : some_shapes()) {
     const int64_t numel = s.a * s.b * s.c * s.d;
     weights.emplace_back(numel);
     s.weight = weights.back().get();
@@ -146,10 +210,11 @@ template <class T> static bool one_case(int threads) {
   std::vector<const void*> data;
   std::vector<int64_t> bytes;
   for (auto& w : weights) data.push_back(w.get()), bytes.push_back(w.size * (int64_t)sizeof(T));
+  const int64_t count = (int64_t)plain.size();
   KsGuard guard{count, data.data(), bytes.data(), among({KS_NOTHING, KS_PART, KS_EVERYTHING})};
   ks_guard(&guard);
-  const KsChain forward = describe(packed, &guard), backward = describe(transposed, nullptr);
-  const KsChain columns = describe(plain, &guard);
+  const KsChain forward = describe(packed, &guard, is_double), backward = describe(transposed, nullptr, is_double);
+  const KsChain columns = describe(plain, &guard, is_double);
   const int64_t in = forward.in_features, out = forward.out_features, rows = among({0, 1, 2, 5, 13, 40, 70});
 
   Exact<T> x(rows * in), g(rows * out), bias(out), y(rows * out), gx(rows * in);
@@ -256,4 +321,11 @@ int main(int argc, char** argv) {
       }
     std::printf("%s: %d chains in float32 and in float64\n", isa, cases);
   }
+  rng.seed(2);
+  for (int k = 0; ks_choose("avx512_bf16") && k < 4 * cases; ++k)
+    if (!half_case(1 + k % 3)) {
+      std::printf("%s: case %d in bfloat16 failed\n", ks_isa(), k);
+      return 1;
+    }
+  std::printf("%s: %d chains in bfloat16\n", ks_isa(), ks_computes(KS_BFLOAT16) ? 4 * cases : 0);
 }
