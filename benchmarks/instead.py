@@ -18,12 +18,13 @@ from torch import nn
 from benchmarks import results
 from benchmarks.quiet import check_quiet
 from benchmarks.workers import Maker, measure_in_turns, serve
+from ksurgeon import prepack
 from ksurgeon.find.inputs import call_model
 
 TITLE = "What could be run instead: whole models on CPU"
 _TORCH = ("eager float32", "eager bfloat16", "compiled float32", "compiled bfloat16")
 _MINILM = ("eager int8", "ONNX float32", "ONNX int8")
-_DECODED = ("eager float32", "eager bfloat16")
+_DECODED = ("eager float32", "eager bfloat16", "prepacked float32", "prepacked bfloat16")
 _TOKENS, _PROMPT = 16, 16
 
 # Runtimes and precisions of each model, of both kinds; what only the dense one is run in; batch sizes.
@@ -43,10 +44,10 @@ WANTED: dict[tuple[str, str], dict[str, float]] = {
     ("minilm", "eager bfloat16"): {"dense, eager bfloat16": 1.4},
     ("minilm", "compiled bfloat16"): {"dense, compiled bfloat16": 1.4},
     ("resnet50", "eager float32"): {"dense, eager float32": 1.25},
-    ("decode gpt2", "eager bfloat16"): {"dense, eager bfloat16": 2.5},
-    ("decode llama", "eager bfloat16"): {"dense, eager bfloat16": 2.5},
-    ("decode marian", "eager bfloat16"): {"dense, eager bfloat16": 1.8},
-    ("decode t5", "eager bfloat16"): {"dense, eager bfloat16": 2.2},
+    ("decode gpt2", "prepacked bfloat16"): {"dense, eager bfloat16": 2.5},
+    ("decode llama", "prepacked bfloat16"): {"dense, eager bfloat16": 2.5},
+    ("decode marian", "prepacked bfloat16"): {"dense, eager bfloat16": 1.8},
+    ("decode t5", "prepacked bfloat16"): {"dense, eager bfloat16": 2.2},
 }
 
 
@@ -110,6 +111,8 @@ def opened(name: str, half: Path) -> Maker:
         model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     model = model.to(dtype)
+    if runtime == "prepacked":
+        prepack(model)
 
     def make(batch: int, threads: int) -> Callable[[], object]:
         given = _cast(inputs(batch), dtype)
@@ -117,7 +120,7 @@ def opened(name: str, half: Path) -> Maker:
             ids = given["input_ids"][:, :_PROMPT]
             asked = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False}
             return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **asked)  # type: ignore[operator]
-        if runtime == "eager":
+        if runtime != "compiled":
             return lambda: call_model(model, given)
         torch.compiler.reset()  # each case has code for its own sizes
         compiled = torch.compile(model)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ksurgeon.surgery.conversion import Conversion
     from ksurgeon.surgery.convert import convert, replace_modules
     from ksurgeon.surgery.load_dense import load_dense
+    from ksurgeon.surgery.prepack import prepack
     from ksurgeon.surgery.revert import revert
     from ksurgeon.surgery.storage import load, save
     from ksurgeon.train.distill import distill, finetune
@@ -88,6 +89,7 @@ _HOMES = {
     "load_dense": "surgery.load_dense",
     "neighbour_share": "geometry.arrangement",
     "plan": "planner.search",
+    "prepack": "surgery.prepack",
     "read_plan": "rules.files",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
@@ -136,6 +138,7 @@ __all__ = [
     "load_dense",
     "neighbour_share",
     "plan",
+    "prepack",
     "read_plan",
     "replace_modules",
     "revert",

@@ -6,7 +6,16 @@ from ksurgeon.kernels.dispatch import (
     available_backends,
     beside,
     chosen_backend,
+    few_rows,
     reference_only,
 )
 
-__all__ = ["apply_chain", "at_once", "available_backends", "beside", "chosen_backend", "reference_only"]
+__all__ = [
+    "apply_chain",
+    "at_once",
+    "available_backends",
+    "beside",
+    "chosen_backend",
+    "few_rows",
+    "reference_only",
+]

@@ -17,6 +17,7 @@ __all__ = [
     "available_backends",
     "beside",
     "chosen_backend",
+    "few_rows",
     "reference_only",
 ]
 
@@ -124,6 +125,12 @@ def at_once(
     else None: a short cut for layers, whose own Python takes as long as a small product. It is not for layers
     that are being compiled."""
     return cpu.at_once(x, factors, bias, dim, activation) if _chosen is cpu.apply_chain else None
+
+
+def few_rows(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
+    """``apply_chain(x, factors, -1, bias)`` in plain eager inference of one dtype on a CPU with compiled
+    kernels, else None: for layers that have another way."""
+    return cpu.few_rows(x, factors, bias) if (_chosen or _choose()) is cpu.apply_chain else None
 
 
 def beside(

@@ -21,6 +21,7 @@ __all__ = [
     "apply_chain",
     "at_once",
     "beside",
+    "few_rows",
     "forget",
     "instruction_set",
     "is_available",
@@ -107,6 +108,25 @@ def at_once(
     ):
         return None
     return shortly(x, factors, bias, dim, activation)
+
+
+def few_rows(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tensor | None:
+    """What ``apply_chain`` gives along the last dimension in inference on plain tensors on the CPU, which all
+    have one dtype and fit. None elsewhere."""
+    parts = (*factors, *(() if bias is None else (bias,)))
+    if (
+        is_grad_enabled()
+        or type(x) is not Tensor
+        or _is_special()
+        or not x.is_cpu
+        or x.layout is not torch.strided
+        or x.dtype not in DTYPES
+        or not x.dim()
+        or x.shape[-1] != factors[0].shape[3]
+        or not all([type(part) in _PLAIN and part.dtype is x.dtype and part.is_cpu for part in parts])
+    ):
+        return None
+    return forward(x, factors, bias, -1)
 
 
 def beside(
