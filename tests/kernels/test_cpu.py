@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from ksurgeon.kernels import apply_chain, cpu, reference
 from ksurgeon.kernels.activation import ACTIVATIONS, activate
-from ksurgeon.kernels.cpu import ops
+from ksurgeon.kernels.cpu import ops, pack, run
 from ksurgeon.kernels.cpu.plan import Kind, candidates, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
@@ -71,13 +71,15 @@ def test_forward_equals_the_dense_product(
 def test_infinity_reaches_only_the_outputs_that_depend_on_it(
     shapes: list[tuple[int, int, int, int]], dtype: torch.dtype, seed: int
 ) -> None:
+    """Unless factors were merged, which have zeros where none of them had a weight."""
     torch.manual_seed(seed)
-    factors = [torch.rand(shape).to(dtype) + 1 for shape in shapes[:1]]
+    factors = [torch.rand(shape).to(dtype) + 1 for shape in shapes]
     reached = dense(factors) != 0
     x = torch.rand(9, reached.shape[1]).to(dtype) + 1
     at = torch.randint(reached.shape[1], (9,))
     x[torch.arange(9), at] = torch.inf
-    with torch.no_grad():
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(pack, "choose", lambda patterns, *_: (1,) * len(patterns))
         assert torch.equal(cpu.apply_chain(x, factors, -1).isinf(), reached.mT[at])
 
 
@@ -106,6 +108,15 @@ def test_opcheck(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     bias = torch.randn(36, dtype=dtype, requires_grad=True)
     torch.library.opcheck(ops.chain, (x, list(matrix.factors), bias, dim))
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("float16", "bfloat16"), ("float64", "float32")])
+def test_vectors_of_another_dtype_are_refused_below_the_dispatcher(dtypes: tuple[str, str]) -> None:
+    of_x, of_factors = (getattr(torch, name) for name in dtypes)
+    factors = [factor.detach() for factor in KMatrix(24, 36, dtype=of_factors).factors]
+    for call in (run.forward, ops.chain, ops.chain_inference):
+        with pytest.raises(ValueError, match=f"dtype, {of_factors}, are needed, got {of_x}"):
+            call(torch.randn(3, 24).to(of_x), factors, None, -1)
 
 
 def test_factors_elsewhere_are_refused() -> None:

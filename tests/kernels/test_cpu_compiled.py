@@ -3,14 +3,16 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from ksurgeon.kernels import cpu
+from ksurgeon.kernels import cpu, reference
 from ksurgeon.kernels.cpu import ops, pack
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import MonarchLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, MonarchLowRank
+from tests.chains import assert_near
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 
@@ -75,6 +77,58 @@ def test_writes_are_seen_by_compiled_models(write: object) -> None:
         before = compiled(x)
         write(layer.matrix.factors[0])  # type: ignore[operator]
         torch.testing.assert_close(compiled(x), 2 * before)
+
+
+@pytest.mark.parametrize(("parametrization", "at"), [("free", (-1, -1)), ("orthogonal", -1)])
+def test_writes_inside_a_compiled_function_are_seen(parametrization: str, at: object) -> None:
+    """Its code writes to tensors whose version changes when it ends; parts are compared from 512 KiB on."""
+    structure = Kaleidoscope(parametrization=parametrization)
+    layer = KLinear(8192, 8192, bias=False, structure=structure).requires_grad_(False).eval()
+    written = next(layer.matrix.parameters())
+    assert sum(parameter.nbytes for parameter in layer.parameters()) > 512 << 10
+
+    def around(x: Tensor) -> tuple[Tensor, Tensor]:
+        before = layer(x)
+        written[at].mul_(1.5)
+        return before, layer(x)
+
+    compiled = torch.compile(around, fullgraph=True)
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(1, 8192)
+            _, got = compiled(x)
+            assert_near(got, reference.apply_chain(x, layer.matrix._held(), -1), torch.float32)
+
+
+def test_an_operator_that_is_called_between_frames_is_no_frame_of_dynamo() -> None:
+    factors = tuple(factor.detach() for factor in KMatrix(24, 36).factors)
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        seen.append(str(graph.code))
+        return graph
+
+    def around(x: Tensor) -> Tensor:
+        try:
+            torch._dynamo.graph_break()
+            return ops.chain_inference(x, factors, None, -1)
+        finally:
+            pass
+
+    with torch.no_grad():
+        torch.compile(around, backend=backend)(torch.randn(3, 24))
+    assert all("empty" not in code for code in seen)
+
+
+def test_it_refuses_to_lose_gradients() -> None:
+    matrix = KMatrix(24, 36)
+    with pytest.raises(RuntimeError, match="has no gradients"):
+        ops.chain_inference(torch.randn(3, 24), list(matrix.factors), None, -1)
+    with torch.no_grad():
+        graph = make_fx(matrix)(torch.randn(3, 24))
+    x = torch.randn(3, 24, requires_grad=True)
+    graph(x).sum().backward()
+    assert x.grad is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)

@@ -258,3 +258,23 @@ def test_threads_serve_while_another_loads_weights(layout: str) -> None:
     for server in servers:
         server.join()
     assert not failures and len(set(calls)) == 3
+
+
+def test_what_is_packed_later_is_of_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written and written back, unseen by versions, where the factors take more than 512 KiB."""
+    monkeypatch.setattr(
+        pack,
+        "choose",
+        lambda patterns, _, kind: (1,) * len(patterns) if kind == "few" else (2,) * (len(patterns) // 2),
+    )
+    layer = KLinear(8192, 8192, bias=False).requires_grad_(False).eval()
+    many, one, entry = torch.randn(40, 8192), torch.randn(1, 8192), layer.matrix.factors[0].data[-1, -1]
+    with torch.no_grad():
+        layer(many)
+        kept = entry.clone()
+        entry.mul_(3)
+        layer(one)  # packs for few rows
+        entry.copy_(kept)
+        for _ in range(64):  # after which all parts have been compared
+            got = layer(one)
+        assert_near(got, reference.apply_chain(one, layer.matrix.factors, -1), torch.float32)

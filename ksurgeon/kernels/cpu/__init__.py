@@ -50,9 +50,9 @@ def apply_chain(
     Eager calls on plain CPU tensors go to the library at once, with a node of autograd's own where gradients
     are wanted; eager training of whole matrices, as a low rank has them, is PyTorch's own products. A call
     that is compiled, traced with fake tensors or made in any other dispatch mode is the operator
-    ``ksurgeon::chain``. Activations of complex numbers, other devices, autocast, ``torch.func`` transforms,
-    ``torch.jit.trace``, ``torch.export`` (whose programs are to run without ksurgeon) and forward-mode
-    derivatives are left to the reference.
+    ``ksurgeon::chain``, or ``ksurgeon::chain_inference`` if it is compiled without gradients. Activations of
+    complex numbers, other devices, autocast, ``torch.func`` transforms, ``torch.jit.trace``, ``torch.export``
+    (whose programs are to run without ksurgeon) and forward-mode derivatives are left to the reference.
     """
     y = None if is_compiling() else at_once(x, factors, bias, dim, activation)
     if y is not None:
@@ -183,7 +183,7 @@ def _by_operator(
         return reference.apply_chain(x, factors, dim, bias, activation)
     if type(factors) is Rotated and not is_grad_enabled():
         return activate(ops.rotated_chain(x, *factors.sources, factors.sizes, bias, dim), activation)
-    if not is_grad_enabled():
+    if is_compiling() and not is_grad_enabled():
         y: Tensor = ops.chain_inference(x, list(factors), bias, dim, activation)
         return y
     return activate(ops.chain(x, list(factors), bias, dim), activation)

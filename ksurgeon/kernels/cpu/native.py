@@ -214,6 +214,10 @@ class Guard:
         self.address = ctypes.addressof(self._structure)
         library().ks_guard(self.address)
 
+    def anew(self) -> "Guard":
+        """One for what the tensors hold now."""
+        return Guard(self._tensors, self.comparison)
+
     def changed(self) -> bool:
         """Whether any of the contents differs from what it was."""
         return bool(library().ks_changed(self.address))

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.cpu import run
 from ksurgeon.kernels.cpu.layout import in_rows, lies_in_rows, new_result
+from ksurgeon.kernels.cpu.pack import compare_all
 from ksurgeon.kernels.eager import is_transformed
 from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.rotations import Rotated
@@ -61,11 +62,20 @@ _LIBRARY.define(
     "chain_inference(Tensor x, Tensor[] factors, Tensor? bias, int dim, str? activation=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
-_LIBRARY.impl(
-    "chain_inference",
-    lambda x, factors, bias, dim, activation=None: run.forward(x, tuple(factors), bias, dim, activation),
-    "CPU",
-)
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined,untyped-decorator]
+def _chain_inference(
+    x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, activation: str | None = None
+) -> Tensor:
+    factors = tuple(factors)
+    if torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in (x, bias, *factors)]):
+        raise RuntimeError("ksurgeon::chain_inference has no gradients; ksurgeon::chain has, or use no_grad")
+    compare_all(factors)
+    return run.forward(x, factors, bias, dim, activation)
+
+
+_LIBRARY.impl("chain_inference", _chain_inference, "CPU")
 chain_inference = torch.ops.ksurgeon.chain_inference.default
 """``chain`` and an activation where no gradients are wanted, with merged factors kept: ``run.forward``."""
 
@@ -86,7 +96,9 @@ def rotated_chain(
     x: Tensor, angles: Tensor, diagonal: Tensor, sizes: Sequence[int], bias: Tensor | None, dim: int
 ) -> Tensor:
     """``chain`` for inference with the factors of ``Rotated``, whose patterns are in ``sizes``."""
-    return run.forward(x, as_rotated(angles, diagonal, sizes), bias, dim)
+    factors = as_rotated(angles, diagonal, sizes)
+    compare_all(factors)
+    return run.forward(x, factors, bias, dim)
 
 
 def as_rotated(angles: Tensor, diagonal: Tensor, sizes: Sequence[int]) -> Rotated:

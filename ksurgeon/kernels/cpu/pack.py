@@ -17,7 +17,7 @@ from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import check_chain
 from ksurgeon.kmatrix.rotations import patterns_of, sources_of
 
-__all__ = ["Pack", "find_pack", "forget", "record_of"]
+__all__ = ["Pack", "compare_all", "find_pack", "forget", "record_of"]
 
 _KINDS: tuple[Kind, ...] = ("few", "rows", "columns")
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -140,12 +140,25 @@ class Pack:
             and _marks_of(factors) == self._marks
         )
 
+    @property
+    def compares_a_part(self) -> bool:
+        """Whether products of few rows compare a part of the contents at a time."""
+        return self._guard is not None and self._guard.comparison == 1
+
+    def _begin_chain(self) -> None:
+        """All chains are of one state of the factors: where it is another one now, they are made anew."""
+        if self._chains and not self.same_contents():
+            assert self._guard is not None
+            self._guard = self._guard.anew()
+            self._chains, self._index, self.record = {}, None, None
+
     @torch.no_grad()
     def rows(self, factors: Sequence[Tensor], count: int) -> Chain:
         """For ``count`` vectors in rows."""
         kind: Kind = "few" if count < FEW_ROWS and not self.light else "rows"
         chain = self._chains.get(kind)
         if chain is None:
+            self._begin_chain()
             counts = self.counts(factors, kind)
             chain = self._chains.get(("packed", counts))
             if chain is None:
@@ -211,6 +224,7 @@ class Pack:
         """For vectors in columns."""
         chain = self._chains.get("columns")
         if chain is None:
+            self._begin_chain()
             merged = merge_counts(_plain(factors), self.counts(factors, "columns"))
             chain = self._chains.setdefault("columns", Chain.plain(merged, self._guard))
             self._record_chains(factors)
@@ -287,6 +301,14 @@ def find_pack(factors: Sequence[Tensor], light: bool = False) -> Pack:
     else:
         packs.pop(key, None)
     return pack
+
+
+def compare_all(factors: Sequence[Tensor]) -> None:
+    """Let go of what was packed if the factors hold anything else now, also where a product would compare a
+    part of them: code made by ``torch.compile`` writes to tensors whose version changes when it ends."""
+    known = _PACKS.get(id(sources_of(factors)[0]))
+    if known is not None and known[0].compares_a_part and not known[0].same_contents():
+        forget(factors)
 
 
 def record_of(first: Tensor) -> object:

@@ -14,7 +14,7 @@ from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, fast, is_avai
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, record_of
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
 from ksurgeon.kmatrix.patterns import axis_of
-from ksurgeon.kmatrix.rotations import Rotated
+from ksurgeon.kmatrix.rotations import Rotated, sources_of
 
 __all__ = ["DTYPES", "backward", "forward", "shortly"]
 
@@ -56,8 +56,8 @@ def forward(
     """Apply a chain to a CPU tensor; no gradients, no modes. ``light`` is that of ``find_pack``.
 
     Raises:
-        ValueError: the size along ``dim``, or that of the bias, is not the chain's, or there is no such
-            activation.
+        ValueError: the size along ``dim``, or that of the bias, is not the chain's, the input's dtype is not
+            that of the factors, or there is no such activation.
         MemoryError: there is no memory for the intermediate vectors.
         RuntimeError: the memory of an argument has been freed.
     """
@@ -96,6 +96,8 @@ def _forward(
 def _general(
     x: Tensor, factors: Sequence[Tensor], pack: Pack, bias: Tensor | None, axis: int, code: int
 ) -> Tensor | None:
+    if x.dtype is not (dtype := sources_of(factors)[0].dtype):
+        raise ValueError(f"vectors of the factors' dtype, {dtype}, are needed, got {x.dtype}")
     if in_rows(x, axis):
         rows = x.numel() // max(x.shape[axis], 1)
         chain = pack.rows(factors, rows)

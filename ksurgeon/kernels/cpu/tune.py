@@ -1,10 +1,10 @@
 """Which way to merge is the fastest on this machine: measured once for each class of products, and kept.
 
 A class is a chain's patterns, the dtype computed in, the kind of product and the number of threads. It is
-measured at its first product in eager inference, in some milliseconds, about as long as packing the weights
+measured at its first product in inference, in some milliseconds, about as long as packing the weights
 takes. Doing so later would save these where a class never comes back, and change the last digits of a
-layer's results, and its packed weights, in the middle of a process. Training, compiled and exported calls
-never come here: they merge by fixed rules.
+layer's results, and its packed weights, in the middle of a process. Training and exported calls never come
+here: they merge by fixed rules.
 """
 
 import hashlib
