@@ -37,6 +37,7 @@ PROMISED = [
     "Plan",
     "Planning",
     "plan",
+    "prepack",
     "read_plan",
     "write_plan",
     "PlanError",
