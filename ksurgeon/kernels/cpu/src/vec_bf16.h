@@ -84,7 +84,7 @@ template <> struct Storage<bfloat> {  // never called: nothing is converted
   static void store(int, const bfloat*, void*, int64_t, int64_t, int64_t) {}
 };
 
-// Activations are those of float32, before the last rounding but one.
+// Activations are computed in float32, from sums that were rounded once.
 static inline void activate(int activation, bfloat* y, int64_t n) {
   float line[256];
   for (int64_t from = 0; from < n; from += 256) {
