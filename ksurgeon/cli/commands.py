@@ -81,6 +81,9 @@ def convert(
     compensate: Annotated[
         bool, typer.Option(help="fit to data front to back, each layer making up for those before it")
     ] = True,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="quantize all linear layers in the end, those that stay dense, too")
+    ] = False,
     output: Output = None,
     weights: Weights = "auto",
     input_size: InputSize = None,
@@ -104,8 +107,8 @@ def convert(
     from ksurgeon.cli.convert import run
 
     run(
-        model, rule, plan, data, examples, tokenizer, max_length, compensate, output, weights, input_size,
-        seed, device, trust_remote_code, dry_run, json, yes, all,
+        model, rule, plan, data, examples, tokenizer, max_length, compensate, int8, output, weights,
+        input_size, seed, device, trust_remote_code, dry_run, json, yes, all,
     )  # fmt: skip
 
 

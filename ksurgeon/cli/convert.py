@@ -36,6 +36,7 @@ def run(
     tokenizer: str | None,
     max_length: int,
     compensate: bool,
+    int8: bool,
     output: str | None,
     weights: str,
     input_size: str | None,
@@ -70,6 +71,7 @@ def run(
             plan=given,
             data=batches,
             compensate=compensate,
+            weights="int8" if int8 else None,
             seed=seed,
             progress=progress,
         )

@@ -109,7 +109,13 @@ def _table(operations: list[Operation]) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for o in operations[:_ROWS]:
-        error = "exact" if o.start == "exact" else "–" if o.weight_error is None else f"{o.weight_error:.3f}"
+        error = (
+            "exact"
+            if o.start == "exact" and not o.int8
+            else "–"
+            if o.weight_error is None
+            else f"{o.weight_error:.3f}"
+        )
         by = "dense" if o.form == "dense" else str(o.structure)
         lines.append(f"| `{o.path}` | {by} | {o.parameters_before:,} | {o.parameters_after:,} | {error} |")
     if len(operations) > _ROWS:

@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from ksurgeon.kernels import cpu
+from ksurgeon.kernels import cpu, int8
 
 __all__ = ["register_with_flop_counter"]
 
@@ -16,11 +16,12 @@ _Shape = Sequence[int]
 def register_with_flop_counter() -> None:
     """Let ``FlopCounterMode`` count K-matrices as it counts PyTorch's own products: two for a multiplication
     and its addition, and nothing for what a kernel computes a second time."""
-    assert cpu  # it defines the operators
+    assert cpu and int8  # they define the operators
     if torch.ops.ksurgeon.chain not in flop_registry:
         register_flop_formula([torch.ops.ksurgeon.chain, torch.ops.ksurgeon.chain_inference])(_of_chain)
         register_flop_formula(torch.ops.ksurgeon.rotated_chain)(_of_rotated_chain)
         register_flop_formula(torch.ops.ksurgeon.chain_backward)(_of_gradients)
+        register_flop_formula(torch.ops.ksurgeon.int8_chain)(_of_int8_chain)
 
 
 def _of_chain(
@@ -41,6 +42,17 @@ def _of_gradients(
     numbers = list(map(prod, factors))
     passed = sum(numbers) if need_x else sum(numbers[1:])  # what takes the gradient back to the input
     return 2 * _vectors(x, dim) * (passed + (sum(numbers) if need_factors else 0))
+
+
+def _of_int8_chain(
+    x: _Shape,
+    first: Sequence[_Shape],
+    second: Sequence[_Shape],
+    bias: object,
+    activation: object = None,
+    **_: object,
+) -> int:
+    return 2 * _vectors(x, -1) * sum(map(prod, (*first[::2], *second[::2])))
 
 
 def _vectors(x: _Shape, dim: int) -> int:

@@ -88,7 +88,7 @@ class KPointwiseConv(HasComputed):
         sizes = (self.in_channels, self.out_channels)
         first, second = sizes if self.transposed else sizes[::-1]
         shape = (first, second // self.groups, *self.kernel_size)
-        return lazy_dense(self._dense, shape, self.matrix._held())
+        return lazy_dense(self._dense, shape, self.matrix.like)
 
     def _dense(self) -> Tensor:
         blocks = self.matrix.to_dense().unflatten(1, (self.groups, -1)).unflatten(0, (self.groups, -1))

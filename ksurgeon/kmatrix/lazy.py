@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ksurgeon.errors import SurgeryError
-from ksurgeon.kmatrix.rotations import sources_of
 
 __all__ = ["ComputedDense", "HasComputed", "LazyDense", "lazy_dense", "plain"]
 
@@ -139,8 +138,8 @@ class HasComputed(nn.Module):
         )
 
 
-def lazy_dense(make: Callable[[], Tensor], shape: tuple[int, ...], factors: Sequence[Tensor]) -> Tensor:
-    """The tensor that ``make`` gives, of that shape and of the factors' dtype and device.
+def lazy_dense(make: Callable[[], Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """The tensor that ``make`` gives, of that shape, and of the dtype and device of ``like``.
 
     It is made when it is read; at once where gradients may be wanted of it, or a program is traced or
     transformed. Where no program is, it is not to be written to.
@@ -154,7 +153,7 @@ def lazy_dense(make: Callable[[], Tensor], shape: tuple[int, ...], factors: Sequ
         return make()
     if torch.is_grad_enabled():
         return make().as_subclass(ComputedDense)
-    return LazyDense(make, shape, sources_of(factors)[0])
+    return LazyDense(make, shape, like)
 
 
 def plain(tensor: Tensor) -> Tensor:

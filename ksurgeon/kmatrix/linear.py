@@ -76,7 +76,7 @@ class KLinear(HasComputed):
         SurgeryError; ``ksurgeon.load_dense`` fits the factors to another one.
         """
         shape = (self.out_features, self.in_features)
-        return lazy_dense(self._dense, shape[::-1] if self.transposed else shape, self.matrix._held())
+        return lazy_dense(self._dense, shape[::-1] if self.transposed else shape, self.matrix.like)
 
     def _dense(self) -> Tensor:
         dense = self.matrix.to_dense()

@@ -23,7 +23,7 @@ from ksurgeon.kmatrix.radix import Radix
 from ksurgeon.kmatrix.rotations import Rotations, patterns_of, sources_of
 from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
 
-__all__ = ["KMatrix", "Start", "like_input", "multiply"]
+__all__ = ["KMatrix", "Start", "like_input", "multiply", "resized"]
 
 is_compiling = torch.compiler.is_compiling
 
@@ -147,6 +147,11 @@ class KMatrix(nn.Module):
         )
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of the factors' dtype and on their device."""
+        return sources_of(self._held())[0]
+
+    @property
     def multiplications(self) -> int:
         """Multiplications per vector, before any merging."""
         beside = self.side.multiplications if self.side is not None else 0
@@ -266,9 +271,8 @@ class KMatrix(nn.Module):
 
     def to_dense(self) -> Tensor:
         """The matrix, ``(out_features, in_features)``, differentiable in the factors."""
-        first = sources_of(self._held())[0]
-        narrow = min(self.in_features, self.out_features)
-        basis = torch.eye(narrow, dtype=first.dtype, device=first.device)
+        like, narrow = self.like, min(self.in_features, self.out_features)
+        basis = torch.eye(narrow, dtype=like.dtype, device=like.device)
         return self.transposed(basis) if self.out_features < self.in_features else self(basis, 0)
 
     def extra_repr(self) -> str:
@@ -323,10 +327,10 @@ def multiply(
     dim = dim % x.dim()
     patterns = patterns_of(factors)
     chain_in, chain_out = patterns[0].in_features, patterns[-1].out_features
-    x = _resize(x, dim, groups, chain_in)
+    x = resized(x, dim, groups, chain_in)
     if chain_out == out_features:
         return apply_chain(x, factors, dim, bias, activation)
-    y = _resize(apply_chain(x, factors, dim), dim, groups, out_features)
+    y = resized(apply_chain(x, factors, dim), dim, groups, out_features)
     y = y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim - 1))
     return activate(y, activation)
 
@@ -341,7 +345,7 @@ def like_input(y: Tensor, x: Tensor) -> Tensor:
     return y.contiguous()
 
 
-def _resize(x: Tensor, dim: int, groups: int, size: int) -> Tensor:
+def resized(x: Tensor, dim: int, groups: int, size: int) -> Tensor:
     """Pad with zeros or crop each of ``groups`` blocks along ``dim`` so that they add up to ``size``."""
     if x.shape[dim] == size:
         return x

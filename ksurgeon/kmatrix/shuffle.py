@@ -91,7 +91,7 @@ class KChannelShuffle(HasComputed):
     def weight(self) -> Tensor:
         """The dense matrix ``(channels, channels)``, computed anew, differentiable, not to be written to."""
         shape = (self.in_features, self.out_features)
-        return lazy_dense(self.matrix.to_dense, shape, self.matrix._held())
+        return lazy_dense(self.matrix.to_dense, shape, self.matrix.like)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map dimension ``dim`` of ``x``; shape, dtype and memory format stay."""

@@ -17,6 +17,7 @@ from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, tensors_of
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.report.measure import device_name, in_turns, milliseconds, multiplications
+from ksurgeon.surgery.sizes import count_parameters
 
 __all__ = ["Comparison", "compare", "show_comparison"]
 
@@ -71,7 +72,7 @@ def compare(first: nn.Module, second: nn.Module, example_inputs: ExampleInputs) 
     return Comparison(
         outputs=[_difference(a, b) for a, b in zip(*outputs, strict=True)],
         decided_alike=_decided_alike(*(given[0] for given in outputs)) if outputs[0] else None,
-        parameters=_both(lambda model: sum(p.numel() for p in model.parameters()), first, second),
+        parameters=_both(count_parameters, first, second),
         bytes=_both(lambda model: sum(t.nbytes for t in _stored(model)), first, second),
         multiplications=_both(lambda model: multiplications(model, example_inputs), first, second),
         latency=(median(latency[0]), median(latency[1])),

@@ -121,11 +121,11 @@ def _operations(operations: list[Operation], everything: bool) -> RenderableType
         kept = o.form == "dense"
         table.add_row(
             escape(o.path),
-            "dense layer (reverted)" if kept else escape(_short(o)),
+            "dense layer (reverted)" if kept else escape(_short(o)) + (", int8" if o.int8 else ""),
             f"{o.parameters_before:,}",
             f"{o.parameters_after:,}",
-            "exact" if o.start == "exact" else _error(o.weight_error),
-            "exact" if o.start == "exact" else _error(o.output_error),
+            "exact" if o.start == "exact" and not o.int8 else _error(o.weight_error),
+            "exact" if o.start == "exact" and not o.int8 else _error(o.output_error),
         )
     rest = len(operations) - len(shown)
     return Group(table, Text(f"… and {rest} more (--all shows them)", style="dim")) if rest else table
@@ -170,6 +170,9 @@ def _totals(outcome: Outcome) -> RenderableType:
     table = new_table("\nThe whole model", "", "before", "after", "after / before")
     before, after = outcome.parameters
     table.add_row("parameters", f"{before:,}", f"{after:,}", _ratio(before, after))
+    if outcome.bytes is not None:
+        before, after = outcome.bytes
+        table.add_row("size", f"{before / 1e6:,.1f} MB", f"{after / 1e6:,.1f} MB", _ratio(before, after))
     if outcome.multiplications is not None:
         before, after = outcome.multiplications
         table.add_row(

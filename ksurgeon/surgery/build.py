@@ -161,7 +161,8 @@ def hand_over(old: nn.Module, new: nn.Module) -> None:
         added = {name: value for name, value in vars(old)[held].items() if name not in _TENSORS}
         vars(new)[held] = {**vars(new)[held], **added}
     new._non_persistent_buffers_set = set(old._non_persistent_buffers_set)
-    note(_weights_of(old)[0], _weights_of(new))
+    for weight in _weights_of(old)[:1]:  # none of one in int8
+        note(weight, _weights_of(new))
     for name in _HOOKS:
         if name in vars(old):
             object.__setattr__(new, name, vars(old)[name])
@@ -247,7 +248,7 @@ def build_dense(module: nn.Module, ndim: int = 0) -> nn.Module:
     """
     assert isinstance(module, (KLinear, KPointwiseConv, KChannelShuffle))
     weight = plain(module.weight.detach())
-    first = next(module.matrix.parameters())
+    first = next(module.matrix.parameters(), None)  # none of one in int8
     new: nn.Module
     if "shell" in vars(module):
         new = _emptied(vars(module)["shell"])
@@ -271,7 +272,7 @@ def build_dense(module: nn.Module, ndim: int = 0) -> nn.Module:
             f"no dense layer maps dimension {module.dim} of a tensor of {ndim} dimensions; "
             "set the K-matrix back to the map that stood there (the identity if it was inserted), or keep it"
         )
-    new.weight = nn.Parameter(weight.contiguous(), requires_grad=first.requires_grad)
+    new.weight = nn.Parameter(weight.contiguous(), requires_grad=first is None or first.requires_grad)
     new.bias = getattr(module, "bias", None)  # type: ignore[assignment]
     hand_over(module, new)
     return new

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -33,9 +33,11 @@ from ksurgeon.surgery.record import (
     Record,
     attach,
     describe_inputs,
+    record_of,
 )
 from ksurgeon.surgery.recorded import source_of
 from ksurgeon.surgery.replacements import Progress, build_replacements
+from ksurgeon.surgery.sizes import count_bytes, count_parameters
 from ksurgeon.surgery.verify import (
     amplified,
     is_exact,
@@ -59,6 +61,7 @@ def convert(
     tokenizer: str | None = None,
     max_length: int = 128,
     compensate: bool = True,
+    weights: Literal["int8"] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     fuse_activations: bool | None = None,
@@ -79,6 +82,7 @@ def convert(
         examples, tokenizer, max_length: of the data.
         compensate: whether layers fitted to data are fitted front to back, each so that it makes up for the
             errors of those before it; for models whose order of layers does not depend on the data.
+        weights: "int8" quantizes all linear layers afterwards, those that stay dense, too (see ``quantize``).
         seed: of random starting values.
         progress: called before each site and once at the end.
         fuse_activations: deprecated, and without effect: K-layers apply no activations.
@@ -103,6 +107,8 @@ def convert(
             FutureWarning,
             stacklevel=2,
         )
+    if weights not in (None, "int8"):
+        raise SurgeryError(f'weights is "int8" or None, got {weights!r}')
     chosen_backend()  # what the environment asks for is there, before the fit
     chosen = load_rule(rule) if plan is None else None
     require_weights(model)
@@ -184,17 +190,39 @@ def convert(
                 output_error=output_error,
             )
         )
-    parameters = _count_parameters(model)
+    parameters, size = count_parameters(model), count_bytes(model)
     change, warning = _swap_and_verify(model, example_inputs, swaps, results, before)
     record.warnings += [warning] if warning else []
     record.outcome = Outcome(
-        parameters=(parameters, _count_parameters(model)),
+        parameters=(parameters, count_parameters(model)),
+        bytes=(size, count_bytes(model)),
         parts=describe_parts(plan, chosen),
         found=_found(plan),
         output_change=change if change is None or isfinite(change) else None,
     )
+    present = record_of(model)
     attach(model, record)
-    return Conversion(model, plan, finder.sites, results, record, change, swaps)
+    done = Conversion(model, plan, finder.sites, results, record, change, swaps)
+    if weights is not None:
+        try:
+            _quantize(done, example_inputs, before)
+        except BaseException:
+            undo_all(done.swaps)
+            attach(model, present)
+            raise
+    return done
+
+
+def _quantize(done: Conversion, example_inputs: ExampleInputs | None, before: Sequence[Tensor]) -> None:
+    """Let the linear layers of a converted model be in int8."""
+    from ksurgeon.surgery.quantize import quantize_layers
+
+    done.swaps = [*done.swaps, *quantize_layers(done.model, example_inputs=example_inputs)[1]]
+    record = record_of(done.model)
+    assert record is not None and record.outcome is not None
+    done.record, done.output_change = record, output_change(done.model, example_inputs, before)
+    change = done.output_change
+    record.outcome.output_change = change if change is None or isfinite(change) else None
 
 
 def _swap_and_verify(
@@ -238,10 +266,6 @@ def replace_modules(
     ``options`` are those of ``convert``, which tells what is raised and returns what was done.
     """
     return convert(model, rule, example_inputs, **options).model
-
-
-def _count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _found(plan: Plan) -> list[Found]:

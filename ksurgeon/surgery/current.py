@@ -10,6 +10,7 @@ from ksurgeon.surgery.computed import child_of
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Operation, Record, record_of, signature
 from ksurgeon.surgery.replay import replay
+from ksurgeon.surgery.sizes import count_parameters
 
 __all__ = ["current_record", "layer_paths", "replacements_of", "standing_record"]
 
@@ -59,9 +60,9 @@ def current_record(model: nn.Module) -> Record | None:
 def _forget_measures(model: nn.Module, record: Record) -> None:
     if record.outcome is None:
         return
-    now = sum(parameter.numel() for parameter in model.parameters())
+    now = count_parameters(model)
     saved = sum(o.parameters_before - o.parameters_after for o in record.operations)
-    measured = ("output_change", "multiplications", "latency", "latency_quartiles")
+    measured = ("bytes", "output_change", "multiplications", "latency", "latency_quartiles")
     changed = {"parameters": (now + saved, now), **dict.fromkeys(measured)}
     record.outcome = record.outcome.model_copy(update=changed)
 

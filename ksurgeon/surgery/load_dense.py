@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ksurgeon.errors import SurgeryError, WeightsError
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.fit import fit_
+from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense
@@ -65,6 +66,11 @@ def load_dense(
             if progress is not None:
                 progress(number, len(layers), operation.path)
             matrix = layer.matrix
+            if isinstance(matrix, Int8Matrix):
+                raise SurgeryError(
+                    f"{operation.path} is quantized, and weights are fitted before they are: load them into "
+                    "the model as it was before ksurgeon.quantize"
+                )
             new = copy.deepcopy(matrix)
             first = next(new.parameters())
             weight = _matrix_of(layer, state_dict[name].to(first.device, first.dtype))

@@ -16,6 +16,7 @@ from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
 
 __all__ = [
+    "MatrixSwap",
     "ModuleSwap",
     "ParameterSwap",
     "RewriteSwap",
@@ -86,7 +87,22 @@ class ParameterSwap:
         self.owner.__class__ = self.before
 
 
-Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap
+@dataclass
+class MatrixSwap:
+    """The matrix of a K-layer in int8 in the place of the one in floating numbers."""
+
+    layer: nn.Module
+    old: nn.Module
+    new: nn.Module
+
+    def do(self) -> None:
+        self.layer._modules["matrix"] = self.new
+
+    def undo(self) -> None:
+        self.layer._modules["matrix"] = self.old
+
+
+Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap
 
 
 def swap_all(swaps: Iterable[Swap]) -> None:

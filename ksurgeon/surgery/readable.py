@@ -7,6 +7,7 @@ from torch import nn
 from ksurgeon.errors import KsurgeonError, SurgeryError
 from ksurgeon.find.inputs import call_model, evaluating
 from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Structure
@@ -151,6 +152,7 @@ def _require_same(model: nn.Module, record: Record, operation: Operation, path: 
     if not record.architecture:
         bias = own.get("bias")
     sizes = tuple(layer.weight.shape)
+    operation.int8 = layer.matrix.chains if isinstance(layer.matrix, Int8Matrix) else ()
     if sizes == record.architecture.get(weight, sizes):
         if own == _built(layer, operation.structure, bias):
             return
@@ -170,13 +172,12 @@ def _built(
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a layer that is built anew."""
     matrix = layer.matrix
-    new = KMatrix(
-        matrix.in_features,
-        matrix.out_features,
-        groups=matrix.groups,
-        structure=structure,
-        start="empty",
-        device="meta",
-    )
+    sizes = matrix.in_features, matrix.out_features
+    new: nn.Module
+    if isinstance(matrix, Int8Matrix):
+        groups, chains = matrix.groups, matrix.chains
+        new = Int8Matrix(*sizes, groups=groups, structure=structure, chains=chains, device="meta")
+    else:
+        new = KMatrix(*sizes, groups=matrix.groups, structure=structure, start="empty", device="meta")
     shapes = {f"matrix.{name}": shape for name, shape in signature(new).items()}
     return shapes if bias is None else {"bias": bias, **shapes}

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ksurgeon.errors import RecordError
 from ksurgeon.find.inputs import ExampleInputs, as_call
+from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.inputs import Inputs
 from ksurgeon.models.source import Source
@@ -45,7 +46,8 @@ class Operation(_Base):
     """One replaced site; ``form`` tells what stands there: a K-module, or after a revert a dense layer.
 
     ``calibrated`` tells whether it was fitted to what the site does on data, not to its weight alone;
-    ``aliases`` are further paths of the same site. ``permutation`` is that of a shuffle, or what an insertion
+    ``aliases`` are further paths of the same site. ``int8`` has the patterns of its factors, and of those
+    beside them, where they are quantized. ``permutation`` is that of a shuffle, or what an insertion
     with the start "geometry" began as. Records that earlier versions wrote may name an ``activation`` that
     the K-layer applied, and the ``activation_path`` of the module that it applied it for. Both are read and
     ignored: the module applies it itself, and the outputs are the same.
@@ -66,6 +68,7 @@ class Operation(_Base):
     parameter: str = ""
     parts: Annotated[int, Field(ge=1, le=1024)] = 1
     stage: Annotated[int, Field(ge=0, lt=1000)] = 0
+    int8: tuple[tuple[Pattern, ...], ...] = ()
     parameters_before: int = 0
     parameters_after: int = 0
     weight_error: float | None = None
@@ -88,10 +91,12 @@ class Outcome(_Base):
 
     ``parts`` tells for each part of the rule what it did. ``multiplications`` are per example, ``latency``
     is in milliseconds for a batch of ``batch`` on ``device`` with ``threads`` CPU threads, its spread the
-    quartiles. ``output_change`` is relative. What was not measured is None.
+    quartiles. ``bytes`` are those of parameters and buffers. ``output_change`` is relative. What was not
+    measured is None.
     """
 
     parameters: tuple[int, int]
+    bytes: tuple[int, int] | None = None
     parts: list[str] = []
     found: list[Found] = []
     output_change: float | None = None

@@ -9,6 +9,8 @@ from torch import nn
 
 from ksurgeon.errors import KsurgeonError, RecordError, StructureError
 from ksurgeon.find import Finder, Site
+from ksurgeon.kmatrix.int8 import Int8Matrix
+from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.rules.plan import structure_cost
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
@@ -90,13 +92,15 @@ def _left(room: int | None, site: Site, operation: Operation) -> int | None:
     """What is left of ``room`` once the K-module stands, whose size is known before it is made."""
     try:
         after, _ = structure_cost(site, operation.structure, operation.parts)
+        if operation.int8:
+            after = sum(pattern.numel for chain in operation.int8 for pattern in chain)
     except StructureError as error:
         raise RecordError(
             f"the record is damaged: {operation.path!r} cannot be replaced so: {error}"
         ) from error
     if room is None or operation.form == "dense":
         return room
-    room -= after - site.parameters + site.weight_parameters
+    room -= after - (0 if operation.int8 else site.parameters - site.weight_parameters)
     if room < 0:
         raise RecordError(
             f"the K-modules up to {operation.path!r} have more numbers than the tensors beside the record: "
@@ -132,4 +136,24 @@ def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:
     new, _ = kind.build(model, replace(site, parts=operation.parts), operation.structure, "empty")
     if kind.is_original is not None:
         new.site = site.path  # type: ignore[assignment]
+    if operation.int8 and operation.form != "dense":
+        _to_int8(new, operation)
     return kind.dense(new, site.ndim) if operation.form == "dense" else new
+
+
+def _to_int8(layer: nn.Module, operation: Operation) -> None:
+    """Let a K-layer have int8 factors, whose values are to be loaded."""
+    if not isinstance(layer, KLinear) or operation.parameter:
+        raise RecordError(
+            f"the record has a {type(layer).__name__} {operation.path!r} in int8: it is damaged"
+        )
+    old, like = layer.matrix, layer.matrix.like
+    layer._modules["matrix"] = Int8Matrix(
+        old.in_features,
+        old.out_features,
+        groups=old.groups,
+        structure=old.structure,
+        chains=operation.int8,
+        device=like.device,
+        dtype=like.dtype,
+    )

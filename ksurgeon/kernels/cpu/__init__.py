@@ -25,6 +25,7 @@ __all__ = [
     "forget",
     "instruction_set",
     "is_available",
+    "is_special",
     "team",
     "why_missing",
 ]
@@ -100,7 +101,7 @@ def at_once(
     if (
         is_grad_enabled()
         or type(x) is not Tensor
-        or any_autocast()  # as _is_special, without the call
+        or any_autocast()  # as is_special, without the call
         or transforms() is not None
         or forward_ad._current_level >= 0
         or modes()
@@ -117,7 +118,7 @@ def few_rows(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> Tenso
     if (
         is_grad_enabled()
         or type(x) is not Tensor
-        or _is_special()
+        or is_special()
         or not x.is_cpu
         or x.layout is not torch.strided
         or x.dtype not in DTYPES
@@ -134,7 +135,7 @@ def beside(
 ) -> Tensor | None:
     """What ``apply_chain`` gives along the last dimension plus the same of a low rank ``side``, if both can
     be trained as one: eager training on plain contiguous tensors of one real dtype. None elsewhere."""
-    if is_compiling() or not is_grad_enabled() or type(x) is not Tensor or _is_special():
+    if is_compiling() or not is_grad_enabled() or type(x) is not Tensor or is_special():
         return None
     dtype, parts = x.dtype, (*factors, *side)
     if (
@@ -151,7 +152,7 @@ def beside(
     return train_beside(x, factors, side[0], side[1], bias)
 
 
-def _is_special() -> bool:
+def is_special() -> bool:
     """Whether a call is more than a plain eager one: autocast, a transform, a dispatch mode, or a trace."""
     return bool(
         any_autocast()

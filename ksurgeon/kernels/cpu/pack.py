@@ -17,7 +17,7 @@ from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import check_chain
 from ksurgeon.kmatrix.rotations import patterns_of, sources_of
 
-__all__ = ["Pack", "compare_all", "find_pack", "forget", "record_of"]
+__all__ = ["Pack", "compare_all", "comparison_of", "find_pack", "forget", "record_of"]
 
 _KINDS: tuple[Kind, ...] = ("few", "rows", "columns")
 _EXACT = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -33,7 +33,7 @@ _EVERYTHING = 512 << 10
 _COMPARISONS = {"auto": None, "everything": 2, "versions": 0}
 
 
-def _comparison(size: int) -> int:
+def comparison_of(size: int) -> int:
     """What is compared in products of few rows with factors of so many bytes (``KsComparison``)."""
     asked = os.environ.get("KSURGEON_COMPARE", "auto")
     if asked not in _COMPARISONS:
@@ -109,7 +109,7 @@ class Pack:
         self._guard: Guard | None = None
         if guarded and all([factor.is_contiguous() for factor in memory]):
             size = sum([factor.nbytes for factor in memory])
-            self._guard = Guard(memory, 2 if light or not self._has_versions else _comparison(size))
+            self._guard = Guard(memory, 2 if light or not self._has_versions else comparison_of(size))
         self._chains: dict[object, Chain] = {}
         self._index: Tensor | bool | None = None
         self.record: object = None
@@ -197,7 +197,7 @@ class Pack:
         self.record = fast.record(
             tuple(sources),
             tuple(
-                (version, address, *shape, *[0] * (4 - len(shape)))
+                (version, address, *shape, *[0] * (4 - len(shape)), KINDS[sources[0].dtype])
                 for version, address, shape in zip(self._versions, self._pointers, self._shapes, strict=True)
             ),
             (self._guard, *read),

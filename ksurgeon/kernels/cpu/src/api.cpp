@@ -43,8 +43,16 @@ const KsHalf* best_half() {
   return nullptr;
 }
 
+KsRunQuads* best_quads() {
+#if defined(__x86_64__)
+  if (best() == ks_avx512() && ks_avx512() && __builtin_cpu_supports("avx512vnni")) return ks_vnni();
+#endif
+  return best()->quads;
+}
+
 const KsTable* table = best();
 const KsHalf* half = best_half();
+KsRunQuads* quads = best_quads();
 
 struct Scratch {
   void* memory = nullptr;
@@ -84,19 +92,22 @@ void* ks_scratch(int64_t bytes) {
   return scratch.memory;
 }
 
-KS_EXPORT const char* ks_isa() { return half ? "avx512_bf16" : table->name; }
+// All processors with AVX-512 BF16 have VNNI.
+KS_EXPORT const char* ks_isa() { return half ? "avx512_bf16" : quads != table->quads ? "avx512_vnni" : table->name; }
 
-// Restricts the instruction set ("avx512", "avx2", "portable"); packed weights of another one must not be used after.
+// Restricts the instruction set ("avx512_vnni", "avx512", "avx2", "portable"); packed weights of another one must not
+// be used after.
 KS_EXPORT int ks_choose(const char* name) {
   const KsTable* most = best();
-  const bool with_half = !strcmp(name, "avx512_bf16");
-  if (with_half && !best_half()) return 0;
-  if (with_half) name = "avx512";
+  const bool with_half = !strcmp(name, "avx512_bf16"), with_vnni = with_half || !strcmp(name, "avx512_vnni");
+  if ((with_half && !best_half()) || (with_vnni && best_quads() == most->quads)) return 0;
+  if (with_vnni) name = "avx512";
   for (const KsTable* t : {ks_avx512(), ks_avx2(), ks_portable()}) {
     if (!t || (most == ks_avx2() && t == ks_avx512()) || (most == ks_portable() && t != most)) continue;
     if (!strcmp(t->name, name)) {
       table = t;
       half = with_half ? best_half() : nullptr;
+      quads = with_vnni ? best_quads() : t->quads;
       return 1;
     }
   }
@@ -106,7 +117,7 @@ KS_EXPORT int ks_choose(const char* name) {
 KS_EXPORT int64_t ks_spin(int64_t times) { return table->spin(times); }
 KS_EXPORT float ks_read(const float* data, int64_t count) { return table->read_all(data, count); }
 
-KS_EXPORT int64_t ks_abi() { return 5; }  // as native.py has it: raised with every change of what is passed
+KS_EXPORT int64_t ks_abi() { return 6; }  // as native.py has it: raised with every change of what is passed
 
 KS_EXPORT int64_t ks_lanes(int is_double) { return table->lanes[is_double]; }
 
@@ -142,6 +153,8 @@ KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* 
   if (changed(chain->guard, count)) return 0;
   expect_writes(y, count * chain->out_features * entry_bytes(kind));
   threads = ks_on_time(threads);
+  if (chain->quads)
+    return quads(*chain->quads, x, x_row, y, chain->out_features, count, bias, activation, threads, kind) ? 1 : -1;
   const auto rows = chain->packed == KS_BFLOAT16 ? half->rows : table->rows[is_double(kind)];
   return rows(*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind) ? 1 : -1;
 }

@@ -12,6 +12,11 @@
 #include "pool.h"
 #include "table.h"
 
+// Four inputs of one byte, four weights of one byte, or a sum of their products.
+struct quad {
+  int32_t bits;
+};
+
 #define KS_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
 #define KS_UNROLL _Pragma("clang loop unroll(full)")

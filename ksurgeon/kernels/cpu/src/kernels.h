@@ -10,6 +10,7 @@
 #include "gradient.h"
 #include "backward.h"
 #include "measure.h"
+#include "run_quads.h"
 
 template <class T> void pack_any(const KsStep& step, const void* weight, void* packed) {
   pack<T>(step, (const T*)weight, (T*)packed);
@@ -29,4 +30,5 @@ static const KsTable TABLE = {
     {run_rows<float>, run_rows<double>},
     {run_columns<float>, run_columns<double>},
     {run_backward<float>, run_backward<double>},
+    run_quads,
 };

@@ -6,7 +6,7 @@
 
 typedef struct {
   PyObject* factor; /* borrowed, and only ever compared */
-  long long version, address;
+  long long version, address, kind;
   int64_t sizes[4]; /* 0 for dimensions that it does not have */
 } Known;
 
@@ -30,7 +30,7 @@ static void forget(PyObject* capsule) {
   PyMem_Free(record);
 }
 
-/* record(factors, what is known of each: (version, address, *shape), owner, few, many, limit, columns, narrow,
+/* record(factors, what is known of each: (version, address, *shape, kind), owner, few, many, limit, columns, narrow,
  * index, guard, in_features, out_features, kind, compared) */
 static PyObject* make_record(PyObject* self, PyObject* arguments) {
   PyObject *factors, *each, *owner;
@@ -51,8 +51,8 @@ static PyObject* make_record(PyObject* self, PyObject* arguments) {
     known->factor = PyTuple_GET_ITEM(factors, k);
     if (!PyObject_TypeCheck(known->factor, tensor_type)) PyErr_SetString(PyExc_TypeError, "factors are tensors");
     if (PyErr_Occurred() ||
-        !PyArg_ParseTuple(PyTuple_GET_ITEM(each, k), "LLLLLL", &known->version, &known->address, &sizes[0], &sizes[1],
-                          &sizes[2], &sizes[3])) {
+        !PyArg_ParseTuple(PyTuple_GET_ITEM(each, k), "LLLLLLL", &known->version, &known->address, &sizes[0],
+                          &sizes[1], &sizes[2], &sizes[3], &known->kind)) {
       PyMem_Free(record);
       return NULL;
     }
@@ -97,7 +97,7 @@ static int same_factors(const Record* record, PyObject* factors) {
     PyObject* factor = PyTuple_GET_ITEM(factors, k);
     long long now;
     View view;
-    if (factor != known->factor || !is_packed(factor, record->kind, &view) || view.dims > 4 ||
+    if (factor != known->factor || !is_packed(factor, (int)known->kind, &view) || view.dims > 4 ||
         (long long)(intptr_t)view.data != known->address || (view.dims < 4 && known->sizes[view.dims]) ||
         memcmp(view.shape, known->sizes, view.dims * sizeof *known->sizes))
       return 0;

@@ -2,6 +2,10 @@
 #pragma once
 #include "chain.h"
 
+// Rows of int8 factors, from and to vectors of a kind that float32 can hold. Returns as KsTable::rows.
+typedef bool KsRunQuads(const KsQuads&, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
+                        const void* bias, int activation, int threads, int kind);
+
 struct KsTable {
   const char* name;
   int64_t lanes[2];
@@ -17,6 +21,7 @@ struct KsTable {
                      int activation, int threads, int kind);
   bool (*backward[2])(const KsChain& forward, const KsChain& transposed, const void* x, const void* g, void* gx,
                       void* const* gradients, int64_t count, int64_t columns, int threads, int kind);
+  KsRunQuads* quads;
 };
 
 // bfloat16 that is computed on as it is stored, where the processor has instructions for it.
@@ -31,6 +36,7 @@ const KsTable* ks_portable();
 const KsTable* ks_avx2();    // null where it was not compiled
 const KsTable* ks_avx512();
 const KsHalf* ks_bf16();
+KsRunQuads* ks_vnni();
 int64_t ks_packed_size(const KsStep& step, int64_t lanes);
 
 // A buffer of this thread, on a cache line, that lives until the thread ends; contents are undefined. Null where

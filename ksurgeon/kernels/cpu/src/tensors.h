@@ -67,7 +67,7 @@ static int is_it(PyObject* value, PyObject* wanted) { /* 1, 0, or -1 for an erro
   return value == wanted;
 }
 
-static const uint8_t codes[] = {2, 2, 4, 2, 5, 5}, bits[] = {32, 64, 16, 16, 64, 128}; /* of each KsKind */
+static const uint8_t codes[] = {2, 2, 4, 2, 5, 5, 0}, bits[] = {32, 64, 16, 16, 64, 128, 8}; /* of each KsKind */
 
 /* Whether the entries lie on the CPU, in the dtype of a kind; tells where, and the sizes and strides. */
 static int is_plain(PyObject* tensor, int kind, View* view) {

@@ -70,3 +70,30 @@ template <> struct Vec<double> {
     return _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(v), halves));
   }
 };
+
+// Lanes of four bytes: inputs without a sign, weights with one, sums of 32 bits, which are exact.
+template <> struct Vec<quad> {
+  using Reg = __m256i;
+  using Inputs = Reg;
+  using Sum = quad;
+  static constexpr int N = 8;
+  static Reg zero() { return _mm256_setzero_si256(); }
+  static Reg load(const quad* p) { return _mm256_loadu_si256((const __m256i*)p); }
+  static void store(quad* p, Reg v) { _mm256_storeu_si256((__m256i*)p, v); }
+  static Reg loadn(const quad* p, int64_t n) { return _mm256_maskload_epi32((const int*)p, Vec<float>::mask(n)); }
+  static void storen(quad* p, Reg v, int64_t n) { _mm256_maskstore_epi32((int*)p, Vec<float>::mask(n), v); }
+  static Reg fma(Reg weights, Reg inputs, Reg sum) {
+    const Reg even = _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8), odd = _mm256_srai_epi16(weights, 8);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(inputs, _mm256_set1_epi16(255)), even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(inputs, 8), odd));
+  }
+  static void keep(Reg& v) { asm("" : "+x"(v)); }
+  static Reg rep1(const quad* p) { return _mm256_set1_epi32(p->bits); }
+  static Reg rep2(const quad* p) { return _mm256_broadcastq_epi64(_mm_loadl_epi64((const __m128i*)p)); }
+  static Reg rep4(const quad* p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p)); }
+  static Reg rep8(const quad* p) { return load(p); }
+  using Index = __m256i;
+  static Index index(const int* lanes) { return _mm256_loadu_si256((const __m256i*)lanes); }
+  static Index next(Index i, Index step) { return _mm256_add_epi32(i, step); }
+  static Reg permute(Reg v, Index i) { return _mm256_permutevar8x32_epi32(v, i); }
+};

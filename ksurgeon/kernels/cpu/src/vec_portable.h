@@ -55,3 +55,25 @@ template <class T> struct Vec {
     return w;
   }
 };
+
+// Lanes of four bytes: inputs without a sign, weights with one, sums of 32 bits, which are exact.
+template <> struct Vec<quad> : Vec<int32_t> {
+  using Base = Vec<int32_t>;
+  using Sum = quad;
+  static Reg load(const quad* p) { return Base::load(&p->bits); }
+  static void store(quad* p, Reg v) { Base::store(&p->bits, v); }
+  static Reg loadn(const quad* p, int64_t n) { return Base::loadn(&p->bits, n); }
+  static void storen(quad* p, Reg v, int64_t n) { Base::storen(&p->bits, v, n); }
+  static Reg fma(Reg weights, Reg inputs, Reg sum) {
+    typedef uint32_t Bits __attribute__((vector_size(16)));
+    KS_UNROLL for (int k = 0; k < 4; ++k) {  // products of 16 bits, in lanes of 32
+      const Reg input = (Reg)((Bits)inputs << (24 - 8 * k) >> 24), weight = (Reg)((Bits)weights << (24 - 8 * k)) >> 24;
+      sum += input * weight;
+    }
+    return sum;
+  }
+  static Reg rep1(const quad* p) { return Base::rep1(&p->bits); }
+  static Reg rep2(const quad* p) { return Base::rep2(&p->bits); }
+  static Reg rep4(const quad* p) { return Base::rep4(&p->bits); }
+  static Reg rep8(const quad* p) { return Base::rep8(&p->bits); }
+};

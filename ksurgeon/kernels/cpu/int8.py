@@ -1,0 +1,161 @@
+"""Rows of int8 factors by the library."""
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels.activation import check_activation
+from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory
+from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Guard, Quads, fast, is_available, library
+from ksurgeon.kernels.cpu.pack import comparison_of
+
+__all__ = ["forward", "shortly"]
+
+Int8Chain = Sequence[tuple[Tensor, Tensor]]
+
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+_TRIES = 3  # before nothing is compared, where another thread writes to the factors
+_threads = torch.get_num_threads
+if is_available():
+    _rows = library().ks_rows
+
+
+class _Pack:
+    """The weights in the library's form, as long as the tensors are the same and hold the same."""
+
+    __slots__ = ("_guard", "_ids", "_pointers", "_references", "_versions", "chain", "record")
+
+    def __init__(self, tensors: Sequence[Tensor], chains: Sequence[Int8Chain], guarded: bool = True) -> None:
+        memory = [tensor.detach() for tensor in tensors]  # which no other thread can exchange
+        for tensor in memory:
+            check_memory(tensor, "an int8 factor")
+        self._ids, self._versions = list(map(id, tensors)), _versions_of(tensors)
+        self._pointers = [tensor.data_ptr() for tensor in memory]
+        size = sum(tensor.nbytes for tensor in memory)
+        whole = 2 if len(self._versions) < len(tensors) else comparison_of(size)
+        guard = guarded and all(tensor.is_contiguous() for tensor in memory)
+        self._guard = Guard(memory, whole) if guard else None
+        self.chain = Quads(chains, self._guard)
+        self._references: list[weakref.ref[Tensor]] = []
+        self.record = self._recorded(tensors, memory)
+
+    def _recorded(self, tensors: Sequence[Tensor], memory: Sequence[Tensor]) -> object:
+        """What ``_fast.product`` compares calls with, on vectors of the scales' dtype; None without it."""
+        kind = tensors[1].dtype
+        if fast is None or self._guard is None or kind not in _STORED or len(self._versions) < len(tensors):
+            return None
+        return fast.record(
+            tuple(tensors),
+            tuple(
+                (version, tensor.data_ptr(), *tensor.shape, *[0] * (4 - tensor.dim()), KINDS[tensor.dtype])
+                for version, tensor in zip(self._versions, memory, strict=True)
+            ),
+            (self._guard, self.chain),
+            self.chain.address,
+            self.chain.address,
+            0,
+            0,
+            FEWEST_COLUMNS,
+            0,
+            self._guard.address,
+            self.chain.in_features,
+            self.chain.out_features,
+            KINDS[kind],
+            self._guard.comparison == 2,
+        )
+
+    def matches(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the tensors that it was made from, not written to since."""
+        return (
+            list(map(id, tensors)) == self._ids
+            and _versions_of(tensors) == self._versions
+            and [tensor.data_ptr() for tensor in tensors] == self._pointers
+        )
+
+    def keep(self, tensors: Sequence[Tensor]) -> None:
+        """Keep it until one of the tensors dies."""
+        if self._guard is None:
+            return
+
+        def drop(dead: weakref.ref[Tensor], key: int = self._ids[0]) -> None:
+            known = _PACKS.get(key)
+            if known is not None and any(reference is dead for reference in known._references):
+                _PACKS.pop(key, None)
+
+        self._references = [weakref.ref(tensor, drop) for tensor in tensors]
+        _PACKS[self._ids[0]] = self
+
+
+_PACKS: dict[int, _Pack] = {}
+
+
+def _versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+
+def shortly(
+    x: Tensor, tensors: tuple[Tensor, ...], bias: Tensor | None, dim: int, activation: str | None
+) -> Tensor | None:
+    """The product along ``dim`` if it can be had at once, in one call of ``_fast``, else None.
+
+    ``tensors`` are values and scales of all factors in order.
+    """
+    pack, code = _PACKS.get(id(tensors[0])), ACTIVATIONS.get(activation, -1)
+    if pack is None or pack.record is None or code < 0:
+        return None
+    y: Tensor | None = fast.product(x, tensors, bias, pack.record, code, _threads(), dim)
+    return y
+
+
+def forward(
+    x: Tensor, first: Int8Chain, second: Int8Chain, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """What ``apply_int8`` gives, of plain tensors on the CPU; no gradients, no modes.
+
+    Raises:
+        ValueError: the sizes of input or bias are not the chains', or there is no such activation.
+        MemoryError: there is no memory for the intermediate vectors.
+        RuntimeError: the memory of an argument has been freed.
+    """
+    code = ACTIVATIONS.get(activation, -1)
+    if code < 0:
+        check_activation(activation)
+    tensors = [tensor for pair in (*first, *second) for tensor in pair]
+    given = x.dtype
+    x = x.detach().resolve_neg()
+    check_memory(x, "the input")
+    x = (x if given in _STORED else x.float()).contiguous()
+    if bias is not None:
+        bias = bias.detach().resolve_neg().to(x.dtype).contiguous()
+        check_memory(bias, "the bias")
+    chains = (first, second) if second else (first,)
+    for attempt in range(_TRIES + 1):
+        pack = _PACKS.get(id(tensors[0]))
+        if pack is None or not pack.matches(tensors) or attempt == _TRIES:
+            pack = _Pack(tensors, chains, guarded=attempt < _TRIES)
+            pack.keep(tensors)
+        chain = pack.chain
+        if x.shape[-1] != chain.in_features:
+            raise ValueError(f"the chain takes vectors of {chain.in_features} entries, got {x.shape[-1]}")
+        if bias is not None and bias.shape != (chain.out_features,):
+            raise ValueError(f"the bias must have shape ({chain.out_features},), got {tuple(bias.shape)}")
+        y = x.new_empty(*x.shape[:-1], chain.out_features)
+        status = _rows(
+            chain.address,
+            x.data_ptr(),
+            chain.in_features,
+            y.data_ptr(),
+            x.numel() // chain.in_features,
+            None if bias is None else bias.data_ptr(),
+            code,
+            _threads(),
+            KINDS[x.dtype],
+        )
+        if status < 0:
+            raise MemoryError("not enough memory for the intermediate vectors of a product")
+        if status:
+            break
+        _PACKS.pop(id(tensors[0]), None)  # they have changed behind the back of their version counters
+    return y if y.dtype is given else y.to(given)

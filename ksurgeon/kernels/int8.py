@@ -1,0 +1,127 @@
+"""Chains of int8 factors applied to vectors that are quantized as they come."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ksurgeon.kernels import cpu, reference
+from ksurgeon.kernels.activation import activate
+from ksurgeon.kernels.cpu import int8 as by_library
+from ksurgeon.kernels.dispatch import chosen_backend
+from ksurgeon.kernels.eager import has_transforms, is_transformed
+
+__all__ = ["Int8Chain", "apply_int8", "at_once"]
+
+Int8Chain = Sequence[tuple[Tensor, Tensor]]
+"""Of every factor in the order applied its values, int8 ``(a, d, b, c)``, and scales ``(a, d, b)``."""
+
+_SMALLEST = 1e-36  # of a vector's largest entry; smaller ones count as zero
+
+
+def apply_int8(
+    x: Tensor,
+    first: Int8Chain,
+    second: Int8Chain = (),
+    bias: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """Multiply the vectors along the last dimension of ``x`` by the sum of two chains, add a bias, activate.
+
+    Before each factor every vector is quantized to integers from -127 to 127, its largest absolute entry
+    being 127; products are summed exactly. One with an entry that is not finite gives NaN everywhere.
+
+    Args:
+        x: real floating tensor ``(…, in_features)``.
+        first, second: chains of equal sizes; the second may be empty.
+        bias: ``(out_features,)``.
+        activation: as of ``kernels.apply_chain``.
+
+    Returns:
+        ``(…, out_features)`` in the dtype of ``x``, or in that of autocast.
+
+    Raises:
+        ValueError: sizes that do not fit, or there is no activation of that name.
+    """
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    compiling = torch.compiler.is_compiling()
+    if not x.is_cpu or not cpu.is_available() or chosen_backend(x.device) != "cpu":
+        return _by_reference(x, first, second, bias, activation)
+    if has_transforms() if compiling else is_transformed(x) or torch._C._get_tracing_state() is not None:
+        return _by_reference(x, first, second, bias, activation)
+    if compiling or torch._C._len_torch_dispatch_stack() or type(x) is not Tensor:
+        flat = [[tensor for pair in chain for tensor in pair] for chain in (first, second)]
+        y: Tensor = torch.ops.ksurgeon.int8_chain(x, flat[0], flat[1], bias, activation)
+        return y
+    return by_library.forward(x, first, second, bias, activation)
+
+
+def at_once(
+    x: Tensor, tensors: tuple[Tensor, ...], bias: Tensor | None, dim: int, activation: str | None
+) -> Tensor | None:
+    """``apply_int8`` along ``dim`` in plain eager inference, if it was packed before; None elsewhere.
+
+    ``tensors`` are values and scales of all factors in order.
+    """
+    if torch.is_grad_enabled() or type(x) is not Tensor or cpu.is_special():
+        return None
+    return by_library.shortly(x, tensors, bias, dim, activation)
+
+
+def _by_reference(
+    x: Tensor, first: Int8Chain, second: Int8Chain, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    exact = torch.promote_types(x.dtype, torch.float32)
+    y = _product(x.to(exact), first)
+    if second:
+        y = y + _product(x.to(exact), second)
+    return activate(y if bias is None else y + bias.to(exact), activation).to(x.dtype)
+
+
+def _product(x: Tensor, chain: Int8Chain) -> Tensor:
+    for values, scale in chain:
+        most = x.abs().amax(-1, keepdim=True)
+        counts, finite = most > _SMALLEST, most.isfinite()
+        numbers = torch.where(counts & finite, x * (127 / torch.where(counts, most, 1)), 0).round()
+        sums = reference.apply_chain(numbers, [values.to(x.dtype)], -1)
+        step = torch.where(finite, torch.where(counts, most / 127, 0), torch.nan)
+        x = sums * scale.to(x.dtype).transpose(1, 2).reshape(-1) * step
+    return x
+
+
+_LIBRARY = torch.library.Library("ksurgeon", "FRAGMENT")
+_LIBRARY.define(
+    "int8_chain(Tensor x, Tensor[] first, Tensor[] second, Tensor? bias, str? activation=None) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _pairs(tensors: Sequence[Tensor]) -> Int8Chain:
+    return tuple(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined,untyped-decorator]
+def _int8_chain(
+    x: Tensor,
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    bias: Tensor | None,
+    activation: str | None = None,
+) -> Tensor:
+    return by_library.forward(x, _pairs(first), _pairs(second), bias, activation)
+
+
+def _fake(
+    x: Tensor,
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    bias: Tensor | None,
+    activation: str | None = None,
+) -> Tensor:
+    a, d, b = first[-1].shape
+    return x.new_empty(*x.shape[:-1], a * d * b)
+
+
+_LIBRARY.impl("int8_chain", _int8_chain, "CPU")
+torch.library.register_fake("ksurgeon::int8_chain", _fake, lib=_LIBRARY)

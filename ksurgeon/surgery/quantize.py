@@ -1,0 +1,172 @@
+"""Linear layers in int8: K-layers, and dense ones as K-layers of one dense factor."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ksurgeon.errors import MatchError, StructureError
+from ksurgeon.find.inputs import ExampleInputs
+from ksurgeon.kmatrix.int8 import Int8Matrix, quantized
+from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.structures import Dense
+from ksurgeon.rules.schema import Replacement, Rule, Where, matching
+from ksurgeon.surgery.convert import convert
+from ksurgeon.surgery.current import current_record, replacements_of
+from ksurgeon.surgery.operate import MatrixSwap, Swap, swap_all, undo_all
+from ksurgeon.surgery.record import Outcome, Record, attach, record_of
+from ksurgeon.surgery.sizes import count_bytes, count_parameters
+
+__all__ = ["quantize", "quantize_layers"]
+
+
+def quantize(
+    model: nn.Module,
+    targets: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    *,
+    example_inputs: ExampleInputs | None = None,
+) -> dict[str, float]:
+    """Quantize the linear layers of a model to int8, in place: K-layers and dense ones.
+
+    Weights are rounded to 255 steps, those of each output of a block of a factor by their largest one.
+    In inference on a CPU the inputs of every factor are rounded as well, each vector by its largest entry
+    when it comes (dynamic quantization), and multiplied in int8. Neighbouring factors are multiplied out
+    first where that is faster. A dense layer becomes a ``KLinear`` of structure "dense". The result is saved,
+    loaded, reverted (to dense layers of the rounded weights) and exported like any converted model; quantized
+    weights cannot be trained, what is beside them can.
+
+    Left alone are convolutions, maps inside a forward, complex weights, weights tied to others or read by a
+    forward instead of the layer being called.
+
+    Args:
+        model: changed in place; a call that raises leaves it as it was.
+        targets: paths of layers, ``re:`` and a regular expression that matches the whole path, or class
+            names; every linear layer if left out.
+        ignore: the same, of layers that stay as they are.
+        example_inputs: as for ``convert``, for models whose layers only a run tells.
+
+    Returns:
+        For the path of every layer quantized the relative Frobenius error of its weight.
+
+    Warns:
+        UserWarning: a target is no such layer, while others are.
+
+    Raises:
+        MatchError: there is no such layer.
+        WeightsError: a weight is not finite.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+        >>> list(ksurgeon.quantize(model))
+        ['0']
+    """
+    return quantize_layers(model, targets, ignore, example_inputs)[0]
+
+
+def quantize_layers(
+    model: nn.Module,
+    targets: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    example_inputs: ExampleInputs | None = None,
+) -> tuple[dict[str, float], list[Swap]]:
+    """What ``quantize`` gives, and what was done, in order."""
+    before, done, sizes = record_of(model), list[Swap](), (count_parameters(model), count_bytes(model))
+    try:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "no example_inputs given|.*matches nothing", UserWarning)
+                done += convert(model, _dense_rule(targets, ignore), example_inputs).swaps
+        except MatchError:
+            if not _layers(model, targets, ignore):
+                raise
+        swaps: list[Swap] = []
+        errors: dict[str, float] = {}
+        for path, layer in _layers(model, targets, ignore).items():
+            matrix = layer.matrix
+            try:
+                new = quantized(matrix)
+            except StructureError:
+                continue  # complex numbers
+            swaps.append(MatrixSwap(layer, matrix, new))
+            errors[path] = _error(new, matrix)
+        for target in targets:
+            if not any(matching((target,), _names(path, model.get_submodule(path))) for path in errors):
+                warnings.warn(f"the target {target!r} is no linear layer that can be quantized", stacklevel=3)
+        swap_all(swaps)
+        done += swaps
+        _note(model, before, sizes, errors)
+    except BaseException:
+        undo_all(done)
+        attach(model, before)
+        raise
+    return errors, done
+
+
+def _dense_rule(targets: Sequence[str], ignore: Sequence[str]) -> Rule:
+    part = Replacement(
+        find="linear",
+        targets=tuple(targets),
+        ignore=tuple(ignore),
+        where=Where(read=False),
+        **{"with": Dense()},  # type: ignore[arg-type]
+        start="exact",
+    )
+    return Rule(name="int8", replace=(part,))
+
+
+def _layers(model: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> dict[str, KLinear]:
+    """K-layers in floating numbers that are asked for, by path; not those that make a parameter, whose
+    matrix is multiplied out in every call."""
+    record = record_of(model)
+    operations = record.operations if record is not None else []
+    made = {id(m) for o in operations if o.parameter for m in replacements_of(model, o)}
+    found = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, KLinear) or id(module) in made or not isinstance(module.matrix, KMatrix):
+            continue
+        names = _names(path, module)
+        if (not targets or matching(tuple(targets), names)) and not matching(tuple(ignore), names):
+            found[path] = module
+    return found
+
+
+def _names(path: str, layer: nn.Module) -> tuple[str, ...]:
+    """What a target may call a layer: its path, its class, and the class of the layer that it replaced."""
+    shell = vars(layer).get("shell")
+    return (path, type(layer).__name__, *(() if shell is None else (type(shell).__name__,)))
+
+
+@torch.no_grad()
+def _error(new: Int8Matrix, old: KMatrix) -> float:
+    dense = old.to_dense().float()
+    return float((new.to_dense().float() - dense).norm() / dense.norm().clamp_min(1e-30))
+
+
+def _note(model: nn.Module, before: Record | None, sizes: tuple[int, int], errors: dict[str, float]) -> None:
+    """Write the patterns of the int8 factors into the record, and what is true of the model now.
+
+    ``before`` is the record as it was, ``sizes`` were parameters and bytes, ``errors`` those of the layers.
+    """
+    record = current_record(model)
+    if record is None:
+        return
+    for operation in record.operations:
+        for layer in replacements_of(model, operation):
+            matrix = getattr(layer, "matrix", None)
+            if isinstance(matrix, Int8Matrix):
+                operation.int8 = matrix.chains
+                if operation.start == "exact":
+                    operation.weight_error = errors.get(operation.path, operation.weight_error)
+                    operation.output_error = None
+    past = before.outcome if before is not None else None
+    past = past or Outcome(parameters=(sizes[0], 0), bytes=(sizes[1], 0))
+    record.outcome = Outcome(
+        parameters=(past.parameters[0], count_parameters(model)),
+        bytes=((past.bytes or sizes[1:] * 2)[0], count_bytes(model)),
+        parts=[*past.parts, f"{len(errors)} linear layers in int8"],
+        found=past.found or (record.outcome.found if record.outcome is not None else []),
+    )
+    attach(model, record)
