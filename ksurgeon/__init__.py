@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         VersionError,
         WeightsError,
     )
-    from ksurgeon.export import export_model
+    from ksurgeon.export import export_model, onnx_library
     from ksurgeon.find import Site, find
     from ksurgeon.frontend import KFrontend
     from ksurgeon.geometry import find_arrangement, neighbour_share
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ksurgeon.surgery.convert import convert, replace_modules
     from ksurgeon.surgery.load_dense import load_dense
     from ksurgeon.surgery.prepack import prepack
+    from ksurgeon.surgery.quantize import quantize
     from ksurgeon.surgery.revert import revert
     from ksurgeon.surgery.storage import load, save
     from ksurgeon.train.distill import distill, finetune
@@ -88,6 +89,7 @@ _HOMES = {
     "load": "surgery.storage",
     "load_dense": "surgery.load_dense",
     "neighbour_share": "geometry.arrangement",
+    "onnx_library": "export",
     "plan": "planner.search",
     "prepack": "surgery.prepack",
     "quantize": "surgery.quantize",
@@ -138,6 +140,7 @@ __all__ = [
     "load",
     "load_dense",
     "neighbour_share",
+    "onnx_library",
     "plan",
     "prepack",
     "quantize",

@@ -219,13 +219,20 @@ def export(
     compare: Annotated[
         bool, typer.Option(help="export the dense model, too, and show sizes and latency side by side")
     ] = True,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="for ONNX Runtime: K-layers as operators of ksurgeon's library, quantized ones in int8",
+        ),
+    ] = False,
     json: AsJson = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier file without asking")] = False,
 ) -> None:
     """Write a model as a program that runs without ksurgeon, and check its outputs."""
     from ksurgeon.cli.export import run
 
-    run(folder, to, output, input_size, seed, trust_remote_code, compare, json, yes)
+    run(folder, to, output, input_size, seed, trust_remote_code, compare, kernels, json, yes)
 
 
 def diff(

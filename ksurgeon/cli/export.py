@@ -1,17 +1,22 @@
 """``ksurgeon export``."""
 
+import inspect
 import json as json_module
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from ksurgeon.cli.console import out, status
 from ksurgeon.cli.opening import open_on
 from ksurgeon.cli.target import agree_on_file
-from ksurgeon.export import FORMATS, Exported, export_model
+from ksurgeon.export import FORMATS, Exported, export_model, onnx_library
+from ksurgeon.models.inputs import Inputs
 from ksurgeon.models.opening import LoadedModel
 from ksurgeon.report.measure import clock, in_turns
 from ksurgeon.surgery.record import record_of
@@ -30,14 +35,16 @@ def run(
     seed: int,
     trust_remote_code: bool,
     compare: bool,
+    kernels: bool,
     json: bool,
     yes: bool,
 ) -> None:
     suffix = FORMATS[to].suffix if to in FORMATS else ""
     target = agree_on_file(output or Path(model).name.replace(":", "-") + suffix, yes)
     loaded = open_on(model, "auto", input_size, seed, "cpu", trust_remote_code)
+    loaded = replace(loaded, make_inputs=partial(_as_tokenized, loaded.example_inputs))
     with status(f"exporting to {to}"):
-        exported = export_model(loaded.model, target, loaded.example_inputs, to=to)
+        exported = export_model(loaded.model, target, loaded.example_inputs, to=to, kernels=kernels)
     facts: dict[str, object] = {
         "file": str(target),
         "to": to,
@@ -45,6 +52,8 @@ def run(
         "bytes": exported.size,
         "largest_error": exported.largest_error,
     }
+    if kernels:
+        facts["library"] = onnx_library()
     record = record_of(loaded.model)
     if compare and record is not None and record.operations:
         facts |= _beside_dense(loaded, exported)
@@ -52,6 +61,15 @@ def run(
         print(json_module.dumps(facts, indent=1))
         return
     _show(exported, facts)
+
+
+def _as_tokenized(inputs: Inputs, model: nn.Module) -> Inputs:
+    """The inputs, and ``token_type_ids`` where the model's tokenizer gives them, too."""
+    types = getattr(getattr(model, "config", None), "type_vocab_size", 0) or 0
+    takes = "token_type_ids" in inspect.signature(model.forward).parameters
+    if not isinstance(inputs, dict) or types < 2 or not takes or "input_ids" not in inputs:
+        return inputs
+    return {"token_type_ids": torch.zeros_like(inputs["input_ids"]), **inputs}
 
 
 def _beside_dense(loaded: LoadedModel, exported: Exported) -> dict[str, object]:
@@ -81,6 +99,12 @@ def _show(exported: Exported, facts: dict[str, object]) -> None:
         f"{exported.largest_error:.0e} of the largest",
         highlight=False,
     )
+    if "library" in facts:
+        out.print(
+            f"  its operators are in {escape(str(facts['library']))}:\n"
+            "  options.register_custom_ops_library(ksurgeon.onnx_library()), or a copy of that file",
+            highlight=False,
+        )
     if "latency" not in facts:
         out.print(f"  {exported.size:,} bytes", highlight=False)
         return

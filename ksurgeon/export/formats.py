@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import ExportError
-from ksurgeon.find.inputs import as_call, tensors_of
+from ksurgeon.export.operators import onnx_library, translations
+from ksurgeon.find.inputs import as_call, call_model, tensors_of
 
 __all__ = ["FORMATS", "Format"]
 
@@ -24,15 +26,17 @@ class Format:
     """How a program is written, and how it is opened again.
 
     ``write`` takes the model, example inputs, the dynamic shapes for torch.export, and the file; ``open``
-    gives what runs the file on the CPU. ``suffix`` is that of its files.
+    gives what runs the file on the CPU. ``suffix`` is that of its files. ``kernels`` is the same with the
+    kernels' operators, where there is a way.
     """
 
     suffix: str
     write: Callable[[nn.Module, Any, Any, Path], None]
     open: Callable[[Path], Run]
+    kernels: "Format | None" = None
 
 
-def _write_onnx(model: nn.Module, inputs: Any, shapes: Any, file: Path) -> None:
+def _write_onnx(model: nn.Module, inputs: Any, shapes: Any, file: Path, kernels: bool = False) -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -41,13 +45,36 @@ def _write_onnx(model: nn.Module, inputs: Any, shapes: Any, file: Path) -> None:
     args, kwargs = as_call(inputs)
     with _quiet():
         program = torch.onnx.export(
-            model, args, kwargs=kwargs, dynamo=True, dynamic_shapes=shapes, verbose=False, optimize=True
+            model,
+            args,
+            kwargs=kwargs,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            verbose=False,
+            optimize=True,
+            output_names=_output_names(model, inputs),
+            custom_translation_table=translations() if kernels else None,
         )
     assert program is not None
     program.save(str(file))
 
 
-def _open_onnx(file: Path) -> Run:
+def _output_names(model: nn.Module, inputs: Any) -> list[str] | None:
+    """Those of a model's outputs that have names, as models of transformers' have; None where they have none.
+
+    What is in a sequence is numbered: ``past_key_values.0``.
+    """
+    outputs = call_model(model, inputs)
+    if not isinstance(outputs, Mapping):
+        return None
+    return [
+        name if tensor is value else f"{name}.{number}"
+        for name, value in outputs.items()
+        for number, tensor in enumerate(tensors_of(value))
+    ]
+
+
+def _open_onnx(file: Path, kernels: bool = False) -> Run:
     try:
         import onnxruntime
     except ImportError as error:
@@ -55,6 +82,8 @@ def _open_onnx(file: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    if kernels:
+        options.register_custom_ops_library(onnx_library())
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
@@ -122,7 +151,12 @@ def _quiet() -> Any:
 
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format(".onnx", _write_onnx, _open_onnx),
+    "onnx": Format(
+        ".onnx",
+        _write_onnx,
+        _open_onnx,
+        Format(".onnx", partial(_write_onnx, kernels=True), partial(_open_onnx, kernels=True)),
+    ),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
     "aoti": Format(".pt2", _write_aoti, _open_aoti),
 }

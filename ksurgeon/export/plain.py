@@ -4,31 +4,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ksurgeon.find.unchanged import example_run
-from ksurgeon.kernels import reference_only
+from ksurgeon.kernels import operators_only, reference_only
+from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
 
 __all__ = ["plain"]
 
 
 @contextmanager
-def plain(model: nn.Module) -> Iterator[nn.Module]:
+def plain(model: nn.Module, kernels: bool = False) -> Iterator[nn.Module]:
     """Inside, the model is in eval mode, its K-matrices hold merged factors, and it calls no operator of
-    ksurgeon's own; afterwards it is as it was."""
+    ksurgeon's own, or with ``kernels`` those that its kernels run; afterwards it is as it was."""
     held: list[tuple[KMatrix, nn.Module | None, tuple[Pattern, ...]]] = []
     try:
         with torch.no_grad():
             for matrix in (module for module in model.modules() if isinstance(module, KMatrix)):
-                merged = nn.ParameterList(nn.Parameter(factor, False) for factor in matrix.merged())
+                factors = _merged_for_kernels(matrix) if kernels else matrix.merged()
+                merged = nn.ParameterList(nn.Parameter(factor, False) for factor in factors)
                 held.append((matrix, matrix._modules["factors"], matrix.patterns))
                 matrix._modules["factors"] = merged
                 matrix.patterns = tuple(Pattern.of(factor.shape) for factor in merged)
-        with reference_only(), example_run(model):
+        with operators_only() if kernels else reference_only(), example_run(model):
             yield model
     finally:
-        for matrix, factors, patterns in held:
-            matrix._modules["factors"] = factors
+        for matrix, kept, patterns in held:
+            matrix._modules["factors"] = kept
             matrix.patterns = patterns
+
+
+def _merged_for_kernels(matrix: KMatrix) -> list[Tensor]:
+    """Neighbours multiplied out as the kernels are fastest here with many rows."""
+    factors = list(matrix._held())
+    patterns = tuple(Pattern.of(factor.shape) for factor in factors)
+    return merge_counts(factors, choose(patterns, torch.float32, "rows"))

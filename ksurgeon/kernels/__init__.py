@@ -7,6 +7,7 @@ from ksurgeon.kernels.dispatch import (
     beside,
     chosen_backend,
     few_rows,
+    operators_only,
     reference_only,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "beside",
     "chosen_backend",
     "few_rows",
+    "operators_only",
     "reference_only",
 ]

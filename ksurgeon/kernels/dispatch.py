@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ __all__ = [
     "beside",
     "chosen_backend",
     "few_rows",
+    "is_plain_only",
+    "operators_only",
     "reference_only",
 ]
 
@@ -106,16 +109,49 @@ def _choose() -> Backend:
     return _chosen
 
 
+_only: Literal["plain", "operators"] | None = None
+
+
 @contextmanager
 def reference_only() -> Iterator[None]:
-    """Inside, every product is plain PyTorch, as a program that is to run without ksurgeon needs it."""
-    global _chosen, _chosen_on_gpu
-    before = _chosen, _chosen_on_gpu
-    _chosen = _chosen_on_gpu = reference.apply_chain
+    """Inside, every product is plain PyTorch, as a program that is to run without ksurgeon needs it; int8
+    factors are dequantized."""
+    with _restricted("plain", reference.apply_chain):
+        yield
+
+
+@contextmanager
+def operators_only() -> Iterator[None]:
+    """Inside, products in float32 along the last dimension are operators of ksurgeon's own, as a program that
+    is to run by its kernels needs them; others are plain PyTorch."""
+    with _restricted("operators", _by_operator):
+        yield
+
+
+@contextmanager
+def _restricted(only: Literal["plain", "operators"], backend: Backend) -> Iterator[None]:
+    global _chosen, _chosen_on_gpu, _only
+    before = _chosen, _chosen_on_gpu, _only
+    _chosen, _chosen_on_gpu, _only = backend, backend, only
     try:
         yield
     finally:
-        _chosen, _chosen_on_gpu = before
+        _chosen, _chosen_on_gpu, _only = before
+
+
+def _by_operator(
+    x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    if dim not in (-1, x.dim() - 1) or x.dtype is not torch.float32:
+        return reference.apply_chain(x, factors, dim, bias, activation)
+    y: Tensor = cpu.chain_inference(x, list(factors), bias, -1, activation)
+    return y
+
+
+def is_plain_only() -> bool:
+    """Whether products are to be plain PyTorch: inside of ``reference_only``, and in programs that are
+    exported outside of ``operators_only``."""
+    return _only == "plain" or (_only is None and torch.compiler.is_exporting())
 
 
 def at_once(

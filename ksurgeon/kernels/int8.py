@@ -11,7 +11,7 @@ from ksurgeon.kernels.cpu import int8 as by_library
 from ksurgeon.kernels.dispatch import chosen_backend
 from ksurgeon.kernels.eager import has_transforms, is_transformed
 
-__all__ = ["Int8Chain", "apply_int8", "at_once"]
+__all__ = ["Int8Chain", "apply_int8", "at_once", "int8_chain"]
 
 Int8Chain = Sequence[tuple[Tensor, Tensor]]
 """Of every factor in the order applied its values, int8 ``(a, d, b, c)``, and scales ``(a, d, b)``."""
@@ -52,7 +52,7 @@ def apply_int8(
         return _by_reference(x, first, second, bias, activation)
     if compiling or torch._C._len_torch_dispatch_stack() or type(x) is not Tensor:
         flat = [[tensor for pair in chain for tensor in pair] for chain in (first, second)]
-        y: Tensor = torch.ops.ksurgeon.int8_chain(x, flat[0], flat[1], bias, activation)
+        y: Tensor = int8_chain(x, flat[0], flat[1], bias, activation)
         return y
     return by_library.forward(x, first, second, bias, activation)
 
@@ -124,4 +124,7 @@ def _fake(
 
 
 _LIBRARY.impl("int8_chain", _int8_chain, "CPU")
+int8_chain = torch.ops.ksurgeon.int8_chain.default
+"""``apply_int8`` of plain tensors on the CPU, values and scales in turns."""
+
 torch.library.register_fake("ksurgeon::int8_chain", _fake, lib=_LIBRARY)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kernels.activation import activate
+from ksurgeon.kernels.dispatch import is_plain_only
 from ksurgeon.kernels.int8 import Int8Chain, apply_int8, at_once
 from ksurgeon.kmatrix.matrix import KMatrix, multiply, resized
 from ksurgeon.kmatrix.merge import merge_counts, merge_plan
@@ -129,11 +130,11 @@ class Int8Matrix(nn.Module):
         self, x: Tensor, dim: int = -1, bias: Tensor | None = None, activation: str | None = None
     ) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix, add ``bias``, activate."""
-        if not self._padded and not torch.compiler.is_compiling():
+        if not self._padded and not torch.compiler.is_compiling() and not is_plain_only():
             y = at_once(x, self._tensors(), bias, dim, activation)
             if y is not None:
                 return y
-        if (torch.is_grad_enabled() and x.requires_grad) or torch.compiler.is_exporting():
+        if (torch.is_grad_enabled() and x.requires_grad) or is_plain_only():
             return self._dequantized(x, dim, bias, activation)
         own = self.factors.pairs
         beside = () if self.side is None else self.side.pairs

@@ -12,6 +12,7 @@ from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import ops
 from ksurgeon.kernels.cpu.low_rank import train_beside
 from ksurgeon.kernels.cpu.native import instruction_set, is_available, team, why_missing
+from ksurgeon.kernels.cpu.ops import chain_inference
 from ksurgeon.kernels.cpu.pack import forget
 from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
 from ksurgeon.kernels.eager import has_transforms
@@ -21,6 +22,7 @@ __all__ = [
     "apply_chain",
     "at_once",
     "beside",
+    "chain_inference",
     "few_rows",
     "forget",
     "instruction_set",

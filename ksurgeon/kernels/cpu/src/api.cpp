@@ -82,6 +82,9 @@ bool changed(const KsGuard* guard, int64_t rows) {
 
 }  // namespace
 
+const KsTable* ks_table() { return table; }
+KsRunQuads* ks_run_quads() { return quads; }
+
 void* ks_scratch(int64_t bytes) {
   if (bytes > scratch.bytes) {
     free(scratch.memory);

@@ -37,6 +37,9 @@ const KsTable* ks_avx2();    // null where it was not compiled
 const KsTable* ks_avx512();
 const KsHalf* ks_bf16();
 KsRunQuads* ks_vnni();
+// Those in use.
+const KsTable* ks_table();
+KsRunQuads* ks_run_quads();
 int64_t ks_packed_size(const KsStep& step, int64_t lanes);
 
 // A buffer of this thread, on a cache line, that lives until the thread ends; contents are undefined. Null where

@@ -1,0 +1,345 @@
+// The kernels as custom operators of ONNX Runtime, which loads this library by its name and calls RegisterCustomOps:
+//   ksurgeon::Chain(x, factor…, bias?)                      factors are float32 (a, d, b, c)
+//   ksurgeon::Int8Chain(x, values, scale, …, bias?)         values are int8 (a, d, b, c), scales float32 (a, d, b)
+// y = chain(x) + bias along the last dimension, all float32; all inputs but x are initialisers. Attributes: bias (0
+// or 1), activation (a KsActivation), and of Int8Chain `first`, the factors of the first of two chains.
+//
+// Of ONNX Runtime's C interface, whose functions keep their places in its table, only what is used is declared here.
+#include <atomic>
+#include <climits>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "late.h"
+#include "table.h"
+
+namespace {
+
+typedef void (*Function)();
+typedef const Function* Api;
+struct Status;
+struct Info;
+struct Context;
+struct Value;
+struct Shape;
+struct Options;
+struct Domain;
+
+struct ApiBase {
+  Api (*get)(uint32_t version);
+  const char* (*version)();
+};
+
+enum Place {  // in the table of functions
+  CREATE_STATUS = 0,
+  CREATE_DOMAIN = 26,
+  ADD_OPERATOR = 27,
+  ADD_DOMAIN = 28,
+  GET_DATA = 51,
+  GET_TYPE = 60,
+  COUNT_DIMENSIONS = 61,
+  GET_DIMENSIONS = 62,
+  GET_SHAPE = 65,
+  GET_ATTRIBUTE = 86,
+  GET_INPUT = 90,
+  GET_OUTPUT = 91,
+  RELEASE_SHAPE = 99,
+  COUNT_INPUTS = 230,
+  GET_CONSTANT = 249,
+  PARALLEL_FOR = 274,
+};
+constexpr uint32_t VERSION = 17;  // of ONNX Runtime 1.17, the first with PARALLEL_FOR
+enum { ANY = 0, FLOAT32 = 1, INT8 = 3 };  // element types
+enum { REQUIRED = 0, VARIADIC = 2 };
+
+template <class... Given> Status* call(Api api, Place place, Given... given) {
+  return ((Status * (*)(Given...)) api[place])(given...);
+}
+
+Status* failed(Api api, const char* why) {
+  return ((Status * (*)(int, const char*)) api[CREATE_STATUS])(1, why);
+}
+
+#define KS_TRY(expression) \
+  if (Status* status_ = (expression)) return status_
+
+struct Tensor {
+  std::vector<int64_t> sizes;
+  int type = ANY;
+  void* data = nullptr;
+
+  Status* read(Api api, const Value* value) {
+    Shape* shape = nullptr;
+    KS_TRY(call(api, GET_SHAPE, value, &shape));
+    size_t count = 0;
+    Status* status = call(api, COUNT_DIMENSIONS, (const Shape*)shape, &count);
+    if (!status) sizes.resize(count), status = call(api, GET_DIMENSIONS, (const Shape*)shape, sizes.data(), count);
+    if (!status) status = call(api, GET_TYPE, (const Shape*)shape, &type);
+    ((void (*)(Shape*))api[RELEASE_SHAPE])(shape);
+    return status ? status : call(api, GET_DATA, (Value*)value, &data);
+  }
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int64_t size : sizes) n *= size;
+    return n;
+  }
+};
+
+struct Kernel {
+  Api api;
+  bool int8;
+  int activation = 0;
+  int64_t in_features = 0, out_features = 0, widest = 0, weights = 0;
+  std::vector<float> bias;
+  std::vector<std::vector<char>> memory;  // of packed weights, starts and scales
+  std::vector<KsStep> steps;
+  std::vector<KsQuadStep> quad_steps;
+  KsChain chain{};
+  KsQuads quads{};
+
+  template <class T> T* room(int64_t count) {
+    constexpr int64_t LINE = 64;
+    memory.emplace_back(count * sizeof(T) + LINE);
+    const uintptr_t at = ((uintptr_t)memory.back().data() + LINE - 1) / LINE * LINE;
+    return (T*)at;
+  }
+
+  Status* attribute(const Info* info, const char* name, int64_t* to) {
+    return call(api, GET_ATTRIBUTE, info, name, to);
+  }
+
+  Status* constant(const Info* info, size_t index, int type, size_t dimensions, Tensor* to) {
+    int is_constant = 0;
+    const Value* value = nullptr;
+    KS_TRY(call(api, GET_CONSTANT, info, index, &is_constant, &value));
+    if (!is_constant || !value) return failed(api, "ksurgeon: factors and bias have to be initialisers");
+    KS_TRY(to->read(api, value));
+    bool fine = to->type == type && to->sizes.size() == dimensions;
+    for (int64_t size : to->sizes) fine = fine && size > 0 && size < (1LL << 31);
+    return fine ? nullptr : failed(api, "ksurgeon: a factor or the bias has another type or shape than it can have");
+  }
+
+  // A factor's sizes, which have to fit those of the one before.
+  Status* check(const Tensor& factor, int64_t* given, KsStep* step) {
+    *step = {factor.sizes[0], factor.sizes[1], factor.sizes[2], factor.sizes[3], nullptr, 1};
+    const int64_t ins = step->a * step->c * step->d, outs = step->a * step->b * step->d;
+    if (*given && *given != ins) return failed(api, "ksurgeon: a factor does not fit the one before it");
+    *given = outs;
+    const int64_t quads_wide = step->a * step->d * ((step->c + 3) / 4 * 4);
+    for (int64_t size : {ins, outs, quads_wide}) widest = size > widest ? size : widest;
+    weights += step->a * step->b * step->c * step->d;
+    return nullptr;
+  }
+
+  Status* take_floats(const Info* info, size_t factors) {
+    int64_t given = 0;
+    for (size_t k = 0; k < factors; ++k) {
+      Tensor factor;
+      KsStep step;
+      KS_TRY(constant(info, 1 + k, FLOAT32, 4, &factor));
+      KS_TRY(check(factor, &given, &step));
+      if (!k) in_features = step.a * step.c * step.d;
+      float* packed = room<float>(ks_packed_size(step, ks_table()->lanes[0]));
+      ks_table()->pack[0](step, factor.data, packed);
+      step.weight = packed;
+      steps.push_back(step);
+    }
+    out_features = given;
+    chain = {in_features, out_features, widest, weights, (int64_t)factors, KS_FLOAT32, steps.data(), nullptr, nullptr};
+    return nullptr;
+  }
+
+  Status* take_int8(const Info* info, size_t factors, size_t first) {
+    int64_t given = 0;
+    for (size_t k = 0; k < factors; ++k) {
+      if (k == first) given = 0;
+      Tensor values, scale;
+      KsStep step;
+      KS_TRY(constant(info, 1 + 2 * k, INT8, 4, &values));
+      KS_TRY(constant(info, 2 + 2 * k, FLOAT32, 3, &scale));
+      KS_TRY(check(values, &given, &step));
+      if (scale.numel() != step.a * step.d * step.b) return failed(api, "ksurgeon: a scale has not the factor's sizes");
+      const int64_t ins = step.a * step.c * step.d;
+      if (!k) in_features = ins;
+      if (k == first && ins != in_features) return failed(api, "ksurgeon: two chains take vectors of other sizes");
+      if (k + 1 == first) out_features = given;
+      if (k + 1 == factors && given != out_features) return failed(api, "ksurgeon: two chains give other sizes");
+      quad_steps.push_back(packed_quads(step, (const int8_t*)values.data, (const float*)scale.data));
+    }
+    quads = {in_features, out_features, widest, weights, {(int64_t)first, (int64_t)(factors - first)},
+             quad_steps.data()};
+    return nullptr;
+  }
+
+  KsQuadStep packed_quads(const KsStep& step, const int8_t* values, const float* scale) {
+    const int64_t wide = (step.c + 3) / 4, outputs = step.a * step.d * step.b;
+    std::vector<int8_t> padded(outputs * wide * 4);
+    int32_t* start = room<int32_t>(outputs);
+    float* scales = room<float>(outputs);
+    for (int64_t a = 0; a < step.a; ++a)
+      for (int64_t d = 0; d < step.d; ++d)
+        for (int64_t b = 0; b < step.b; ++b) {
+          const int64_t from = (a * step.d + d) * step.b + b, to = (a * step.b + b) * step.d + d;
+          memcpy(&padded[from * wide * 4], values + from * step.c, step.c);
+          int32_t sum = 0;
+          for (int64_t c = 0; c < step.c; ++c) sum += values[from * step.c + c];
+          start[to] = -128 * sum;
+          scales[to] = scale[from];
+        }
+    const KsStep lanes = {step.a, step.d, step.b, wide, nullptr, 1};
+    float* packed = room<float>(ks_packed_size(lanes, ks_table()->lanes[0]));
+    ks_table()->pack[0](lanes, padded.data(), packed);
+    return {step.a, step.d, step.b, step.c, packed, start, scales};
+  }
+
+  Status* create(const Info* info) {
+    int64_t with_bias = 0, kind = 0, first = 0;
+    KS_TRY(attribute(info, "bias", &with_bias));
+    KS_TRY(attribute(info, "activation", &kind));
+    if (int8) KS_TRY(attribute(info, "first", &first));
+    size_t inputs = 0;
+    KS_TRY(call(api, COUNT_INPUTS, info, &inputs));
+    const size_t beside = 1 + (with_bias ? 1 : 0), each = int8 ? 2 : 1;
+    const size_t factors = inputs > beside ? (inputs - beside) / each : 0;
+    if (!factors || inputs != beside + each * factors || kind < KS_NONE || kind > KS_HARDSWISH ||
+        (int8 && (first < 1 || (size_t)first > factors)))
+      return failed(api, "ksurgeon: the node has other inputs or attributes than it can have");
+    activation = (int)kind;
+    KS_TRY(int8 ? take_int8(info, factors, (size_t)first) : take_floats(info, factors));
+    if (!with_bias) return nullptr;
+    Tensor added;
+    KS_TRY(constant(info, inputs - 1, FLOAT32, 1, &added));
+    if (added.sizes[0] != out_features) return failed(api, "ksurgeon: the bias has not the size of the outputs");
+    bias.assign((const float*)added.data, (const float*)added.data + out_features);
+    return nullptr;
+  }
+
+  bool rows(const float* x, float* y, int64_t count) const {
+    const float* added = bias.empty() ? nullptr : bias.data();
+    if (int8)
+      return ks_run_quads()(quads, x, in_features, y, out_features, count, added, activation, 1, KS_FLOAT32);
+    return ks_table()->rows[0](chain, x, in_features, y, out_features, count, added, activation, 1, KS_FLOAT32);
+  }
+};
+
+struct Job {
+  const Kernel& kernel;
+  const float* x;
+  float* y;
+  int64_t count, share;
+  std::atomic<bool> short_of_memory{false};
+};
+
+void run_share(void* given, size_t number) {
+  Job& job = *(Job*)given;
+  const int64_t from = (int64_t)number * job.share, left = job.count - from;
+  const Kernel& k = job.kernel;
+  if (!k.rows(job.x + from * k.in_features, job.y + from * k.out_features, left < job.share ? left : job.share))
+    job.short_of_memory = true;
+}
+
+// Rows that a thread takes at a time: an eighth of all, so many that it is worth it, and 48 at most.
+int64_t share_of(const Kernel& kernel, int64_t count) {
+  constexpr int64_t WORK = 1 << 18, MOST = 48, STEP = 4;
+  const int64_t weights = kernel.int8 ? kernel.weights / 4 + 1 : kernel.weights;
+  int64_t share = (count + 7) / 8;
+  const int64_t worth = (WORK + weights - 1) / weights;
+  share = share < worth ? worth : share;
+  share = (share + STEP - 1) / STEP * STEP;
+  return share > MOST ? MOST : share;
+}
+
+Status* compute(void* given, Context* context) {
+  const Kernel& kernel = *(const Kernel*)given;
+  const Api api = kernel.api;
+  try {
+    const Value* input = nullptr;
+    Value* output = nullptr;
+    Tensor x;
+    KS_TRY(call(api, GET_INPUT, (const Context*)context, (size_t)0, &input));
+    KS_TRY(x.read(api, input));
+    if (x.sizes.empty() || x.sizes.back() != kernel.in_features)
+      return failed(api, ("ksurgeon: the chain takes vectors of " + std::to_string(kernel.in_features) + " entries along "
+                          "the last dimension").c_str());
+    const int64_t count = x.numel() / kernel.in_features;
+    std::vector<int64_t> sizes = x.sizes;
+    sizes.back() = kernel.out_features;
+    KS_TRY(call(api, GET_OUTPUT, context, (size_t)0, (const int64_t*)sizes.data(), sizes.size(), &output));
+    void* y = nullptr;
+    KS_TRY(call(api, GET_DATA, output, &y));
+    if (!count) return nullptr;
+    const int64_t share = share_of(kernel, count);
+    Job job{kernel, (const float*)x.data, (float*)y, count, share};
+    const size_t shares = (size_t)((count + share - 1) / share);
+    if (shares == 1) run_share(&job, 0);
+    else KS_TRY(call(api, PARALLEL_FOR, (const Context*)context, &run_share, shares, (size_t)0, (void*)&job));
+    return job.short_of_memory ? failed(api, "ksurgeon: not enough memory for the intermediate vectors") : nullptr;
+  } catch (const std::bad_alloc&) {
+    return failed(api, "ksurgeon: not enough memory");
+  }
+}
+
+// OrtCustomOp of version 17.
+struct Operator {
+  uint32_t version = VERSION;
+  void* (*create)(const Operator*, Api, const Info*) = nullptr;
+  const char* (*name)(const Operator*);
+  const char* (*provider)(const Operator*) = [](const Operator*) -> const char* { return nullptr; };
+  int (*input_type)(const Operator*, size_t) = [](const Operator*, size_t k) { return (int)(k ? ANY : FLOAT32); };
+  size_t (*inputs)(const Operator*) = [](const Operator*) -> size_t { return 2; };
+  int (*output_type)(const Operator*, size_t) = [](const Operator*, size_t) { return (int)FLOAT32; };
+  size_t (*outputs)(const Operator*) = [](const Operator*) -> size_t { return 1; };
+  void (*compute_before)(void*, Context*) = nullptr;
+  void (*destroy)(void*) = [](void* kernel) { delete (Kernel*)kernel; };
+  int (*input_is)(const Operator*, size_t) = [](const Operator*, size_t k) { return (int)(k ? VARIADIC : REQUIRED); };
+  int (*output_is)(const Operator*, size_t) = [](const Operator*, size_t) { return (int)REQUIRED; };
+  int (*memory)(const Operator*, size_t) = [](const Operator*, size_t) { return 0; };
+  int (*fewest_inputs)(const Operator*) = [](const Operator*) { return 1; };
+  int (*inputs_alike)(const Operator*) = [](const Operator*) { return 0; };
+  int (*fewest_outputs)(const Operator*) = [](const Operator*) { return 0; };
+  int (*outputs_alike)(const Operator*) = [](const Operator*) { return 1; };
+  Status* (*make)(const Operator*, Api, const Info*, void**);
+  Status* (*run)(void*, Context*) = compute;
+  void* infer_shape = nullptr;
+  int (*from_version)(const Operator*) = [](const Operator*) { return 1; };
+  int (*to_version)(const Operator*) = [](const Operator*) { return INT_MAX; };
+  void* unused[4] = {};
+
+  explicit Operator(bool int8)
+      : name(int8 ? [](const Operator*) { return "Int8Chain"; } : [](const Operator*) { return "Chain"; }),
+        make(int8 ? make_kernel<true> : make_kernel<false>) {}
+
+  template <bool int8> static Status* make_kernel(const Operator*, Api api, const Info* info, void** to) {
+    Kernel* kernel = nullptr;
+    try {
+      kernel = new Kernel{api, int8};
+      Status* status = kernel->create(info);
+      if (!status) return *to = kernel, nullptr;
+      delete kernel;
+      return status;
+    } catch (const std::bad_alloc&) {
+      delete kernel;
+      return failed(api, "ksurgeon: not enough memory for the weights");
+    }
+  }
+};
+
+const Operator CHAIN(false), INT8_CHAIN(true);
+
+}  // namespace
+
+KS_EXPORT Status* RegisterCustomOps(Options* options, const ApiBase* base) {
+  const Api api = base->get(VERSION);
+  if (!api) {
+    const Api first = base->get(1);
+    return first ? failed(first, "ksurgeon: its operators need ONNX Runtime 1.17 or newer") : nullptr;
+  }
+  Domain* domain = nullptr;
+  KS_TRY(call(api, CREATE_DOMAIN, "ksurgeon", &domain));
+  KS_TRY(call(api, ADD_OPERATOR, domain, &CHAIN));
+  KS_TRY(call(api, ADD_OPERATOR, domain, &INT8_CHAIN));
+  return call(api, ADD_DOMAIN, options, domain);
+}
