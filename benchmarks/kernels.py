@@ -15,8 +15,20 @@ import torch
 
 from benchmarks import layers, results, shuffles
 from benchmarks.training import memory, training
+from ksurgeon.kmatrix.structures import Kaleidoscope, LowRank
 
-PARTS = ("linear", "bfloat16", "threads", "training", "memory", "convolution", "fused", "shuffle", "model")
+PARTS = (
+    "linear",
+    "bfloat16",
+    "int8",
+    "threads",
+    "training",
+    "memory",
+    "convolution",
+    "fused",
+    "shuffle",
+    "model",
+)
 TITLE = "K-matrices on CPU"
 Cases = Iterator[Callable[[], Any]]
 
@@ -29,6 +41,9 @@ def cases(part: str, sizes: list[tuple[int, int]], rows: list[int], seconds: flo
                 yield lambda s=size, r=count: layers.linear(*s, r, seconds)
             elif part == "bfloat16" and count in (1, 16, 256):
                 yield lambda s=size, r=count: layers.bfloat16(*s, r, seconds)
+            elif part == "int8" and count in (1, 16, 256):
+                for structure in (Kaleidoscope(), LowRank(share=0.5)):
+                    yield lambda s=size, r=count, k=structure: layers.int8(*s, r, k, seconds)
             elif part == "threads" and (count >= 256 or count == 1):
                 yield lambda s=size, r=count: layers.threads(*s, r, seconds)
     if part == "training":

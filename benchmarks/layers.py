@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from benchmarks.peers import peers
 from benchmarks.results import PEAK, READ
 from benchmarks.turns import Call, compared, measure
+from ksurgeon import quantize
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.structures import Structure
 
-__all__ = ["CONVOLUTIONS", "ROWS", "SIZES", "bfloat16", "convolution", "fused", "linear", "threads"]
+__all__ = ["CONVOLUTIONS", "ROWS", "SIZES", "bfloat16", "convolution", "fused", "int8", "linear", "threads"]
 
 SIZES = (
     (256, 256),
@@ -140,6 +142,48 @@ def bfloat16(inputs: int, outputs: int, rows: int, seconds: float) -> list[dict[
             "rows": rows,
             "error": errors,
             "ratios": {other: errors[other]["median"] / errors[ours]["median"]},
+            "wanted": {},
+        },
+    ]
+
+
+def int8(inputs: int, outputs: int, rows: int, structure: Structure, seconds: float) -> list[dict[str, Any]]:
+    """A layer in int8 and in float32, beside a dense one of the same matrix in our int8 and in PyTorch's, and
+    how far those in int8 are from float64."""
+    layer, x = KLinear(inputs, outputs, False, structure=structure), torch.randn(rows, inputs)
+    dense = nn.Linear(inputs, outputs, bias=False)
+    with torch.no_grad():
+        dense.weight.copy_(layer.weight)
+    want = x.double() @ layer.weight.detach().double().mT
+    ours = nn.ModuleList([copy.deepcopy(layer), copy.deepcopy(dense)])
+    quantize(ours)
+    theirs = torch.ao.quantization.quantize_dynamic(nn.Sequential(dense), {nn.Linear}, dtype=torch.qint8)
+    calls: dict[str, Call] = {
+        "KLinear, int8": lambda: ours[0](x),
+        "KLinear, float32": lambda: layer(x),
+        "nn.Linear quantized": lambda: ours[1](x),
+        "nn.Linear, PyTorch's int8": lambda: theirs(x),
+    }
+    with torch.inference_mode():
+        for _ in range(5):
+            for call in calls.values():
+                call()
+        errors = {
+            name: {"median": float((call().double() - want).norm() / want.norm())}  # type: ignore[attr-defined]
+            for name, call in calls.items()
+            if name != "KLinear, float32"
+        }
+        times = measure(calls, seconds)
+    wanted = {"KLinear, float32": 3.0} if inputs == outputs >= 512 and rows > 1 else {}
+    case, first = f"{inputs}→{outputs}, {structure}", errors["KLinear, int8"]["median"]
+    return [
+        compared("int8", case, rows, times, wanted),
+        {
+            "part": "relative error of int8",
+            "case": case,
+            "rows": rows,
+            "error": errors,
+            "ratios": {name: error["median"] / first for name, error in errors.items()},
             "wanted": {},
         },
     ]

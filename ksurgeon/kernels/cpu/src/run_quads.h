@@ -46,8 +46,9 @@ template <int D> KS_INLINE void lanes_of(const float* const p[4], float scale, q
     Numbers x;
     memcpy(&x, p[k], sizeof x);
     x = x * scale + (12582912.0f + 128);
-    all = all << 8 | ((Lanes)x & 255);
+    all = (all << 8) + (Lanes)x;
   }
+  all -= (int32_t)0x8B400000;  // what the exponents of the four add up to
   memcpy(to, &all, sizeof all);
 }
 
@@ -79,9 +80,19 @@ static inline void to_quads(const KsQuadStep& s, const float* __restrict x, floa
     }
 }
 
-// Sums of a factor as numbers, but for the scale of their row.
-static inline void scaled(const quad* __restrict sums, const float* __restrict scale, int64_t n, float* __restrict to) {
-  for (int64_t k = 0; k < n; ++k) to[k] = (float)sums[k].bits * scale[k];
+// Sums of a factor as numbers, but for the scale of their row; gives what largest_of does.
+static inline int32_t scaled(const quad* __restrict sums, const float* __restrict scale, int64_t n,
+                             float* __restrict to) {
+  int32_t most = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    const float number = (float)sums[k].bits * scale[k];
+    to[k] = number;
+    int32_t bits;
+    memcpy(&bits, &number, 4);
+    bits &= 0x7FFFFFFF;
+    most = bits > most ? bits : most;
+  }
+  return most;
 }
 
 // The same, scaled and added to `bias`, or where there is none, to nothing.
@@ -150,15 +161,9 @@ static inline void take_inputs(const QuadsCall& call, int which, int64_t j, int6
                                const quad* sums, const QuadsScratch& own) {
   const KsQuadStep* step = call.steps(which) + j;
   for (int64_t r = 0; r < rows; ++r) {
-    const float* x = own.line;
-    int64_t n = call.chain.in_features;
-    if (j) {
-      n = step[-1].a * step[-1].b * step[-1].d;
-      scaled(sums + r * call.row, step[-1].scale, n, own.line);
-    } else {
-      x = call.inputs(from + r, own.line);
-    }
-    const Scale found(largest_of(x, n));
+    const float* x = j ? own.line : call.inputs(from + r, own.line);
+    const Scale found(j ? scaled(sums + r * call.row, step[-1].scale, step[-1].a * step[-1].b * step[-1].d, own.line)
+                        : largest_of(x, call.chain.in_features));
     to_quads(*step, x, found.in, own.quads + r * call.row);
     own.scale[which][r] = j ? own.scale[which][r] * found.out : found.out;
   }
