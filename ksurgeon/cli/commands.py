@@ -1,7 +1,7 @@
 """Signatures of all commands but those that train; the work, and the import of torch, begins inside them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -159,6 +159,13 @@ def plan(
     generate: Annotated[
         int, typer.Option(metavar="TOKENS", help="calibrate while the model generates so many tokens")
     ] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads that times are measured with; PyTorch's own number")
+    ] = None,
+    precision: Annotated[
+        Literal["bfloat16", "int8"] | None,
+        typer.Option(help="that times are measured in; with int8 the converted model is quantized, too"),
+    ] = None,
     weights: Weights = "auto",
     input_size: InputSize = None,
     seed: Seed = 0,
@@ -177,8 +184,8 @@ def plan(
 
     run(
         model, budget, data, output, targets or [], ignore or [], structures, explain or [], front, plot,
-        harm, metric, examples, batch_size, tokenizer, max_length, generate, weights, input_size, seed,
-        device, trust_remote_code, fresh, json, all,
+        harm, metric, examples, batch_size, tokenizer, max_length, generate, threads, precision, weights,
+        input_size, seed, device, trust_remote_code, fresh, json, all,
     )  # fmt: skip
 
 

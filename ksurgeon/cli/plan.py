@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from rich.markup import escape
 from torch import nn
@@ -49,6 +49,8 @@ def run(
     tokenizer: str | None,
     max_length: int,
     generate: int,
+    threads: int | None,
+    precision: Literal["bfloat16", "int8"] | None,
     weights: str,
     input_size: str | None,
     seed: int,
@@ -78,6 +80,8 @@ def run(
             harm=harm,
             metric=measure,
             run=_generating(generate) if generate else None,
+            threads=threads,
+            precision=precision,
             seed=seed,
             keep=not fresh,
             stage=stage,

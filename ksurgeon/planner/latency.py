@@ -1,24 +1,90 @@
 """Milliseconds of each option, measured on this machine beside the dense layer, in turns, and kept."""
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.recording import TensorSpec
 from ksurgeon.kernels import chosen_backend, cpu
 from ksurgeon.kernels.cache import Cache, cpu_model
-from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.kmatrix.int8 import quantized
+from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.structures import Dense, Structure
 from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import build_layer
+from ksurgeon.surgery.quantize import quantize
 
-__all__ = ["Stopwatch", "refuse_slower"]
+__all__ = ["Precision", "Stopwatch", "Way", "refuse_slower"]
+
+Precision = Literal["bfloat16", "int8"]
 
 _TURN, _TURNS, _SECONDS = 2e-3, 7, 1.5
 _SHARED = 1 << 16  # entries for which PyTorch takes two threads
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the model is to be run where times count.
+
+    Attributes:
+        threads: CPU threads; as many as PyTorch has now, if left out.
+        precision: "bfloat16", as ``model.bfloat16()``; "int8", as ``quantize``; as the model is, if left out.
+    """
+
+    threads: int | None = None
+    precision: Precision | None = None
+
+    @contextmanager
+    def on_threads(self) -> Iterator[None]:
+        """Inside, PyTorch has the threads."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """The model so, a copy where that changes it."""
+        if self.precision is None:
+            return model
+        changed = copy.deepcopy(model)
+        if self.precision == "bfloat16":
+            return changed.bfloat16()
+        quantize(changed)
+        return changed
+
+    def inputs(self, inputs: Any) -> Any:
+        """Inputs of the model so."""
+        if self.precision != "bfloat16":
+            return inputs
+
+        def cast(x: Any) -> Any:
+            return x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+        return tree_map(cast, inputs)
+
+    def layer(self, module: nn.Module, structure: Structure | None) -> nn.Module:
+        """A site's layer so, or what would take its place."""
+        as_it_is = structure is None
+        layer = module if structure is None else build_layer(module, structure, "random")
+        if self.precision == "bfloat16":
+            return copy.deepcopy(layer).bfloat16()  # whose bias is the model's own
+        if self.precision == "int8" and not isinstance(module, nn.modules.conv._ConvNd):
+            layer = build_layer(module, Dense(), "exact") if as_it_is else layer
+            assert isinstance(layer.matrix, KMatrix)
+            layer._modules["matrix"] = quantized(layer.matrix)
+        return layer
 
 
 class Stopwatch:
@@ -26,10 +92,11 @@ class Stopwatch:
 
     Args:
         finder: what the example run told.
+        way: how the model is to be run.
     """
 
-    def __init__(self, finder: Finder) -> None:
-        self._finder = finder
+    def __init__(self, finder: Finder, way: Way) -> None:
+        self._finder, self._way = finder, way
         self._cache: Cache | None = None
         self._known: dict[str, dict[str, float]] = {}
 
@@ -38,13 +105,19 @@ class Stopwatch:
         x = self._input(site)
         if x is None:
             return
-        module = self._finder.model.get_submodule(site.path)
-        key = _key(module, x)
+        with self._way.on_threads():
+            self._time(self._finder.model.get_submodule(site.path), options, self._way.inputs(x))
+
+    def _time(self, module: nn.Module, options: SiteOptions, x: Tensor) -> None:
+        key = f"{_key(module, x)}, {self._way.precision or 'as it is'}"
         wanted = {_name(option): option for option in options.options if option.is_open}
         known = self._known.get(key) or self._kept(key)
         missing = [name for name in wanted if name not in known]
         if missing:
-            calls = {name: _call(module, wanted[name].structure, x) for name in dict.fromkeys(["", *missing])}
+            layers = {n: self._way.layer(module, wanted[n].structure) for n in dict.fromkeys(["", *missing])}
+            # Without the hooks that all would have.
+            calls: dict[str, Callable[[], object]]
+            calls = {name: partial(layer.forward, x) for name, layer in layers.items()}
             measured = _in_turns(calls)
             # In terms of the dense layer measured with them: another day's load must not tell for or against.
             base = known.setdefault("", measured[""])
@@ -61,9 +134,9 @@ class Stopwatch:
 
         finder = self._finder
         assert finder.example_inputs is not None
-        inputs = finder.example_inputs
-        with example_run(finder.model), torch.inference_mode():
-            return _in_turns({"": lambda: call_model(finder.model, inputs)})[""]
+        model, inputs = self._way.model(finder.model), self._way.inputs(finder.example_inputs)
+        with self._way.on_threads(), example_run(model), torch.inference_mode():
+            return _in_turns({"": lambda: call_model(model, inputs)})[""]
 
     def _input(self, site: Site) -> Tensor | None:
         """A random input of the site's own shape, for the batch that the example inputs have."""
@@ -125,11 +198,6 @@ def _key(module: nn.Module, x: Tensor) -> str:
 
 def _name(option: Option) -> str:
     return option.structure.model_dump_json() if option.structure is not None else ""
-
-
-def _call(module: nn.Module, structure: Structure | None, x: Tensor) -> Callable[[], object]:
-    layer = module if structure is None else build_layer(module, structure, "random")
-    return lambda: layer.forward(x)  # without the hooks that both would have
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.planner.budget import Budget
 from ksurgeon.planner.judge import Metric
+from ksurgeon.planner.latency import Precision, Way
 from ksurgeon.planner.options import FAMILIES, SiteOptions
 from ksurgeon.planner.state import fingerprint, open_state
 from ksurgeon.planner.steps import Search, Stage
@@ -95,6 +97,8 @@ def plan(
     harm: HarmName | Harm = "auto",
     metric: Metric | None = None,
     run: Run | None = None,
+    threads: int | None = None,
+    precision: Precision | None = None,
     examples: int = 512,
     batch_size: int = 16,
     tokenizer: str | None = None,
@@ -124,6 +128,10 @@ def plan(
         metric: figure of merit of the model, the higher the better; what is lost of it is measured instead.
         run: how the model is run for the moments of its layers' inputs, where a plain call is not it, such as
             through ``generate``.
+        threads: CPU threads that times are measured with; as many as PyTorch has now, if left out.
+        precision: that times are measured in: "bfloat16", as of ``model.bfloat16()``, or "int8", as of
+            ``quantize``, which ``convert`` with such a plan does in the end; as the model is, if left out.
+            Harm is that of the structures alone.
         examples, batch_size, tokenizer, max_length: of the data; see ``calibrate.open_data``.
         seed: of all that is drawn.
         keep: whether what is found is kept in the cache, so that the same search goes on, or costs nothing.
@@ -139,6 +147,11 @@ def plan(
     budget = Budget.parse(budget)
     if not structures or set(structures) - set(FAMILIES):
         raise PlanError(f"structures are of {', '.join(FAMILIES)}, got {', '.join(structures) or 'none'}")
+    if precision not in (None, *get_args(Precision)) or (threads is not None and threads < 1):
+        raise PlanError(
+            f"precision is {', '.join(get_args(Precision))} or None, and threads at least 1, got "
+            f"{precision!r} and {threads!r}"
+        )
     require_weights(model)
     batches = open_data(
         data,
@@ -167,13 +180,14 @@ def plan(
         timed = budget.kind in ("latency", "flops")
         search.predict(everything=timed or "low_rank" not in structures)
         if timed:
-            search.time()
+            search.time(Way(threads, precision))
             candidates.require(budget)
         choice = search.settled(budget)
     finally:
         search.state.keep(now=True)
     found = search.plan_of(choice, budget)
     found.measured_harm = search.measured(choice)
+    found.threads, found.precision = threads, precision
     if messages := unmatched_messages(targets, ignore, search.finder.sites):
         found.unmatched_names = {1: messages}
         warnings.warn("; ".join(messages), stacklevel=2)

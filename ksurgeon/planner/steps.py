@@ -15,7 +15,7 @@ from ksurgeon.planner.candidates import Candidates
 from ksurgeon.planner.choose import Choice
 from ksurgeon.planner.decisions import decision
 from ksurgeon.planner.judge import Judge, Metric
-from ksurgeon.planner.latency import Stopwatch, refuse_slower
+from ksurgeon.planner.latency import Stopwatch, Way, refuse_slower
 from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.planner.predict import predict, tried_at
 from ksurgeon.planner.state import State
@@ -122,8 +122,8 @@ class Search:
             self.state.keep()
         self.stage("predicting", len(playing), len(playing), "")
 
-    def time(self) -> None:
-        watch = Stopwatch(self.finder)
+    def time(self, way: Way) -> None:
+        watch = Stopwatch(self.finder, way)
         playing = self.candidates.playing
         for number, options in enumerate(playing):
             self.stage("timing", number, len(playing), options.path)

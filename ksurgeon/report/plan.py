@@ -67,7 +67,8 @@ def _totals(console: Console, planning: Planning) -> None:
     if planning.budget.kind == "latency":
         new = planning.fixed + sum(_latency(planning, d) for d in decisions)
         old = planning.total
-        table.add_row("milliseconds, the whole model", f"{old:.2f}", f"{new:.2f}", f"{new / old:.3f}")
+        how = f"milliseconds, the whole model{_way(plan)}"
+        table.add_row(how, f"{old:.2f}", f"{new:.2f}", f"{new / old:.3f}")
     console.print(table)
     unit = planning.harm.unit if plan.harm != "metric" else "loss of the metric"
     console.print(
@@ -79,6 +80,12 @@ def _totals(console: Console, planning: Planning) -> None:
     proof = "optimal" if gap <= 1e-9 else f"at most {gap:.2%} from the best" if gap < 1e3 else "not proved"
     replaced = sum(d.action == "replace" for d in decisions)
     console.print(f"{replaced} of {len(decisions)} sites in play replaced; choice: {proof} (gap {gap:.1e})")
+
+
+def _way(plan: Plan) -> str:
+    """How the model was run, where that was asked for."""
+    threads = f"{plan.threads} thread{'s' * (plan.threads != 1)}" if plan.threads else ""
+    return "".join(f", {part}" for part in (plan.precision, threads) if part)
 
 
 def show_front(console: Console, planning: Planning, front: Sequence[tuple[Budget, Plan]]) -> None:

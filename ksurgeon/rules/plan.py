@@ -94,7 +94,8 @@ class Plan(BaseModel):
     ``unmatched`` are the rule's parts that applied to no site, ``skipped`` those that ``unless_found``
     ruled out and why, and ``unmatched_names`` has a sentence for each target, and each path or class to
     ignore, that matches nothing; all count parts from 1. Of a plan made for a budget, ``harm`` is what was
-    kept small (see ``calibrate.harm``), and the harms those of all decisions together.
+    kept small (see ``calibrate.harm``), ``threads`` and ``precision`` are those that times were measured
+    with, and the harms those of all decisions together.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -102,6 +103,8 @@ class Plan(BaseModel):
     rule: str
     budget: str | None = None
     harm: str | None = None
+    threads: int | None = None
+    precision: Literal["bfloat16", "int8"] | None = None
     predicted_harm: float | None = None
     measured_harm: float | None = None
     decisions: list[Decision]

@@ -82,7 +82,8 @@ def convert(
         examples, tokenizer, max_length: of the data.
         compensate: whether layers fitted to data are fitted front to back, each so that it makes up for the
             errors of those before it; for models whose order of layers does not depend on the data.
-        weights: "int8" quantizes all linear layers afterwards, those that stay dense, too (see ``quantize``).
+        weights: "int8" quantizes all linear layers afterwards, those that stay dense, too (see ``quantize``),
+            as does a plan that was made for it.
         seed: of random starting values.
         progress: called before each site and once at the end.
         fuse_activations: deprecated, and without effect: K-layers apply no activations.
@@ -203,7 +204,7 @@ def convert(
     present = record_of(model)
     attach(model, record)
     done = Conversion(model, plan, finder.sites, results, record, change, swaps)
-    if weights is not None:
+    if weights is not None or plan.precision == "int8":
         try:
             _quantize(done, example_inputs, before)
         except BaseException:

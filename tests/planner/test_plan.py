@@ -232,6 +232,31 @@ def test_times_are_measured_and_kept(cache):
     assert again.options_of("first").options[0].latency == dense
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_times_as_the_model_will_be_run(cache, tmp_path, precision):
+    threads = torch.get_num_threads()
+    plain = make(tiny(), "latency=1", data())
+    model = tiny()
+    planning = make(model, "latency=1", data(), threads=1, precision=precision)
+    assert torch.get_num_threads() == threads
+    assert {p.dtype for p in model.parameters()} == {torch.float32}  # it is left as it is
+    ours, others = (p.options_of("first").options[0].latency for p in (planning, plain))
+    assert ours > 0 and ours != others  # a measurement of its own, not one that was kept
+    assert (planning.plan.threads, planning.plan.precision) == (1, precision)
+    ksurgeon.write_plan(planning.plan, tmp_path / "plan.toml")
+    plan = ksurgeon.read_plan(tmp_path / "plan.toml")
+    assert (plan.threads, plan.precision) == (1, precision)
+    x = data()[0]
+    conversion = ksurgeon.convert(
+        model, example_inputs=x, plan=make(model, "params=0.5", data(), precision=precision).plan
+    )
+    assert {bool(o.int8) for o in conversion.record.operations} == {precision == "int8"}
+    with pytest.raises(PlanError, match="precision is bfloat16, int8 or None"):
+        make(model, "params=0.5", data(), precision="int4")
+    with pytest.raises(PlanError, match="threads at least 1"):
+        make(model, "params=0.5", data(), threads=0)
+
+
 def test_sites_left_out_stay_as_they_are():
     planning = make(tiny(), "params=0.5", data(), targets=["re:.*ir.*"], ignore=["third"])
     left = {d.path: d.reason for d in planning.plan.decisions if d.action == "leave"}
