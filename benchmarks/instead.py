@@ -2,7 +2,8 @@
 
 Every model converted and as it was; eagerly, compiled and in ONNX Runtime; in float32, bfloat16 and int8,
 on one thread and on all. Each candidate is a process of its own, and they take turns. For MiniLM
-``--half FOLDER`` is the conversion that is looked at; without it one is planned at half of the parameters.
+``--half FOLDER`` and ``--quarter FOLDER`` are the conversions that are looked at; without them they are
+planned at half and a quarter of the linear parameters.
 """
 
 import argparse
@@ -25,13 +26,15 @@ TITLE = "What could be run instead: whole models on CPU"
 _TORCH = ("eager float32", "eager bfloat16", "compiled float32", "compiled bfloat16")
 _INT8 = ("eager int8", "compiled int8")
 _ONNX = ("ONNX float32", "ONNX int8")
+_MINILM = ((*_TORCH, *_INT8, *_ONNX), ("torch-int8 float32",), (1, 32))
 _DECODED = ("eager float32", "eager bfloat16", "prepacked float32", "prepacked bfloat16")
 _TOKENS, _PROMPT = 16, 16
 
 # Runtimes and precisions of each model, of both kinds; what only the dense one is run in; batch sizes. "ONNX"
 # of the converted model has our operators; "ONNX int8" of the dense one is ONNX Runtime's own quantization.
 MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] = {
-    "minilm": ((*_TORCH, *_INT8, *_ONNX), ("torch-int8 float32",), (1, 32)),
+    "minilm": _MINILM,
+    "minilm quarter": _MINILM,
     "resnet50": (_TORCH, (), (1, 8)),
     "vit_base": (_TORCH, (), (1, 8)),
     "gpt2": (_TORCH, (), (1, 8)),
@@ -40,6 +43,9 @@ MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] = {
     "decode marian": (_DECODED, (), (1,)),
     "decode t5": (_DECODED, (), (1,)),
 }
+
+_BUDGETS = {"minilm": "half", "minilm quarter": "quarter"}  # options that name the folder of a conversion
+_SHARES = {"half": 0.5, "quarter": 0.25}
 
 # How many times ours is to be as fast as what is named, for all batches or for each.
 WANTED: dict[tuple[str, str], dict[str, float | dict[int, float]]] = {
@@ -63,14 +69,14 @@ def _llama() -> nn.Module:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
 
 
-def _minilm(kind: str, half: Path) -> tuple[nn.Module, Callable[[int], Any]]:
+def _minilm(kind: str, folder: Path) -> tuple[nn.Module, Callable[[int], Any]]:
     from transformers import AutoModel
 
     from benchmarks.data import minilm
     from benchmarks.plan import sentences
 
     dense, tokenizer = minilm()
-    model = dense if kind == "dense" else AutoModel.from_pretrained(half).eval()
+    model = dense if kind == "dense" else AutoModel.from_pretrained(folder).eval()
     texts = sentences()
     return model, lambda batch: dict(tokenizer(texts[:batch], padding=True, return_tensors="pt"))
 
@@ -103,12 +109,12 @@ def _cast(inputs: Any, dtype: torch.dtype) -> Any:
     return inputs.to(dtype) if isinstance(inputs, torch.Tensor) else inputs
 
 
-def opened(name: str, half: Path) -> Maker:
+def opened(name: str, folders: dict[str, Path]) -> Maker:
     """A candidate, whose name says model, kind, runtime and precision."""
     model_name, kind, way = name.split(": ")[0], *name.split(": ")[1].split(", ")
     runtime, precision = way.split(" ")
     torch.manual_seed(0)
-    model, inputs = _minilm(kind, half) if model_name == "minilm" else _random(model_name, kind)
+    model, inputs = _minilm(kind, folders[model_name]) if model_name in folders else _random(model_name, kind)
     if runtime == "ONNX":
         return _in_onnx(model, inputs, precision, kernels=kind != "dense")
     if precision == "int8":
@@ -194,31 +200,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also add the figures to this file")
-    parser.add_argument("--half", type=Path, metavar="FOLDER", help="a converted MiniLM")
+    for name in _BUDGETS.values():
+        parser.add_argument(f"--{name}", type=Path, metavar="FOLDER", help="a converted MiniLM")
     parser.add_argument("--seconds", type=float, default=3, help="of each candidate in each case")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--busy", action="store_true", help="measure on a busy machine, too")
     parser.add_argument("--worker", metavar="NAME", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        return serve(lambda: opened(given.worker, given.half))
+        return serve(lambda: opened(given.worker, {model: vars(given)[n] for model, n in _BUDGETS.items()}))
     if unknown := set(given.models) - set(MODELS):
         parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
     share = check_quiet(given.busy)
     setting = results.cpu_setting(given.threads)
     done: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        half = given.half or Path(folder) / "half"
-        if "minilm" in (given.models or MODELS) and given.half is None:
-            from benchmarks.sentences import converted
+        arguments = []
+        for model, name in _BUDGETS.items():
+            place = vars(given)[name] or Path(folder) / name
+            if model in (given.models or MODELS) and vars(given)[name] is None:
+                from benchmarks.sentences import converted
 
-            converted(None, "params=0.5", half)
+                converted(None, f"params={_SHARES[name]}", place)
+            arguments += [f"--{name}", str(place)]
         for name in given.models or MODELS:
             both, alone, batches = MODELS[name]
             ways = [*(f"converted, {way}" for way in both), *(f"dense, {way}" for way in (*both, *alone))]
             cases = [(batch, threads) for threads in sorted({1, given.threads}) for batch in batches]
             names = [f"{name}: {way}" for way in dict.fromkeys(ways)]
-            found = measure_in_turns(__spec__.name, names, cases, given.seconds, ["--half", str(half)])
+            found = measure_in_turns(__spec__.name, names, cases, given.seconds, arguments)
             rows = [
                 row
                 for (batch, threads), times in found.items()

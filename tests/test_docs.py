@@ -24,5 +24,5 @@ def test_the_snippets_run(tmp_path, monkeypatch):
         if number:
             scope["model"] = BertForMaskedLM.from_pretrained("converted")
         exec(compile(snippet, str(PAGE), "exec"), scope)
-    assert len(snippets) == 6 and scope["errors"] and scope["adapted"]
+    assert len(snippets) == 8 and scope["errors"] and scope["adapted"]
     assert "ksurgeon" not in (tmp_path / "dense-again" / "config.json").read_text()
