@@ -19,6 +19,8 @@ from ksurgeon.find.inputs import ExampleInputs, call_model, is_offloaded, tensor
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import reference_only
 from ksurgeon.kmatrix.int8 import Int8Matrix
+from ksurgeon.kmatrix.linear import KLinear
+from ksurgeon.kmatrix.matrix import KMatrix
 
 __all__ = ["FORMATS", "Exported", "export_model"]
 
@@ -98,6 +100,7 @@ def export_model(
         onnx_library()
         if chosen.kernels is None:
             raise ExportError(f"{format_} has no kernels, only onnx has; leave kernels out")
+        _require_float32(model)
         chosen = chosen.kernels
     inputs = for_export(example_inputs)
     with example_run(model):
@@ -116,6 +119,18 @@ def export_model(
     except OSError as error:
         raise FolderError(f"{target} could not be written: {error.strerror or error}") from error
     return Exported(target, format_, opened, target.stat().st_size, difference, inputs, chosen.open(target))
+
+
+def _require_float32(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, (KLinear, KMatrix, Int8Matrix)):
+            held = (*module.parameters(), *module.buffers())
+            others = {t.dtype for t in held if t.is_floating_point() or t.is_complex()} - {torch.float32}
+            if others:
+                raise ExportError(
+                    f"the kernels' operators are for float32, and {path or 'the model'} has {others.pop()}: "
+                    "export model.float(), or without kernels"
+                )
 
 
 def _write(model: nn.Module, inputs: ExampleInputs, format_: str, chosen: Format, file: Path) -> str:

@@ -45,8 +45,15 @@ def apply_int8(
     """
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
+    if not x.is_floating_point():
+        raise ValueError(f"vectors of a real floating dtype are needed, got {x.dtype}")
     compiling = torch.compiler.is_compiling()
-    if not x.is_cpu or not cpu.is_available() or chosen_backend(x.device) != "cpu":
+    if (
+        x.dtype is torch.float64
+        or not x.is_cpu
+        or not cpu.is_available()
+        or chosen_backend(x.device) != "cpu"
+    ):
         return _by_reference(x, first, second, bias, activation)
     if has_transforms() if compiling else is_transformed(x) or torch._C._get_tracing_state() is not None:
         return _by_reference(x, first, second, bias, activation)

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kernels.activation import activate
+from ksurgeon.kernels.cpu.int8 import LONGEST
 from ksurgeon.kernels.dispatch import is_plain_only
 from ksurgeon.kernels.int8 import Int8Chain, apply_int8, at_once
 from ksurgeon.kmatrix.matrix import KMatrix, multiply, resized
@@ -82,8 +84,12 @@ class Int8Matrix(nn.Module):
         chains: patterns of the chain, and of the one beside it, if there is one.
         device, dtype: of the scales; a real floating dtype.
 
+    Attributes:
+        was_trained: whether the weights wanted gradients before they were quantized.
+
     Raises:
-        StructureError: the chains do not fit the sizes, or the dtype is complex.
+        StructureError: the chains do not fit the sizes, a block has too many inputs for sums of 32 bits
+            (66,311), or the dtype is complex.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class Int8Matrix(nn.Module):
         if not 1 <= len(chains) <= 2:
             raise StructureError(f"one chain or the sum of two can be in int8, got {len(chains)}")
         self.in_features, self.out_features, self.groups = in_features, out_features, groups
-        self.structure = structure
+        self.structure, self.was_trained = structure, True
         self.chains = tuple(check_chain(tuple(Pattern(*pattern) for pattern in chain)) for chain in chains)
         for chain in self.chains:
             wide = chain[0].in_features, chain[-1].out_features
@@ -112,6 +118,10 @@ class Int8Matrix(nn.Module):
                 raise StructureError(
                     f"a chain {wide[0]} → {wide[1]} does not fit {in_features} → {out_features}"
                 )
+        if any(pattern.c > LONGEST for chain in self.chains for pattern in chain):
+            raise StructureError(
+                f"sums of more than {LONGEST} products do not fit 32 bits; leave this layer out"
+            )
         self.factors = Int8Factors(self.chains[0], device, dtype)
         self.side = Int8Factors(self.chains[1], device, dtype) if len(chains) > 1 else None
         sizes = [(c[0].in_features, c[-1].out_features) for c in self.chains]
@@ -134,7 +144,8 @@ class Int8Matrix(nn.Module):
             y = at_once(x, self._tensors(), bias, dim, activation)
             if y is not None:
                 return y
-        if (torch.is_grad_enabled() and x.requires_grad) or is_plain_only():
+        differentiated = (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
+        if differentiated or is_plain_only():
             return self._dequantized(x, dim, bias, activation)
         own = self.factors.pairs
         beside = () if self.side is None else self.side.pairs
@@ -176,9 +187,18 @@ class Int8Matrix(nn.Module):
 
     def to_dense(self) -> Tensor:
         """The matrix, ``(out_features, in_features)``, of the dequantized factors."""
-        like = self.like
-        basis = torch.eye(self.in_features, dtype=like.dtype, device=like.device)
-        return self._dequantized(basis, 0, None, None)
+        parts = [self._dense(f) for f in (self.factors, self.side) if f is not None]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _dense(self, held: Int8Factors) -> Tensor:
+        factors, like = held.dequantized(), self.like
+        if len(factors) == 1 and factors[0].shape[:2] == (1, 1) and not self._padded:
+            return factors[0][0, 0]
+        ins, outs = self.in_features, self.out_features
+        basis = torch.eye(min(ins, outs), dtype=like.dtype, device=like.device)
+        if ins <= outs:
+            return multiply(basis, factors, 0, self.groups, ins, outs)
+        return multiply(basis, [f.mT for f in reversed(factors)], -1, self.groups, outs, ins)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.structure}, int8" + (
@@ -214,6 +234,7 @@ def quantized(matrix: KMatrix) -> Int8Matrix:
     new.factors.set_(merged[0])
     if new.side is not None:
         new.side.set_(merged[1])
+    new.was_trained = any(parameter.requires_grad for parameter in matrix.parameters())
     return new.train(matrix.training)
 
 

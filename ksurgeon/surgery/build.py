@@ -248,7 +248,9 @@ def build_dense(module: nn.Module, ndim: int = 0) -> nn.Module:
     """
     assert isinstance(module, (KLinear, KPointwiseConv, KChannelShuffle))
     weight = plain(module.weight.detach())
-    first = next(module.matrix.parameters(), None)  # none of one in int8
+    trained = getattr(module.matrix, "was_trained", None)  # of one in int8, which has no parameters
+    if trained is None:
+        trained = next(module.matrix.parameters()).requires_grad
     new: nn.Module
     if "shell" in vars(module):
         new = _emptied(vars(module)["shell"])
@@ -272,7 +274,7 @@ def build_dense(module: nn.Module, ndim: int = 0) -> nn.Module:
             f"no dense layer maps dimension {module.dim} of a tensor of {ndim} dimensions; "
             "set the K-matrix back to the map that stood there (the identity if it was inserted), or keep it"
         )
-    new.weight = nn.Parameter(weight.contiguous(), requires_grad=first is None or first.requires_grad)
+    new.weight = nn.Parameter(weight.contiguous(), requires_grad=trained)
     new.bias = getattr(module, "bias", None)  # type: ignore[assignment]
     hand_over(module, new)
     return new

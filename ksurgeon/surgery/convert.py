@@ -218,7 +218,12 @@ def _quantize(done: Conversion, example_inputs: ExampleInputs | None, before: Se
     """Let the linear layers of a converted model be in int8."""
     from ksurgeon.surgery.quantize import quantize_layers
 
-    done.swaps = [*done.swaps, *quantize_layers(done.model, example_inputs=example_inputs)[1]]
+    errors, swaps = quantize_layers(done.model, example_inputs=example_inputs)
+    done.swaps = [*done.swaps, *swaps]
+    done.results = [
+        replace(result, structure=f"{result.structure}, int8") if result.path in errors else result
+        for result in done.results
+    ]
     record = record_of(done.model)
     assert record is not None and record.outcome is not None
     done.record, done.output_change = record, output_change(done.model, example_inputs, before)

@@ -1,13 +1,15 @@
 """Linear layers in int8: K-layers, and dense ones as K-layers of one dense factor."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from ksurgeon.errors import MatchError, StructureError
-from ksurgeon.find.inputs import ExampleInputs
+from ksurgeon.find.inputs import ExampleInputs, require_weights
+from ksurgeon.kernels.cpu.int8 import LONGEST
 from ksurgeon.kmatrix.int8 import Int8Matrix, quantized
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
@@ -20,6 +22,9 @@ from ksurgeon.surgery.record import Outcome, Record, attach, record_of
 from ksurgeon.surgery.sizes import count_bytes, count_parameters
 
 __all__ = ["quantize", "quantize_layers"]
+
+_READ = ("NonDynamicallyQuantizableLinear",)  # of nn.MultiheadAttention, which reads its weight
+_PART = " linear layers in int8"
 
 
 def quantize(
@@ -73,6 +78,8 @@ def quantize_layers(
     example_inputs: ExampleInputs | None = None,
 ) -> tuple[dict[str, float], list[Swap]]:
     """What ``quantize`` gives, and what was done, in order."""
+    require_weights(model)
+    targets, ignore = _listed(targets), _listed(ignore)
     before, done, sizes = record_of(model), list[Swap](), (count_parameters(model), count_bytes(model))
     try:
         try:
@@ -84,14 +91,18 @@ def quantize_layers(
                 raise
         swaps: list[Swap] = []
         errors: dict[str, float] = {}
+        made: dict[int, Int8Matrix] = {}  # a matrix that layers share stays one
         for path, layer in _layers(model, targets, ignore).items():
             matrix = layer.matrix
             try:
-                new = quantized(matrix)
+                new = made.get(id(matrix)) or quantized(matrix)
             except StructureError:
-                continue  # complex numbers
+                continue  # complex numbers, or more inputs than sums have room for
+            made[id(matrix)] = new
             swaps.append(MatrixSwap(layer, matrix, new))
             errors[path] = _error(new, matrix)
+        if not errors:
+            raise MatchError("no linear layer here can be quantized: their weights are complex, or too wide")
         for target in targets:
             if not any(matching((target,), _names(path, model.get_submodule(path))) for path in errors):
                 warnings.warn(f"the target {target!r} is no linear layer that can be quantized", stacklevel=3)
@@ -105,12 +116,16 @@ def quantize_layers(
     return errors, done
 
 
+def _listed(names: Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def _dense_rule(targets: Sequence[str], ignore: Sequence[str]) -> Rule:
     part = Replacement(
         find="linear",
         targets=tuple(targets),
-        ignore=tuple(ignore),
-        where=Where(read=False),
+        ignore=(*ignore, *_READ),
+        where=Where(read=False, in_features=f"<={LONGEST}"),
         **{"with": Dense()},  # type: ignore[arg-type]
         start="exact",
     )
@@ -122,11 +137,14 @@ def _layers(model: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
     matrix is multiplied out in every call."""
     record = record_of(model)
     operations = record.operations if record is not None else []
+    holders = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     made = {id(m) for o in operations if o.parameter for m in replacements_of(model, o)}
     found = {}
     for path, module in model.named_modules():
         if not isinstance(module, KLinear) or id(module) in made or not isinstance(module.matrix, KMatrix):
             continue
+        if any(holders[id(parameter)] > 1 for parameter in module.matrix.parameters()):
+            continue  # tied to others
         names = _names(path, module)
         if (not targets or matching(tuple(targets), names)) and not matching(tuple(ignore), names):
             found[path] = module
@@ -141,8 +159,11 @@ def _names(path: str, layer: nn.Module) -> tuple[str, ...]:
 
 @torch.no_grad()
 def _error(new: Int8Matrix, old: KMatrix) -> float:
-    dense = old.to_dense().float()
-    return float((new.to_dense().float() - dense).norm() / dense.norm().clamp_min(1e-30))
+    factors = list(old._held())
+    is_dense = len(factors) == 1 and old.side is None and old.groups == 1 and not old.is_padded
+    dense = (factors[0][0, 0] if is_dense and factors[0].shape[:2] == (1, 1) else old.to_dense()).double()
+    size = float(dense.norm())
+    return float((new.to_dense().double() - dense).norm()) / size if size else 0.0
 
 
 def _note(model: nn.Module, before: Record | None, sizes: tuple[int, int], errors: dict[str, float]) -> None:
@@ -158,15 +179,17 @@ def _note(model: nn.Module, before: Record | None, sizes: tuple[int, int], error
             matrix = getattr(layer, "matrix", None)
             if isinstance(matrix, Int8Matrix):
                 operation.int8 = matrix.chains
+                operation.parameters_after = count_parameters(layer)
                 if operation.start == "exact":
                     operation.weight_error = errors.get(operation.path, operation.weight_error)
                     operation.output_error = None
+    layers = [m for m in model.modules() if isinstance(m, Int8Matrix)]
     past = before.outcome if before is not None else None
     past = past or Outcome(parameters=(sizes[0], 0), bytes=(sizes[1], 0))
     record.outcome = Outcome(
         parameters=(past.parameters[0], count_parameters(model)),
         bytes=((past.bytes or sizes[1:] * 2)[0], count_bytes(model)),
-        parts=[*past.parts, f"{len(errors)} linear layers in int8"],
+        parts=[*(part for part in past.parts if not part.endswith(_PART)), f"{len(layers)}{_PART}"],
         found=past.found or (record.outcome.found if record.outcome is not None else []),
     )
     attach(model, record)

@@ -42,8 +42,8 @@ def layer_pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Layer
     """The student's K-layers and the dense layers of the teacher at the same paths, of the same sizes."""
     pairs = {}
     for path, module in student.named_modules():
-        if not isinstance(module, (KLinear, KPointwiseConv)):
-            continue
+        if not isinstance(module, (KLinear, KPointwiseConv)) or not isinstance(module.matrix, KMatrix):
+            continue  # what is in int8 is not trained
         try:
             original = teacher.get_submodule(path)
         except AttributeError:

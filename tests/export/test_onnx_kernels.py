@@ -154,6 +154,16 @@ def test_damaged_programs_are_refused(tmp_path, int8, change, message):
         onnxruntime.InferenceSession(str(file), options)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_other_dtypes_are_refused(tmp_path, int8):
+    model = nn.Sequential(KLinear(24, 36, structure=LowRank(rank=5))).eval()
+    if int8:
+        ksurgeon.quantize(model)
+    x = torch.randn(2, 24, dtype=torch.float64)
+    with pytest.raises(ExportError, match=r"for float32, and 0 has torch\.float64"):
+        ksurgeon.export_model(model.double(), tmp_path / "m.onnx", x, kernels=True)
+
+
 def test_what_cannot_be(tmp_path):
     with pytest.raises(ExportError, match="pt2 has no kernels"):
         ksurgeon.export_model(network(), tmp_path / "m.pt2", torch.randn(2, 48), kernels=True)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import ksurgeon
 from ksurgeon.kernels import cpu, int8
 from ksurgeon.kernels.cpu import int8 as by_library
 from ksurgeon.kmatrix.int8 import Int8Factors, Int8Matrix, quantized
@@ -209,6 +210,68 @@ def test_compiled_exported_and_under_autocast() -> None:
         torch.testing.assert_close(batch, want.expand(2, 3, 24), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="expected 48 entries along dimension -1"):
         matrix(torch.randn(3, 47))
+
+
+@compiled
+def test_what_the_library_cannot_have_is_refused() -> None:
+    def pair(*shape: int) -> tuple[Tensor, Tensor]:
+        return torch.ones(shape, dtype=torch.int8), torch.ones(shape[:3])
+
+    x, good = torch.ones(2, 8), pair(1, 1, 4, 8)
+    for first, second, message in (
+        ([(good[0].float(), good[1])], (), "int8 of shape"),
+        ([(good[0], torch.ones(1, 1, 3))], (), "int8 of shape"),
+        ([(good[0], good[1].int())], (), "int8 of shape"),
+        ([pair(1, 1, 0, 8)], (), "int8 of shape"),
+        ([good, pair(1, 1, 4, 6)], (), "factor"),
+        ([good], [pair(1, 1, 5, 8)], "equal sizes"),
+        ([good], [pair(1, 1, 4, 9)], "equal sizes"),
+        ([(good[0].to("meta"), good[1])], (), "on the CPU"),
+        ([pair(1, 1, 1, 70_000)], (), "do not fit 32 bits"),
+    ):
+        with pytest.raises((ValueError, ksurgeon.StructureError), match=message):
+            by_library.forward(x, first, second, None, None)
+    for wrong in (x.long(), x.to(torch.complex64)):
+        with pytest.raises(ValueError, match="real floating dtype"):
+            int8.apply_int8(wrong, [good])
+    with pytest.raises(ksurgeon.StructureError, match="do not fit 32 bits"):
+        quantized(KMatrix(70_000, 1, structure=Dense()))
+    want = torch.full((2, 1), 66_000.0)
+    got = by_library.forward(torch.ones(2, 66_000), [pair(1, 1, 1, 66_000)], (), None, None)
+    torch.testing.assert_close(got, want * 127 / 127)
+
+
+@compiled
+def test_another_view_of_the_same_memory() -> None:
+    matrix, x = quantized(KMatrix(24, 24, structure=Dense())), torch.randn(2, 24)
+    with torch.no_grad():
+        matrix(x)
+        values = matrix.factors.values_0
+        values.data = values.data.transpose(2, 3)
+        want = int8._by_reference(x, matrix.factors.pairs, (), None, None)
+        torch.testing.assert_close(matrix(x), want, atol=1e-5, rtol=1e-5)
+        matrix.to("meta")
+        with pytest.raises(ValueError, match="on the CPU"):
+            matrix(x)
+
+
+def test_forward_mode_derivatives_are_those_of_the_dequantized_matrix() -> None:
+    matrix = quantized(KMatrix(48, 24, structure=LowRank(rank=8)))
+    x, t = torch.randn(3, 48), torch.randn(3, 48)
+    want = t @ matrix.to_dense().T
+    torch.testing.assert_close(torch.func.jvp(matrix, (x,), (t,))[1], want, atol=1e-5, rtol=1e-5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, t)
+        got = torch.autograd.forward_ad.unpack_dual(matrix(dual)).tangent
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_wide_numbers_of_float64() -> None:
+    matrix = quantized(KMatrix(24, 40, structure=Dense())).double()
+    x = torch.randn(2, 24, dtype=torch.float64)
+    with torch.no_grad():
+        for size in (1e100, 1e-30):
+            torch.testing.assert_close(matrix(size * x), size * matrix(x), atol=0, rtol=1e-9)
 
 
 SCRIPT = """

@@ -155,6 +155,60 @@ def test_what_is_beside_is_trained_and_dense_weights_are_not_loaded() -> None:
         ksurgeon.load_dense(model, dense)
 
 
+def test_what_reads_its_weight_ties_it_or_is_too_wide_stays() -> None:
+    attention = nn.MultiheadAttention(16, 2)
+    with pytest.raises(MatchError):
+        ksurgeon.quantize(attention)
+    tied = nn.Sequential(KLinear(24, 24), nn.ReLU(), KLinear(24, 24))
+    tied[2].matrix.factors[0] = tied[0].matrix.factors[0]
+    with pytest.raises(MatchError):
+        ksurgeon.quantize(tied)
+    shared = nn.Sequential(KLinear(24, 24), nn.ReLU(), KLinear(24, 24))
+    shared[2].matrix = shared[0].matrix
+    assert list(ksurgeon.quantize(shared)) == ["0", "2"]
+    assert shared[2].matrix is shared[0].matrix
+    with pytest.raises(MatchError):
+        ksurgeon.quantize(nn.Sequential(KLinear(16, 16, dtype=torch.complex64)))
+    wide = nn.Sequential(nn.Linear(70_000, 1), nn.Linear(1, 1))
+    assert list(ksurgeon.quantize(wide)) == ["1"]
+
+
+def test_errors_of_numbers_of_any_size_and_the_record() -> None:
+    for size in (1e30, 1e-30):
+        model = network()
+        with torch.no_grad():
+            model[1].weight.mul_(size)
+        assert 0 < ksurgeon.quantize(model, "1")["1"] < 0.02
+    model = nn.Sequential(nn.Linear(32, 32))
+    conversion = ksurgeon.convert(model, "linear", torch.randn(2, 32), weights="int8")
+    assert conversion.record.operations[0].parameters_after == count_parameters(model)
+    assert conversion.results[0].structure.endswith(", int8")
+    more = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    ksurgeon.quantize(more, "0")
+    ksurgeon.quantize(more)
+    record = record_of(more)
+    assert record is not None and record.outcome is not None
+    assert record.outcome.parts == ["2 linear layers in int8"]
+
+
+def test_reverted_layers_are_frozen_as_they_were() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    ksurgeon.quantize(model)
+    ksurgeon.revert(model)
+    assert [model[k].weight.requires_grad for k in (0, 1, 3)] == [False, True, True]
+
+
+def test_a_student_with_layers_in_int8_is_distilled() -> None:
+    torch.manual_seed(0)
+    teacher, student = network(), network()
+    ksurgeon.convert(student, RULE, torch.randn(2, 32))
+    ksurgeon.quantize(student, ["1"])
+    data = [{"input": torch.randn(8, 32)} for _ in range(8)]
+    ksurgeon.distill(student, teacher, data, steps=3)
+    assert isinstance(student[1].matrix, Int8Matrix)
+
+
 def test_transformers_save_and_load_it(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

@@ -10,12 +10,16 @@ from ksurgeon.kernels.activation import check_activation
 from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Guard, Quads, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import comparison_of
+from ksurgeon.kmatrix.patterns import Pattern, check_chain
 
-__all__ = ["forward", "shortly"]
+__all__ = ["LONGEST", "forward", "shortly"]
 
 Int8Chain = Sequence[tuple[Tensor, Tensor]]
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
+LONGEST = (2**31 - 1) // (255 * 127)
+"""Inputs of a block whose products are sure to add up to a number of 32 bits."""
+
 _TRIES = 3  # before nothing is compared, where another thread writes to the factors
 _threads = torch.get_num_threads
 if is_available():
@@ -25,14 +29,16 @@ if is_available():
 class _Pack:
     """The weights in the library's form, as long as the tensors are the same and hold the same."""
 
-    __slots__ = ("_guard", "_ids", "_pointers", "_references", "_versions", "chain", "record")
+    __slots__ = ("_guard", "_ids", "_pointers", "_references", "_shapes", "_versions", "chain", "record")
 
     def __init__(self, tensors: Sequence[Tensor], chains: Sequence[Int8Chain], guarded: bool = True) -> None:
         memory = [tensor.detach() for tensor in tensors]  # which no other thread can exchange
+        _check(chains)
         for tensor in memory:
             check_memory(tensor, "an int8 factor")
         self._ids, self._versions = list(map(id, tensors)), _versions_of(tensors)
         self._pointers = [tensor.data_ptr() for tensor in memory]
+        self._shapes = [tensor.shape for tensor in memory]
         size = sum(tensor.nbytes for tensor in memory)
         whole = 2 if len(self._versions) < len(tensors) else comparison_of(size)
         guard = guarded and all(tensor.is_contiguous() for tensor in memory)
@@ -72,6 +78,9 @@ class _Pack:
             list(map(id, tensors)) == self._ids
             and _versions_of(tensors) == self._versions
             and [tensor.data_ptr() for tensor in tensors] == self._pointers
+            and [tensor.shape for tensor in tensors] == self._shapes
+            and all([tensor.is_contiguous() for tensor in tensors])
+            and not any([tensor.is_neg() for tensor in tensors])
         )
 
     def keep(self, tensors: Sequence[Tensor]) -> None:
@@ -89,6 +98,27 @@ class _Pack:
 
 
 _PACKS: dict[int, _Pack] = {}
+
+
+def _check(chains: Sequence[Int8Chain]) -> None:
+    """Return once the library can have the factors."""
+    for values, scale in [pair for chain in chains for pair in chain]:
+        kinds = values.dtype is torch.int8 and scale.dtype.is_floating_point
+        if not kinds or values.dim() != 4 or scale.shape != values.shape[:3] or not values.numel():
+            raise ValueError(
+                "a quantized factor is int8 of shape (a, d, b, c) with floating scales (a, d, b), got "
+                f"{values.dtype} {tuple(values.shape)} and {scale.dtype} {tuple(scale.shape)}"
+            )
+        if not (values.is_cpu and scale.is_cpu):
+            raise ValueError(f"the factors must be on the CPU as the vectors are, got {values.device}")
+        if values.shape[3] > LONGEST:
+            raise ValueError(f"sums of more than {LONGEST} products do not fit 32 bits: {values.shape[3]}")
+    ends = []
+    for chain in chains:
+        patterns = check_chain(tuple(Pattern.of(values.shape) for values, _ in chain))
+        ends.append((patterns[0].in_features, patterns[-1].out_features))
+    if len(set(ends)) > 1:
+        raise ValueError(f"two chains of equal sizes are needed, got {ends}")
 
 
 def _versions_of(tensors: Sequence[Tensor]) -> list[int]:
@@ -122,6 +152,8 @@ def forward(
     code = ACTIVATIONS.get(activation, -1)
     if code < 0:
         check_activation(activation)
+    if x.dtype not in (*_STORED, torch.float64):
+        raise ValueError(f"vectors of a real floating dtype are needed, got {x.dtype}")
     tensors = [tensor for pair in (*first, *second) for tensor in pair]
     given = x.dtype
     x = x.detach().resolve_neg()

@@ -161,7 +161,9 @@ struct Kernel {
       KS_TRY(constant(info, 1 + 2 * k, INT8, 4, &values));
       KS_TRY(constant(info, 2 + 2 * k, FLOAT32, 3, &scale));
       KS_TRY(check(values, &given, &step));
-      if (scale.numel() != step.a * step.d * step.b) return failed(api, "ksurgeon: a scale has not the factor's sizes");
+      if (scale.sizes != std::vector<int64_t>{step.a, step.d, step.b})
+        return failed(api, "ksurgeon: a scale has not the factor's sizes");
+      if (step.c > INT32_MAX / (255 * 127)) return failed(api, "ksurgeon: a block has more inputs than sums have room for");
       const int64_t ins = step.a * step.c * step.d;
       if (!k) in_features = ins;
       if (k == first && ins != in_features) return failed(api, "ksurgeon: two chains take vectors of other sizes");
