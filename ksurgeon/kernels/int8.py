@@ -116,7 +116,8 @@ def _int8_chain(
     bias: Tensor | None,
     activation: str | None = None,
 ) -> Tensor:
-    return by_library.forward(x, _pairs(first), _pairs(second), bias, activation)
+    y = by_library.shortly(x, (*first, *second), bias, -1, activation)
+    return by_library.forward(x, _pairs(first), _pairs(second), bias, activation) if y is None else y
 
 
 def _fake(

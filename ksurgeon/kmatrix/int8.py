@@ -221,7 +221,7 @@ def quantized(matrix: KMatrix) -> Int8Matrix:
     like = exact[0][0]
     if like.is_complex():
         raise StructureError("complex factors cannot be quantized; leave this layer out")
-    merged = [merge_counts([f.float() for f in chain], _counts(chain, matrix.groups)) for chain in exact]
+    merged = [merge_counts([f.float() for f in chain], _counts(chain)) for chain in exact]
     new = Int8Matrix(
         matrix.in_features,
         matrix.out_features,
@@ -243,6 +243,6 @@ def _cost(pattern: Pattern) -> float:
     return pattern.numel / 64 + _MOVE * (pattern.in_features + pattern.out_features)
 
 
-def _counts(factors: Sequence[Tensor], groups: int) -> tuple[int, ...]:
+def _counts(factors: Sequence[Tensor]) -> tuple[int, ...]:
     patterns = [Pattern.of(factor.shape) for factor in factors]
     return merge_plan(patterns, _LARGEST_RADIX, _cost)

@@ -243,15 +243,15 @@ void run_share(void* given, size_t number) {
     job.short_of_memory = true;
 }
 
-// Rows that a thread takes at a time: an eighth of all, so many that it is worth it, and 48 at most.
+// Rows that a thread takes at a time: shares of equal size, eight of them, fewer where these would not be worth a
+// thread, and more where they would be longer than a tile.
 int64_t share_of(const Kernel& kernel, int64_t count) {
-  constexpr int64_t WORK = 1 << 18, MOST = 48, STEP = 4;
+  constexpr int64_t WORK = 1 << 17, SHARES = 8, MOST = 48;
   const int64_t weights = kernel.int8 ? kernel.weights / 4 + 1 : kernel.weights;
-  int64_t share = (count + 7) / 8;
-  const int64_t worth = (WORK + weights - 1) / weights;
-  share = share < worth ? worth : share;
-  share = (share + STEP - 1) / STEP * STEP;
-  return share > MOST ? MOST : share;
+  int64_t shares = count * weights / WORK;
+  shares = shares < 1 ? 1 : shares > SHARES ? SHARES : shares;
+  shares = shares * MOST < count ? (count + MOST - 1) / MOST : shares;
+  return (count + shares - 1) / shares;
 }
 
 Status* compute(void* given, Context* context) {
