@@ -181,6 +181,77 @@ static bool half_case(int threads) {
   return fine && ks_rows(&chain, x.get(), in, y.get(), rows, bias.get(), activation, threads, KS_BFLOAT16) == 1;
 }
 
+// One factor of int8: packed, and what it starts from and is scaled by.
+struct Quads {
+  std::vector<KsQuadStep> steps;
+  std::vector<Exact<int8_t>> values;
+  std::vector<Exact<int32_t>> starts;
+  Chain<float> scales, packed;
+
+  void add(const KsStep& s) {
+    const int64_t wide = (s.c + 3) / 4, outputs = s.a * s.d * s.b;
+    values.emplace_back(outputs * s.c), starts.emplace_back(outputs), scales.emplace_back(outputs);
+    Exact<int8_t> padded(outputs * wide * 4);
+    memset(padded.get(), 0, padded.size);
+    for (int64_t ad = 0; ad < s.a * s.d; ++ad)
+      for (int64_t b = 0; b < s.b; ++b) {
+        int8_t* w = values.back().get() + (ad * s.b + b) * s.c;
+        int32_t sum = 0;
+        for (int64_t c = 0; c < s.c; ++c) w[c] = (int8_t)(rng() % 255 - 127), sum += w[c];
+        memcpy(padded.get() + (ad * s.b + b) * wide * 4, w, s.c);
+        starts.back().get()[(ad / s.d * s.b + b) * s.d + ad % s.d] = -128 * sum;
+      }
+    const KsStep lanes{s.a, s.d, s.b, wide, nullptr, 1};
+    packed.emplace_back(ks_size(&lanes, KS_FLOAT32));
+    ks_pack(&lanes, padded.get(), packed.back().get(), KS_FLOAT32);
+    steps.push_back({s.a, s.d, s.b, s.c, packed.back().get(), starts.back().get(), scales.back().get()});
+  }
+};
+
+// Rows of int8 factors: one chain exactly, and a second one, of a factor, beside it.
+static bool int8_case(int threads) {
+  const std::vector<KsStep> shapes = some_shapes();
+  Quads quads;
+  for (const KsStep& s : shapes) quads.add(s);
+  KsChain chain = describe(shapes, nullptr, KS_INT8);
+  const int64_t in = chain.in_features, out = chain.out_features, rows = among({1, 2, 5, 13, 40, 70});
+  const bool beside = rng() % 2;
+  if (beside) quads.add({1, 1, out, in, nullptr, 1});
+  KsQuads all{in, out, 0, 1 << 20, {(int64_t)shapes.size(), beside}, quads.steps.data()};
+  for (const KsQuadStep& s : quads.steps)
+    for (int64_t n : {s.a * s.d * ((s.c + 3) / 4 * 4), s.a * s.b * s.d})
+      if (n > all.widest) all.widest = n;
+  chain.quads = &all;
+  Exact<float> x(rows * in), y(rows * out), bias(out);
+  bool fine = ks_rows(&chain, x.get(), in, y.get(), rows, bias.get(), 0, threads, KS_FLOAT32) == 1;
+  for (int64_t r = 0; r < rows && shapes.size() == 1; ++r) {
+    float most = 0;
+    for (int64_t i = 0; i < in; ++i) most = std::fmax(most, std::fabs(x.get()[r * in + i]));
+    std::vector<double> want(bias.get(), bias.get() + out), bound(out);
+    for (size_t j = 0; j < quads.steps.size(); ++j) {
+      const KsQuadStep& s = quads.steps[j];
+      for (int64_t a = 0; a < s.a; ++a)
+        for (int64_t d = 0; d < s.d; ++d)
+          for (int64_t o = 0; o < s.b; ++o)
+            for (int64_t i = 0; i < s.c; ++i) {
+              const double number = x.get()[r * in + (a * s.c + i) * s.d + d] * 127.0 / most, whole = std::rint(number);
+              const int64_t at = (a * s.b + o) * s.d + d;
+              const double w = quads.values[j].get()[((a * s.d + d) * s.b + o) * s.c + i] * s.scale[at] * most / 127;
+              want[at] += whole * w;
+              if (std::fabs(std::fabs(number - whole) - 0.5) < 1e-3) bound[at] += std::fabs(w);  // either way is right
+            }
+    }
+    for (int64_t k = 0; k < out; ++k)
+      if (std::fabs(y.get()[r * out + k] - want[k]) > bound[k])
+        fine = fine && close(y.get()[r * out + k], want[k], 1e-4, "int8");
+  }
+  for (int kind : {KS_BFLOAT16, KS_FLOAT16}) {  // whatever the bits are: that nothing is read or written beside it
+    Exact<uint16_t> xh(rows * in), yh(rows * out), bh(out);
+    fine = fine && ks_rows(&chain, xh.get(), in, yh.get(), rows, bh.get(), rng() % 7, threads, kind) == 1;
+  }
+  return fine;
+}
+
 template <class T> static bool one_case(int threads) {
   const int is_double = sizeof(T) == 8;
   const double tolerance = is_double ? 1e-9 : 2e-3;
@@ -320,6 +391,16 @@ int main(int argc, char** argv) {
         return 1;
       }
     std::printf("%s: %d chains in float32 and in float64\n", isa, cases);
+  }
+  for (const char* isa : {"portable", "avx2", "avx512", "avx512_vnni"}) {
+    if (!ks_choose(isa)) continue;
+    rng.seed(3);
+    for (int k = 0; k < 2 * cases; ++k)
+      if (!int8_case(1 + k % 3)) {
+        std::printf("%s: case %d in int8 failed\n", isa, k);
+        return 1;
+      }
+    std::printf("%s: %d chains in int8\n", isa, 2 * cases);
   }
   rng.seed(2);
   for (int k = 0; ks_choose("avx512_bf16") && k < 4 * cases; ++k)
