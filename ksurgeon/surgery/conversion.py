@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from ksurgeon.find import Site
+from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.rules.plan import Plan
 from ksurgeon.surgery.operate import Swap, swap_all, undo_all
 from ksurgeon.surgery.record import Record
@@ -43,7 +44,7 @@ class Result:
 class Conversion:
     """A converted model and what the operation did.
 
-    ``output_change`` is the relative change of the model's outputs on the example inputs; None without any.
+    ``output_change`` is the relative change of its outputs on the ``example_inputs``; None without any.
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class Conversion:
     record: Record
     output_change: float | None
     swaps: list[Swap]
+    example_inputs: ExampleInputs | None = field(default=None, repr=False)
 
     @contextmanager
     def undone(self) -> Iterator[nn.Module]:

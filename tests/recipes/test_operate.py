@@ -154,7 +154,7 @@ def test_all_examples_that_the_recipe_asks_for_are_used(tmp_path, monkeypatch):
         return found
 
     read = ksurgeon.calibrate.data.open_data
-    for module in ("ksurgeon.surgery.convert", "ksurgeon.planner.search"):
+    for module in ("ksurgeon.surgery.carry_out", "ksurgeon.planner.search"):
         monkeypatch.setattr(f"{module}.open_data", watched)
     for variant in recipe.variants:
         operate(recipe, variant, open_model("model"), {}, tmp_path, False, Listener())

@@ -83,12 +83,12 @@ def test_an_interrupt_while_fitting(model, unchanged):
 
 
 def test_an_interrupt_while_verifying(model, unchanged, monkeypatch):
-    from ksurgeon.surgery import convert
+    from ksurgeon.surgery import carry_out
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "output_change", interrupt)
+    monkeypatch.setattr(carry_out, "output_change", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ksurgeon.convert(model, "shuffle", X)
 

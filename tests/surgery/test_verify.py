@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ksurgeon import SurgeryError
 from ksurgeon.rules.schema import Replacement, Rule
-from ksurgeon.surgery import convert as converting
+from ksurgeon.surgery import carry_out as converting
 from ksurgeon.surgery.convert import convert
 from ksurgeon.surgery.verify import is_exact
 
