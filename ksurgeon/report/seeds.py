@@ -14,6 +14,8 @@ __all__ = ["draw_seeds", "metrics_of", "seeds_table"]
 
 Results = dict[str, Any]
 
+_STYLES = ("-", "--", ":")  # of as many curves as there are colours, and of the next ones
+
 
 def seeds_table(results: Results) -> Table:
     """One row for each variant, with the means so far ± their standard errors, and the differences to the
@@ -58,7 +60,7 @@ def draw_seeds(results: Results, file: Path) -> None:
     label = ""
     for number, name in enumerate(names):
         colour = COLOURS[number % len(COLOURS)]
-        style = "--" if number // len(COLOURS) % 2 else "-"
+        style = _STYLES[number // len(COLOURS) % len(_STYLES)]
         runs = []
         for done in results["variants"][name]["seeds"].values():
             points, before = list[tuple[int, float]](), 0
@@ -113,10 +115,10 @@ def _half(told: Results) -> float:
 
 
 def _mark(number: int) -> dict[str, Any]:
-    """How a mean is drawn: hollow where its curve is dashed."""
-    colour = COLOURS[number % len(COLOURS)]
-    hollow = {"markerfacecolor": "white"} if number // len(COLOURS) % 2 else {}
-    return {"fmt": "o", "capsize": 3, "color": colour, **hollow}
+    """How a mean is drawn: hollow where its curve is dashed, a square where it is dotted."""
+    colour, style = COLOURS[number % len(COLOURS)], number // len(COLOURS) % len(_STYLES)
+    hollow = {"markerfacecolor": "white"} if style == 1 else {}
+    return {"fmt": "s" if style == 2 else "o", "capsize": 3, "color": colour, **hollow}
 
 
 def metrics_of(results: Results) -> list[str]:

@@ -40,7 +40,7 @@ static inline int32_t byte_of(float x, float scale) {
 // D neighbouring lanes, each of four numbers that lie in p[0] … p[3].
 template <int D> KS_INLINE void lanes_of(const float* const p[4], float scale, quad* to) {
   typedef float Numbers __attribute__((vector_size(4 * D)));
-  typedef int32_t Lanes __attribute__((vector_size(4 * D)));
+  typedef uint32_t Lanes __attribute__((vector_size(4 * D)));
   Lanes all{};
   KS_UNROLL for (int k = 3; k >= 0; --k) {
     Numbers x;
@@ -48,7 +48,7 @@ template <int D> KS_INLINE void lanes_of(const float* const p[4], float scale, q
     x = x * scale + (12582912.0f + 128);
     all = (all << 8) + (Lanes)x;
   }
-  all -= (int32_t)0x8B400000;  // what the exponents of the four add up to
+  all -= 0x8B400000u;  // what the exponents of the four add up to
   memcpy(to, &all, sizeof all);
 }
 
