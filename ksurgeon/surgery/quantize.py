@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from ksurgeon.errors import MatchError, StructureError
+from ksurgeon.errors import MatchError, RuleError, StructureError
 from ksurgeon.find.inputs import ExampleInputs, require_weights
 from ksurgeon.kernels.cpu.int8 import LONGEST
 from ksurgeon.kmatrix.int8 import Int8Matrix, quantized
@@ -61,6 +62,7 @@ def quantize(
 
     Raises:
         MatchError: there is no such layer.
+        RuleError: a target is no regular expression.
         WeightsError: a weight is not finite.
 
     Example:
@@ -121,14 +123,22 @@ def _listed(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _dense_rule(targets: Sequence[str], ignore: Sequence[str]) -> Rule:
-    part = Replacement(
-        find="linear",
-        targets=tuple(targets),
-        ignore=(*ignore, *_READ),
-        where=Where(read=False, in_features=f"<={LONGEST}"),
-        **{"with": Dense()},  # type: ignore[arg-type]
-        start="exact",
-    )
+    try:
+        part = Replacement(
+            find="linear",
+            targets=tuple(targets),
+            ignore=(*ignore, *_READ),
+            where=Where(read=False, in_features=f"<={LONGEST}"),
+            **{"with": Dense()},  # type: ignore[arg-type]
+            start="exact",
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        why = first["msg"].removeprefix("Value error, ")
+        raise RuleError(
+            f"targets or ignore of quantize: {first['input']!r}: {why}; give a path, a class name, or re: "
+            "and an expression that matches whole paths"
+        ) from error
     return Rule(name="int8", replace=(part,))
 
 

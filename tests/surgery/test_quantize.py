@@ -65,6 +65,14 @@ def test_targets_and_ignore() -> None:
     assert [type(layer).__name__ for layer in model] == ["KLinear", "KLinear", "ReLU", "Linear"]
 
 
+def test_a_target_that_is_no_expression() -> None:
+    for given in ({"targets": ["re:("]}, {"ignore": "re:("}):
+        model = network()
+        with pytest.raises(ksurgeon.RuleError, match=r"quantize: 're:\(': not a regular expression"):
+            ksurgeon.quantize(model, **given)
+        assert type(model[0]) is nn.Linear
+
+
 def test_saved_loaded_and_reverted(tmp_path: Path) -> None:
     model, x = network(), torch.randn(5, 32)
     ksurgeon.convert(model, RULE, x)
