@@ -60,7 +60,7 @@ def along(
         model = operate(recipe, variant, source, places, Path(folder), False, Listener())
     stage = recipe.stages_of(variant)[0]
     assert stage.loss is not None
-    settings = settings_of(recipe, stage, {"evaluate": _SNAPSHOTS})
+    settings = settings_of(recipe, variant, stage, {"evaluate": _SNAPSHOTS})
     data = stage_data(recipe, stage, model, places, settings)
     losses = done["training"][0].get("trials", [0.0])
     seed = seed_of_trial(settings.seed, losses.index(min(loss for loss in losses if loss is not None)))

@@ -33,11 +33,12 @@ def table(results: Results) -> str:
         return f"{_setting(results)}\n\n{permuted(results)}"
     baseline, latencies = results["baseline"], _latencies(results)
     names = [name for name in results["variants"] if results["statistics"].get(name)]
+    shown = "its baseline" if results.get("baselines") else baseline
     metrics = metrics_of(results)
     head = ["variant", "seeds", "parameters", "multiplications"]
     for metric in metrics:
-        head += [f"{metric}, %", f"− {baseline} (95 % interval)"]
-    head += ["training, s", *(["latency, ms", f"÷ {baseline}"] if latencies else [])]
+        head += [f"{metric}, %", f"− {shown} (95 % interval)"]
+    head += ["training, s", *(["latency, ms", f"÷ {shown}"] if latencies else [])]
     lines = [_setting(results), "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name in names:
         told, variant = results["statistics"][name], results["variants"][name]
@@ -48,7 +49,8 @@ def table(results: Results) -> str:
             cells += [_mean(told.get(metric)), _difference(told.get(metric, {}).get("difference"))]
         cells.append(f"{told['seconds']['mean']:.0f}")
         if latencies:
-            ratio = latencies[name] / latencies[baseline] if baseline in latencies else None
+            own = results.get("baselines", {}).get(name, baseline)
+            ratio = latencies[name] / latencies[own] if own in latencies else None
             cells += [f"{latencies[name]:.2f}", "" if ratio is None else f"{ratio:.2f}×"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -81,4 +83,5 @@ def _difference(told: Results | None) -> str:
         return ""
     interval = told.get("interval")
     spread = f" ({100 * interval[0]:+.1f} … {100 * interval[1]:+.1f})" if interval else ""
-    return f"{100 * told['mean']:+.1f}{spread}"
+    own = f"{told['against']}: " if "against" in told else ""
+    return f"{own}{100 * told['mean']:+.1f}{spread}"

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ksurgeon.rules.schema import Rule
     from ksurgeon.surgery.conversion import Conversion
     from ksurgeon.surgery.convert import convert, replace_modules
+    from ksurgeon.surgery.fold import fold, unfold
     from ksurgeon.surgery.load_dense import load_dense
     from ksurgeon.surgery.prepack import prepack
     from ksurgeon.surgery.quantize import quantize
@@ -86,6 +87,7 @@ _HOMES = {
     "find": "find.finder",
     "find_arrangement": "geometry.arrangement",
     "finetune": "train.distill",
+    "fold": "surgery.fold",
     "load": "surgery.storage",
     "load_dense": "surgery.load_dense",
     "neighbour_share": "geometry.arrangement",
@@ -97,6 +99,7 @@ _HOMES = {
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
     "save": "surgery.storage",
+    "unfold": "surgery.fold",
     "write_plan": "rules.files",
 }
 
@@ -137,6 +140,7 @@ __all__ = [
     "find",
     "find_arrangement",
     "finetune",
+    "fold",
     "load",
     "load_dense",
     "neighbour_share",
@@ -148,6 +152,7 @@ __all__ = [
     "replace_modules",
     "revert",
     "save",
+    "unfold",
     "write_plan",
 ]
 

@@ -40,6 +40,8 @@ PROMISED = [
     "plan",
     "prepack",
     "quantize",
+    "fold",
+    "unfold",
     "read_plan",
     "write_plan",
     "PlanError",

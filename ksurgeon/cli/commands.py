@@ -84,6 +84,9 @@ def convert(
     int8: Annotated[
         bool, typer.Option("--int8", help="quantize all linear layers in the end, those that stay dense, too")
     ] = False,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="fold batch norms into the layers before them, for inference")
+    ] = False,
     output: Output = None,
     weights: Weights = "auto",
     input_size: InputSize = None,
@@ -107,7 +110,7 @@ def convert(
     from ksurgeon.cli.convert import run
 
     run(
-        model, rule, plan, data, examples, tokenizer, max_length, compensate, int8, output, weights,
+        model, rule, plan, data, examples, tokenizer, max_length, compensate, int8, fold, output, weights,
         input_size, seed, device, trust_remote_code, dry_run, json, yes, all,
     )  # fmt: skip
 

@@ -37,6 +37,7 @@ def run(
     max_length: int,
     compensate: bool,
     int8: bool,
+    fold: bool,
     output: str | None,
     weights: str,
     input_size: str | None,
@@ -72,6 +73,7 @@ def run(
             data=batches,
             compensate=compensate,
             weights="int8" if int8 else None,
+            fold=fold,
             seed=seed,
             progress=progress,
         )

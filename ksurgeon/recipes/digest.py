@@ -29,13 +29,18 @@ def digest_of(recipe: Recipe, variant: Variant, options: dict[str, Any]) -> str:
     stages = [_told(stage) for stage in recipe.stages_of(variant)]
     defaults = FROM_SCRATCH if recipe.is_from_scratch else {}
     parts = {**recipe.model_dump(mode="json", exclude=free), "train": stages, "defaults": defaults}
-    own = variant.model_dump(mode="json", exclude=set() if variant.options else {"options"})
+    own = variant.model_dump(mode="json", exclude={"baseline", *_unset(variant)})
     told = [parts, own, options]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for file in _files(recipe, variant):
         with suppress(OSError):  # told by what needs it
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _unset(variant: Variant) -> list[str]:
+    """Of a variant, what earlier versions did not know, where it changes nothing."""
+    return [name for name in ("options", "settings") if not getattr(variant, name)]
 
 
 def _told(stage: TrainStage) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
         trials = _train(job, stage, student, source.model, job.work / str(number), told)
         trained = min(filter(None, trials), key=lambda trial: trial.best.loss if trial.best else inf)
         student = trained.model
-        done["training"].append(_plain(stage, job.options, trained, trials))
+        done["training"].append(_plain(stage, variant.settings | job.options, trained, trials))
         if trained.best is not None and recipe.is_from_scratch:
             held_out = {**trained.best.student, "loss": trained.best.loss}
     metrics = evaluate(recipe, student, job.places, told, f"{variant.name} after training")
@@ -106,7 +106,7 @@ def _train(
     Raises:
         TrainingError: all failed.
     """
-    settings = settings_of(job.recipe, stage, job.options)
+    settings = settings_of(job.recipe, job.variant, stage, job.options)
     data = stage_data(job.recipe, stage, student, job.places, settings)
     loss = find_function(stage.loss, RecipeError, job.recipe.folder) if stage.loss else None
     several = stage.trials > 1

@@ -102,7 +102,11 @@ class Search(Base):
 class Variant(Base):
     """One student: by a rule (a name, a file, or its parts), by a plan (its file, or one that is searched
     for), by pruning, or untouched; trained from scratch, each may have a model of its own, or ``options``
-    that go over those of the recipe's model."""
+    that go over those of the recipe's model.
+
+    ``settings`` go over those of every training that it has; ``baseline`` is the variant that it is compared
+    with, in place of the recipe's.
+    """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
     model: NamedModel | None = None
@@ -113,6 +117,8 @@ class Variant(Base):
     replace: tuple[Replacement, ...] = ()
     insert: tuple[Insertion, ...] = ()
     prune: Prune | None = None
+    settings: dict[str, Any] = {}
+    baseline: str | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

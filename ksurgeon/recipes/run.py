@@ -78,15 +78,16 @@ def run_recipe(
     if unknown:
         names = ", ".join(variant.name for variant in recipe.variants)
         raise RecipeError(f"there is no variant {', '.join(sorted(unknown))}; the recipe has {names}")
-    for stage in recipe.train:
-        settings_of(recipe, stage, options)
-        if stage.loss is not None:
-            find_function(stage.loss, RecipeError, recipe.folder)
-        if recipe.seeds and "seed" in stage.settings | options:
-            raise RecipeError(
-                "seed as a setting of a training would be that of all its seeds; give seed and seeds at the "
-                "top of the recipe"
-            )
+    for variant in recipe.variants:
+        for stage in recipe.stages_of(variant):
+            settings_of(recipe, variant, stage, options)
+            if stage.loss is not None:
+                find_function(stage.loss, RecipeError, recipe.folder)
+            if recipe.seeds and "seed" in stage.settings | variant.settings | options:
+                raise RecipeError(
+                    "seed as a setting of a training would be that of all its seeds; give seed and seeds at "
+                    "the top of the recipe"
+                )
     file = folder / RESULTS
     variants = [variant for variant in recipe.variants if not only or variant.name in only]
     results, anew = _begin(recipe, variants, file, resume, options, quick)
@@ -174,7 +175,7 @@ def _store(results: Results, job: Job, done: Results) -> None:
     variant = variants.setdefault(name, {"parameters": done["parameters"], "seeds": {}})
     variant["seeds"][str(job.recipe.seed)] = done
     variant["seeds"] = dict(sorted(variant["seeds"].items(), key=lambda item: int(item[0])))
-    results["statistics"] = statistics_of(variants, results["baseline"])
+    results["statistics"] = statistics_of(results)
 
 
 def _prepare(recipe: Recipe, told: Listener) -> dict[str, str]:
@@ -214,10 +215,10 @@ def _begin(
             results["resumed_on"] = [*known[1:], here]
         if recipe.seeds:
             results["digests"] = before | own
-            results["baseline"] = recipe.baseline or recipe.variants[0].name
-            results["statistics"] = statistics_of(results["variants"], results["baseline"])
+            results.update(_baselines(recipe))
+            results["statistics"] = statistics_of(results)
         return results, [variant for variant in variants if own and variant.name not in before]
-    axis = {"baseline": recipe.baseline or recipe.variants[0].name, "digests": own, "statistics": {}}
+    axis = {**_baselines(recipe), "digests": own, "statistics": {}}
     anew = {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -228,6 +229,12 @@ def _begin(
         "variants": {},
     }
     return anew, [] if resume else variants
+
+
+def _baselines(recipe: Recipe) -> Results:
+    """What all variants are compared with, and by name what some are in its place."""
+    own = {variant.name: variant.baseline for variant in recipe.variants if variant.baseline is not None}
+    return {"baseline": recipe.baseline or recipe.variants[0].name, "baselines": own}
 
 
 def _machine() -> dict[str, Any]:
@@ -276,7 +283,7 @@ def _require_form(results: Results) -> None:
     """Return if what is read of results is there; otherwise an error of Python tells what lacks."""
     has_seeds = "statistics" in results
     if has_seeds:
-        statistics_of(results["variants"], results["baseline"])
+        statistics_of(results)
         dict(results["digests"])
     dict(results.get("dense", {}).get("metrics", {}))
     for variant in results["variants"].values():

@@ -128,8 +128,9 @@ class Recipe(Base):
     @model_validator(mode="after")
     def _baseline_is_there(self) -> Self:
         names = [variant.name for variant in self.variants]
-        if self.baseline is not None and self.baseline not in names:
-            raise ValueError(f"baseline is one of {', '.join(names)}, got {self.baseline}")
+        for baseline in (self.baseline, *(variant.baseline for variant in self.variants)):
+            if baseline is not None and baseline not in names:
+                raise ValueError(f"baseline is one of {', '.join(names)}, got {baseline}")
         return self
 
     @model_validator(mode="after")

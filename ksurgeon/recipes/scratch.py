@@ -32,10 +32,10 @@ FROM_SCRATCH = {"task": "classification", "final": "last", "ema": 0.0, "clip": 0
 _ROUNDS = 15
 
 
-def settings_of(recipe: Recipe, stage: TrainStage, options: dict[str, Any]) -> Settings:
-    """Those of the stage, with ``options`` over them."""
+def settings_of(recipe: Recipe, variant: Variant, stage: TrainStage, options: dict[str, Any]) -> Settings:
+    """Those of the stage, with the variant's over them, and ``options`` over both."""
     defaults = FROM_SCRATCH if recipe.is_from_scratch else {}
-    return make_settings(**{"seed": recipe.seed, **defaults, **stage.settings, **options})
+    return make_settings(**{"seed": recipe.seed, **defaults, **stage.settings, **variant.settings, **options})
 
 
 def opened(
@@ -105,7 +105,7 @@ def check_and_measure(
             source = opened(recipe, variant, places, torch.device("cpu"), trust_remote_code)
             model = operate(recipe, variant, source, places, folder, False, Listener())
             for stage in recipe.stages_of(variant):
-                settings = settings_of(recipe, stage, options)
+                settings = settings_of(recipe, variant, stage, options)
                 data = stage_data(recipe, stage, model, places, settings)
                 loss = find_function(stage.loss, RecipeError, recipe.folder) if stage.loss else None
                 check_examples(data, model, loss)

@@ -32,22 +32,27 @@ def difference(values: dict[str, float], baseline: dict[str, float]) -> Results 
     return summary([values[seed] - baseline[seed] for seed in seeds]) if seeds else None
 
 
-def statistics_of(variants: dict[str, Results], baseline: str) -> dict[str, dict[str, Results]]:
-    """For each variant and metric, the summary over the seeds that are done, and the difference to the
+def statistics_of(results: Results) -> dict[str, dict[str, Results]]:
+    """For each variant and metric, the summary over the seeds that are done, and the difference to its
     baseline.
 
     Args:
-        variants: by name, with the results of each seed under "seeds".
+        results: "variants" by name, with the results of each seed under "seeds"; "baseline", what they are
+            compared with; and "baselines", what some of them are compared with in its place, which their
+            differences then name ("against").
     """
     told: dict[str, dict[str, Results]] = {}
-    against = _by_metric(variants[baseline]) if baseline in variants else {}
-    for name, variant in variants.items():
+    found = {name: _by_metric(variant) for name, variant in results["variants"].items()}
+    for name, metrics in found.items():
         told[name] = {}
-        for metric, values in _by_metric(variant).items():
+        baseline = results.get("baselines", {}).get(name, results["baseline"])
+        against = found.get(baseline, {}) if baseline != name else {}
+        own = {"against": baseline} if baseline != results["baseline"] else {}
+        for metric, values in metrics.items():
             told[name][metric] = summary(list(values.values()))
-            compared = difference(values, against.get(metric, {})) if name != baseline else None
+            compared = difference(values, against.get(metric, {}))
             if compared is not None:
-                told[name][metric]["difference"] = compared
+                told[name][metric]["difference"] = compared | own
     return told
 
 

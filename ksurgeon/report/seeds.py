@@ -27,7 +27,8 @@ def seeds_table(results: Results) -> Table:
     for name in ("seeds", "parameters", "multiplications", *metrics, "seconds"):
         table.add_column(escape(name), justify="right")
         if name in metrics:
-            table.add_column(f"− {escape(results['baseline'])} (95 %)", justify="right")
+            shown = "its baseline" if results.get("baselines") else results["baseline"]
+            table.add_column(f"− {escape(shown)} (95 %)", justify="right")
     if latency:
         table.add_column("ms, one thread", justify="right")
     for name, variant in variants.items():
@@ -89,8 +90,10 @@ def draw_seeds(results: Results, file: Path) -> None:
         for number, name in enumerate(names):
             if (one := told[name]) is not None:
                 here.errorbar(one["mean"], -number, xerr=_half(one), **_mark(number))
-        if (base := told.get(results["baseline"])) is not None:
-            here.axvline(base["mean"], color=GREY, linewidth=0.8, linestyle="--")
+        against = {one["difference"].get("against") for one in told.values() if one and "difference" in one}
+        for baseline in {results["baseline"], *against}:
+            if (base := told.get(baseline)) is not None:
+                here.axvline(base["mean"], color=GREY, linewidth=0.8, linestyle="--")
         here.set_yticks([-number for number in range(len(names))], names, fontsize=7)
         here.set_xlabel(f"{metric}, mean and 95 % interval")
     for here in (curves, *means):
@@ -141,4 +144,5 @@ def _difference(told: Results | None) -> str:
         return ""
     interval = told.get("interval")
     spread = f" ({interval[0]:+.4f} … {interval[1]:+.4f})" if interval else ""
-    return f"{told['mean']:+.4f}{spread}"
+    own = f"{escape(told['against'])}: " if "against" in told else ""
+    return f"{own}{told['mean']:+.4f}{spread}"

@@ -45,7 +45,7 @@ from ksurgeon.surgery.verify import (
     require_steady,
 )
 
-__all__ = ["carry_out"]
+__all__ = ["carry_out", "extended_record"]
 
 
 def carry_out(
@@ -90,7 +90,7 @@ def carry_out(
     for messages in plan.unmatched_names.values():
         warnings.warn("; ".join(messages), stacklevel=3)
     pairs = _pair(plan, finder.all_sites)
-    record = _extended_record(model, origin, source is not None, example_inputs)
+    record = extended_record(model, origin, source is not None, example_inputs)
     if any(KINDS[site.kind].is_original for _, site in pairs) and not finds_again(model, record):
         record.inputs = None
         if source is not None:  # it is to be saved
@@ -222,7 +222,7 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
         )
 
 
-def _extended_record(
+def extended_record(
     model: nn.Module, origin: Source | None, is_given: bool, example_inputs: ExampleInputs | None
 ) -> Record:
     """The model's record so far, or a new one; an origin that was given has to build the model."""

@@ -9,13 +9,14 @@ from typing import Any, Literal
 from torch import nn
 
 from ksurgeon.calibrate import Data
-from ksurgeon.errors import SurgeryError
+from ksurgeon.errors import MatchError, SurgeryError
 from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.models.source import Source
 from ksurgeon.rules.plan import Plan
 from ksurgeon.rules.schema import Rule
 from ksurgeon.surgery.carry_out import carry_out
 from ksurgeon.surgery.conversion import Conversion
+from ksurgeon.surgery.fold import fold_norms
 from ksurgeon.surgery.operate import undo_all
 from ksurgeon.surgery.quantize import quantize_layers
 from ksurgeon.surgery.record import attach, record_of
@@ -38,6 +39,7 @@ def convert(
     max_length: int = 128,
     compensate: bool = True,
     weights: Literal["int8"] | None = None,
+    fold: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     fuse_activations: bool | None = None,
@@ -60,6 +62,8 @@ def convert(
             errors of those before it; for models whose order of layers does not depend on the data.
         weights: "int8" quantizes all linear layers afterwards, those that stay dense, too (see ``quantize``),
             as does a plan that was made for it.
+        fold: whether batch norms are folded into the layers before them afterwards, where any can be (see
+            ``fold``); for models that are to be used as they are, not trained on.
         seed: of random starting values.
         progress: called before each site and once at the end.
         fuse_activations: deprecated, and without effect: K-layers apply no activations.
@@ -101,14 +105,28 @@ def convert(
         seed=seed,
         progress=progress,
     )
-    if weights is not None or done.plan.precision == "int8":
-        try:
+    try:
+        if fold:
+            _fold(done)
+        if weights is not None or done.plan.precision == "int8":
             _quantize(done)
-        except BaseException:
-            undo_all(done.swaps)
-            attach(model, present)
-            raise
+    except BaseException:
+        undo_all(done.swaps)
+        attach(model, present)
+        raise
     return done
+
+
+def _fold(done: Conversion) -> None:
+    """Fold the batch norms of a converted model, if it has any that can be."""
+    try:
+        _, swaps = fold_norms(done.model, done.example_inputs)
+    except MatchError:
+        return
+    done.swaps = [*done.swaps, *swaps]
+    record = record_of(done.model)
+    assert record is not None
+    done.record = record
 
 
 def _quantize(done: Conversion) -> None:

@@ -7,8 +7,9 @@ from ksurgeon.find.inputs import is_offloaded
 from ksurgeon.models.opening import build, guess_sources, skeleton
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.computed import child_of
+from ksurgeon.surgery.folded import FoldedNorm
 from ksurgeon.surgery.kinds import KINDS
-from ksurgeon.surgery.record import Operation, Record, record_of, signature
+from ksurgeon.surgery.record import Folded, Operation, Record, record_of, signature
 from ksurgeon.surgery.replay import replay
 from ksurgeon.surgery.sizes import count_parameters
 
@@ -21,6 +22,7 @@ def standing_record(model: nn.Module) -> Record | None:
     if record is None:
         return None
     record = record.model_copy(deep=True)
+    record.folded = [each for each in record.folded if _is_folded(model, each)]
     if any(operation.form == "dense" for operation in record.operations):
         return record  # a dense layer in the place of a shuffle is not told from those of the architecture
     stands = [operation for operation in record.operations if _stands(model, operation)]
@@ -55,6 +57,12 @@ def current_record(model: nn.Module) -> Record | None:
         _forget_measures(model, record)
         record.source = next((s for s in _sources(model, record) if _gives(s, record, model)), None)
     return record
+
+
+def _is_folded(model: nn.Module, folded: Folded) -> bool:
+    """Whether the two modules of a fold are still those."""
+    layer, norm = (next(iter(modules_at(model, path)), None) for path in (folded.layer, folded.norm))
+    return isinstance(norm, FoldedNorm) and getattr(layer, "bias", None) is not None
 
 
 def _forget_measures(model: nn.Module, record: Record) -> None:
@@ -125,7 +133,8 @@ def _architecture(model: nn.Module, record: Record) -> dict[str, tuple[int, ...]
         for name, shape in record.architecture.items()
         if name in own or name in replaced or name.startswith(tuple(below))
     }
-    return kept | own
+    added = {f"{each.layer}.bias" for each in record.folded if not each.had_bias}
+    return {name: shape for name, shape in (kept | own).items() if name not in added}
 
 
 def _sources(model: nn.Module, record: Record) -> list[Source]:

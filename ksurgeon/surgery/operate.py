@@ -11,6 +11,7 @@ from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.match import Match
 from ksurgeon.surgery.computed import child_of, computed_class, computed_names
+from ksurgeon.surgery.folded import FoldSwap
 from ksurgeon.surgery.inserted import InsertSwap
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
@@ -102,7 +103,7 @@ class MatrixSwap:
         self.layer._modules["matrix"] = self.old
 
 
-Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap
+Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap | FoldSwap
 
 
 def swap_all(swaps: Iterable[Swap]) -> None:

@@ -149,7 +149,7 @@ def _require_same(model: nn.Module, record: Record, operation: Operation, path: 
     bias = record.architecture.get(f"{operation.path}.bias") if not operation.parameter else None
     inserted = tuple(f"{name}." for _, name, _ in insertions_of(layer))
     own = {name: shape for name, shape in signature(layer).items() if not name.startswith(inserted)}
-    if not record.architecture:
+    if not record.architecture or any(each.layer == path for each in record.folded):
         bias = own.get("bias")
     sizes = tuple(layer.weight.shape)
     operation.int8 = layer.matrix.chains if isinstance(layer.matrix, Int8Matrix) else ()

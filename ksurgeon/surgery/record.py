@@ -19,6 +19,7 @@ from ksurgeon.models.source import Source
 from ksurgeon.rules.schema import SiteKind
 
 __all__ = [
+    "Folded",
     "Found",
     "Operation",
     "Outcome",
@@ -75,6 +76,14 @@ class Operation(_Base):
     output_error: float | None = None
     activation: str | None = Field(default=None, exclude=True)
     activation_path: str = Field(default="", exclude=True)
+
+
+class Folded(_Base):
+    """A batch norm that the layer before it does, by their paths; ``had_bias`` tells of the layer before."""
+
+    layer: str
+    norm: str
+    had_bias: bool
 
 
 class Found(_Base):
@@ -146,6 +155,7 @@ class Record(_Base):
     rules: list[str] = []
     seed: int = 0
     operations: list[Operation] = []
+    folded: list[Folded] = []
     warnings: list[str] = []
     architecture: dict[str, tuple[int, ...]] = {}
     inputs: dict[str, Any] | None = None

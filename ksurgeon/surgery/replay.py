@@ -12,9 +12,10 @@ from ksurgeon.find import Finder, Site
 from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.rules.plan import structure_cost
+from ksurgeon.surgery.folded import FoldedNorm, FoldSwap
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
-from ksurgeon.surgery.record import Operation, Record, inputs_from
+from ksurgeon.surgery.record import Folded, Operation, Record, inputs_from
 
 __all__ = ["replay"]
 
@@ -38,6 +39,10 @@ def replay(model: nn.Module, record: Record, room: int | None = None) -> list[Sw
         for swaps in _stages(model, record, room):
             swap_all(swaps)
             done += swaps
+        for each in record.folded:
+            swap = FoldSwap(*_folded(model, each), has_values=False)
+            swap_all([swap])
+            done.append(swap)
     except BaseException as error:
         undo_all(done)
         if isinstance(error, KsurgeonError) or not isinstance(error, Exception):
@@ -79,6 +84,21 @@ def _stages(model: nn.Module, record: Record, room: int | None) -> Iterator[Sequ
             replacements.append((site, _rebuild(model, site, operation)))
         swaps, _ = prepare(model, finder, replacements)
         yield swaps
+
+
+def _folded(model: nn.Module, folded: Folded) -> tuple[nn.Module, nn.Module]:
+    """A layer and the norm that it does."""
+    try:
+        layer, norm = model.get_submodule(folded.layer), model.get_submodule(folded.norm)
+        as_then = (layer.bias is not None) == folded.had_bias and not isinstance(norm, FoldedNorm)
+        if as_then and norm.running_mean is not None:
+            return layer, norm
+    except AttributeError:
+        pass
+    raise RecordError(
+        f"the record folds {folded.norm!r} into {folded.layer!r}, which this model does not have so: it is "
+        "damaged, or was made with another version of the model's code"
+    )
 
 
 def _fits(site: Site, operation: Operation) -> bool:

@@ -9,6 +9,7 @@ from ksurgeon.kmatrix.lazy import plain
 from ksurgeon.surgery.build import note
 from ksurgeon.surgery.computed import child_of, class_below, computed_names
 from ksurgeon.surgery.current import current_record
+from ksurgeon.surgery.fold import unfold
 from ksurgeon.surgery.inserted import InsertSwap, RemoveSwap, insertions_of
 from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.operate import (
@@ -31,7 +32,8 @@ def revert(model: nn.Module) -> nn.Module:
 
     A K-matrix that is still the map without parameters that it started as, such as a shuffle, gives way to
     the original modules and the original ``forward``; one that was inserted and is still the identity goes.
-    Every other K-module becomes the dense layer that computes the same.
+    Every other K-module becomes the dense layer that computes the same. Folded batch norms are taken out of
+    the layers again (``unfold``).
 
     Raises:
         SurgeryError: a trained shuffle, or a trained map that was inserted, that no dense layer can stand
@@ -71,7 +73,7 @@ def revert(model: nn.Module) -> nn.Module:
             or (KINDS[operation.kind].is_original is not None and operation.path not in restored)
         ]
         attach(model, record)
-    return model
+    return unfold(model)
 
 
 def _reversals(model: nn.Module, shapes: dict[str, int]) -> tuple[list[Swap], set[str]]:

@@ -85,8 +85,8 @@ def test_results_of_a_recipe_with_seeds(tmp_path: Path) -> None:
         "machine": {"processor": "slow", "gpu": None, "torch": "2.11"},
         "baseline": "plain",
         "variants": variants,
-        "statistics": statistics_of(variants, "plain"),
     }
+    done["statistics"] = statistics_of(done)
     (tmp_path / "a.json").write_text(json.dumps(done))
     text = report.render("<!-- results a.json -->\n<!-- end -->\n", tmp_path, tmp_path)
     assert "**small** · processor slow, torch 2.11; 2 seeds" in text

@@ -31,8 +31,14 @@ def test_seeds_that_are_done_make_the_pairs():
         }
         return {"seeds": seeds}
 
-    told = statistics_of({"k": variant(s0=3.0, s1=5.0), "base": variant(s1=1.0)}, "base")
+    variants = {"k": variant(s0=3.0, s1=5.0), "base": variant(s1=1.0), "other": variant(s0=2.0, s1=2.0)}
+    told = statistics_of({"variants": variants, "baseline": "base"})
     assert told["k"]["a"]["mean"] == 4 and told["k"]["a"]["difference"]["mean"] == 4
     assert told["k"]["seconds"]["mean"] == 1 and "difference" not in told["base"]["a"]
     assert "interval" not in told["k"]["a"]["difference"]
-    assert "difference" not in statistics_of({"k": variant(s0=3.0)}, "base")["k"]["a"]
+    alone = statistics_of({"variants": {"k": variant(s0=3.0)}, "baseline": "base"})
+    assert "difference" not in alone["k"]["a"]
+    own = {"k": "other", "other": "other"}
+    told = statistics_of({"variants": variants, "baseline": "base", "baselines": own})
+    assert told["k"]["a"]["difference"]["mean"] == 2 and told["k"]["a"]["difference"]["against"] == "other"
+    assert "difference" not in told["other"]["a"] and "difference" not in told["base"]["a"]

@@ -31,7 +31,8 @@ def test_a_stage_that_knows_nothing_of_what_decides_is_passed_over(monkeypatch, 
         "parameters": 1,
         "seeds": {"0": {"after_training": {"accuracy": 0.4}, "training": []}},
     }
-    results = {"variants": variants, "baseline": "plain", "statistics": statistics_of(variants, "plain")}
+    results = {"variants": variants, "baseline": "plain"}
+    results["statistics"] = statistics_of(results)
     seeds.draw_seeds(results, tmp_path / "a.svg")
     curves = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].lines}
     assert curves["plain"] == [[0, 0.1], [7, 0.5]]
