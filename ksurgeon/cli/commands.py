@@ -169,6 +169,10 @@ def plan(
         Literal["bfloat16", "int8"] | None,
         typer.Option(help="that times are measured in; with int8 the converted model is quantized, too"),
     ] = None,
+    runtime: Annotated[
+        Literal["eager", "compile", "onnx"],
+        typer.Option(help="that times are measured in: PyTorch, torch.compile, or ONNX Runtime (--kernels)"),
+    ] = "eager",
     weights: Weights = "auto",
     input_size: InputSize = None,
     seed: Seed = 0,
@@ -187,8 +191,8 @@ def plan(
 
     run(
         model, budget, data, output, targets or [], ignore or [], structures, explain or [], front, plot,
-        harm, metric, examples, batch_size, tokenizer, max_length, generate, threads, precision, weights,
-        input_size, seed, device, trust_remote_code, fresh, json, all,
+        harm, metric, examples, batch_size, tokenizer, max_length, generate, threads, precision, runtime,
+        weights, input_size, seed, device, trust_remote_code, fresh, json, all,
     )  # fmt: skip
 
 

@@ -2,89 +2,27 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from statistics import median
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.recording import TensorSpec
+from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import chosen_backend, cpu
 from ksurgeon.kernels.cache import Cache, cpu_model
-from ksurgeon.kmatrix.int8 import quantized
-from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import Dense, Structure
+from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.planner.options import Option, SiteOptions
+from ksurgeon.planner.way import Way
 from ksurgeon.surgery.build import build_layer
-from ksurgeon.surgery.quantize import quantize
 
-__all__ = ["Precision", "Stopwatch", "Way", "refuse_slower"]
-
-Precision = Literal["bfloat16", "int8"]
+__all__ = ["Stopwatch", "refuse_slower"]
 
 _TURN, _TURNS, _SECONDS = 2e-3, 7, 1.5
 _SHARED = 1 << 16  # entries for which PyTorch takes two threads
-
-
-@dataclass(frozen=True)
-class Way:
-    """How the model is to be run where times count.
-
-    Attributes:
-        threads: CPU threads; as many as PyTorch has now, if left out.
-        precision: "bfloat16", as ``model.bfloat16()``; "int8", as ``quantize``; as the model is, if left out.
-    """
-
-    threads: int | None = None
-    precision: Precision | None = None
-
-    @contextmanager
-    def on_threads(self) -> Iterator[None]:
-        """Inside, PyTorch has the threads."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-    def model(self, model: nn.Module) -> nn.Module:
-        """The model so, a copy where that changes it."""
-        if self.precision is None:
-            return model
-        changed = copy.deepcopy(model)
-        if self.precision == "bfloat16":
-            return changed.bfloat16()
-        quantize(changed)
-        return changed
-
-    def inputs(self, inputs: Any) -> Any:
-        """Inputs of the model so."""
-        if self.precision != "bfloat16":
-            return inputs
-
-        def cast(x: Any) -> Any:
-            return x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-        return tree_map(cast, inputs)
-
-    def layer(self, module: nn.Module, structure: Structure | None) -> nn.Module:
-        """A site's layer so, or what would take its place."""
-        as_it_is = structure is None
-        layer = module if structure is None else build_layer(module, structure, "random")
-        if self.precision == "bfloat16":
-            return copy.deepcopy(layer).bfloat16()  # whose bias is the model's own
-        if self.precision == "int8" and not isinstance(module, nn.modules.conv._ConvNd):
-            layer = build_layer(module, Dense(), "exact") if as_it_is else layer
-            assert isinstance(layer.matrix, KMatrix)
-            layer._modules["matrix"] = quantized(layer.matrix)
-        return layer
 
 
 class Stopwatch:
@@ -109,16 +47,13 @@ class Stopwatch:
             self._time(self._finder.model.get_submodule(site.path), options, self._way.inputs(x))
 
     def _time(self, module: nn.Module, options: SiteOptions, x: Tensor) -> None:
-        key = f"{_key(module, x)}, {self._way.precision or 'as it is'}"
+        key = f"{_key(module, x)}, {self._way}"
         wanted = {_name(option): option for option in options.options if option.is_open}
         known = self._known.get(key) or self._kept(key)
         missing = [name for name in wanted if name not in known]
         if missing:
             layers = {n: self._way.layer(module, wanted[n].structure) for n in dict.fromkeys(["", *missing])}
-            # Without the hooks that all would have.
-            calls: dict[str, Callable[[], object]]
-            calls = {name: partial(layer.forward, x) for name, layer in layers.items()}
-            measured = _in_turns(calls)
+            measured = _in_turns({name: self._way.run(layer, x) for name, layer in layers.items()})
             # In terms of the dense layer measured with them: another day's load must not tell for or against.
             base = known.setdefault("", measured[""])
             known |= {name: base * measured[name] / measured[""] for name in missing}
@@ -129,14 +64,30 @@ class Stopwatch:
 
     def whole(self) -> float:
         """Milliseconds of the whole model on the example inputs."""
-        from ksurgeon.find.inputs import call_model
-        from ksurgeon.find.unchanged import example_run
+        return self.together({})[0]
 
+    def together(self, taken: Mapping[str, Structure]) -> tuple[float, float]:
+        """Milliseconds of the whole model as it is and with all of these replacements, in turns.
+
+        Args:
+            taken: what takes the place of layers, by path.
+        """
         finder = self._finder
         assert finder.example_inputs is not None
-        model, inputs = self._way.model(finder.model), self._way.inputs(finder.example_inputs)
-        with self._way.on_threads(), example_run(model), torch.inference_mode():
-            return _in_turns({"": lambda: call_model(model, inputs)})[""]
+        models = {"before": finder.model}
+        if taken:
+            models["after"] = copy.deepcopy(finder.model)
+            for path, structure in taken.items():
+                new = build_layer(finder.model.get_submodule(path), structure, "random")
+                models["after"].set_submodule(path, new)
+        inputs, calls = self._way.inputs(finder.example_inputs), {}
+        with self._way.on_threads(), ExitStack() as stack:
+            for name, model in models.items():
+                changed = self._way.model(model)
+                stack.enter_context(example_run(changed))
+                calls[name] = self._way.run(changed, inputs)
+            times = _in_turns(calls)
+        return times["before"], times.get("after", times["before"])
 
     def _input(self, site: Site) -> Tensor | None:
         """A random input of the site's own shape, for the batch that the example inputs have."""

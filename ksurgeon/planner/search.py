@@ -17,10 +17,10 @@ from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.planner.budget import Budget
 from ksurgeon.planner.judge import Metric
-from ksurgeon.planner.latency import Precision, Way
 from ksurgeon.planner.options import FAMILIES, SiteOptions
 from ksurgeon.planner.state import fingerprint, open_state
 from ksurgeon.planner.steps import Search, Stage
+from ksurgeon.planner.way import Precision, Runtime, Way
 from ksurgeon.rules.plan import Plan, unmatched_messages
 from ksurgeon.surgery.recorded import source_of
 
@@ -39,6 +39,8 @@ class Planning:
         harm: what is kept small.
         total: the budget's quantity of all sites as they are.
         fixed: milliseconds of the model outside of the sites in play; 0 for other budgets.
+        latency: of a budget of time: milliseconds of the whole model before and after, measured in turns with
+            all replacements in place.
         search: what it was chosen with.
     """
 
@@ -49,6 +51,7 @@ class Planning:
     harm: Harm
     total: float
     fixed: float
+    latency: tuple[float, float] | None
     search: Search = field(repr=False)
 
     def front(self, values: Sequence[float], stage: Stage | None = None) -> list[tuple[Budget, Plan]]:
@@ -99,6 +102,7 @@ def plan(
     run: Run | None = None,
     threads: int | None = None,
     precision: Precision | None = None,
+    runtime: Runtime = "eager",
     examples: int = 512,
     batch_size: int = 16,
     tokenizer: str | None = None,
@@ -132,17 +136,21 @@ def plan(
         precision: that times are measured in: "bfloat16", as of ``model.bfloat16()``, or "int8", as of
             ``quantize``, which ``convert`` with such a plan does in the end; as the model is, if left out.
             Harm is that of the structures alone.
+        runtime: that times are measured in: "eager", "compile" (``torch.compile``), or "onnx" (ONNX Runtime,
+            with the kernels' operators, as ``export_model(…, kernels=True)`` writes them).
         examples, batch_size, tokenizer, max_length: of the data; see ``calibrate.open_data``.
         seed: of all that is drawn.
         keep: whether what is found is kept in the cache, so that the same search goes on, or costs nothing.
         stage: told of progress.
 
     Raises:
-        PlanError: a budget that is none, or one that cannot be met; the message says which one can.
+        PlanError: a budget that is none, or one that cannot be met; the message says which one can. Or all
+            replacements together make the model slower here, or the runtime cannot run it.
         DataError: the data cannot be read.
         InputError: the data do not fit the model, or a layer gets NaN or infinite numbers.
         MatchError: no site can be replaced.
     """
+    way = Way(threads, precision, runtime)
     chosen_backend()  # what the environment asks for is there, before the work
     budget = Budget.parse(budget)
     if not structures or set(structures) - set(FAMILIES):
@@ -151,6 +159,11 @@ def plan(
         raise PlanError(
             f"precision is {', '.join(get_args(Precision))} or None, and threads at least 1, got "
             f"{precision!r} and {threads!r}"
+        )
+    if runtime not in get_args(Runtime) or (runtime == "onnx" and precision == "bfloat16"):
+        raise PlanError(
+            f"runtime is {', '.join(get_args(Runtime))}, and onnx goes with int8 or the model's own "
+            f"precision, got {runtime!r} and {precision!r}"
         )
     require_weights(model)
     batches = open_data(
@@ -180,14 +193,15 @@ def plan(
         timed = budget.kind in ("latency", "flops")
         search.predict(everything=timed or "low_rank" not in structures)
         if timed:
-            search.time(Way(threads, precision))
+            search.time(way)
             candidates.require(budget)
         choice = search.settled(budget)
     finally:
         search.state.keep(now=True)
     found = search.plan_of(choice, budget)
     found.measured_harm = search.measured(choice)
-    found.threads, found.precision = threads, precision
+    found.threads, found.precision, found.runtime = threads, precision, runtime
+    latency = search.measured_latency(choice, way) if budget.kind == "latency" else None
     if messages := unmatched_messages(targets, ignore, search.finder.sites):
         found.unmatched_names = {1: messages}
         warnings.warn("; ".join(messages), stacklevel=2)
@@ -199,6 +213,7 @@ def plan(
         harm=chosen,
         total=candidates.total(budget),
         fixed=candidates.fixed,
+        latency=latency,
         search=search,
     )
 

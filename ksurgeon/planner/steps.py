@@ -9,16 +9,18 @@ from torch import nn
 from ksurgeon.calibrate import Batches, Calibration, Harm, calibrate
 from ksurgeon.calibrate.run import Run
 from ksurgeon.calibrate.storage import load_calibration, save_calibration
+from ksurgeon.errors import PlanError
 from ksurgeon.find import Finder
 from ksurgeon.planner.budget import Budget
 from ksurgeon.planner.candidates import Candidates
 from ksurgeon.planner.choose import Choice
 from ksurgeon.planner.decisions import decision
 from ksurgeon.planner.judge import Judge, Metric
-from ksurgeon.planner.latency import Stopwatch, Way, refuse_slower
+from ksurgeon.planner.latency import Stopwatch, refuse_slower
 from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.planner.predict import predict, tried_at
 from ksurgeon.planner.state import State
+from ksurgeon.planner.way import Way
 from ksurgeon.rules.plan import Plan
 
 __all__ = ["Search", "Stage"]
@@ -192,6 +194,27 @@ class Search:
         }
         harm = self.judge.of(taken)
         return harm if self.metric is not None else self.harm.shown(harm)
+
+    def measured_latency(self, choice: Choice, way: Way) -> tuple[float, float]:
+        """Milliseconds of the whole model before and after, with all choices together.
+
+        Raises:
+            PlanError: it would be slower.
+        """
+        self.stage("timing", 0, 1, "all replacements together")
+        picked = self.candidates.picked(choice)
+        taken = {options.path: o.structure for options, o in picked if o.structure is not None}
+        watch = Stopwatch(self.finder, way)
+        before, after = watch.together(taken)
+        if taken and after > before:  # or something else ran meanwhile
+            before, after = watch.together(taken)
+        self.stage("timing", 1, 1, "")
+        if taken and after > before:
+            raise PlanError(
+                "each replacement by itself is faster here, and all together are not: "
+                f"{after:.3g} ms against {before:.3g}; leave the model as it is, or give larger batches"
+            )
+        return before, after
 
     def plan_of(self, choice: Choice, budget: Budget) -> Plan:
         """The plan that carries out a choice."""

@@ -69,6 +69,11 @@ def _totals(console: Console, planning: Planning) -> None:
         old = planning.total
         how = f"milliseconds, the whole model{_way(plan)}"
         table.add_row(how, f"{old:.2f}", f"{new:.2f}", f"{new / old:.3f}")
+        if planning.latency is not None:
+            old, new = planning.latency
+            table.add_row(
+                "the same, measured with all of them", f"{old:.2f}", f"{new:.2f}", f"{new / old:.3f}"
+            )
     console.print(table)
     unit = planning.harm.unit if plan.harm != "metric" else "loss of the metric"
     console.print(
@@ -85,7 +90,8 @@ def _totals(console: Console, planning: Planning) -> None:
 def _way(plan: Plan) -> str:
     """How the model was run, where that was asked for."""
     threads = f"{plan.threads} thread{'s' * (plan.threads != 1)}" if plan.threads else ""
-    return "".join(f", {part}" for part in (plan.precision, threads) if part)
+    runtime = {"eager": "", "compile": "compiled", "onnx": "ONNX Runtime"}[plan.runtime]
+    return "".join(f", {part}" for part in (plan.precision, runtime, threads) if part)
 
 
 def show_front(console: Console, planning: Planning, front: Sequence[tuple[Budget, Plan]]) -> None:

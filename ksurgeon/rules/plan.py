@@ -94,8 +94,8 @@ class Plan(BaseModel):
     ``unmatched`` are the rule's parts that applied to no site, ``skipped`` those that ``unless_found``
     ruled out and why, and ``unmatched_names`` has a sentence for each target, and each path or class to
     ignore, that matches nothing; all count parts from 1. Of a plan made for a budget, ``harm`` is what was
-    kept small (see ``calibrate.harm``), ``threads`` and ``precision`` are those that times were measured
-    with, and the harms those of all decisions together.
+    kept small (see ``calibrate.harm``), ``threads``, ``precision`` and ``runtime`` are those that times were
+    measured with, and the harms those of all decisions together.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -105,6 +105,7 @@ class Plan(BaseModel):
     harm: str | None = None
     threads: int | None = None
     precision: Literal["bfloat16", "int8"] | None = None
+    runtime: Literal["eager", "compile", "onnx"] = "eager"
     predicted_harm: float | None = None
     measured_harm: float | None = None
     decisions: list[Decision]

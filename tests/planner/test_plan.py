@@ -13,6 +13,7 @@ from ksurgeon.planner import Budget, steps
 from ksurgeon.planner import plan as make
 from ksurgeon.planner import predict as predicting
 from ksurgeon.planner.predict import low_rank_curve
+from ksurgeon.planner.way import Way
 from tests import zoo
 
 
@@ -212,6 +213,7 @@ def test_slower_options_are_refused_for_times_and_multiplications(monkeypatch):
 
     monkeypatch.setattr(steps.Stopwatch, "time", time)
     monkeypatch.setattr(steps.Stopwatch, "whole", lambda self: 4.0)
+    monkeypatch.setattr(steps.Stopwatch, "together", lambda self, taken: (4.0, 3.0))
     for budget in ("latency=0.7", "flops=0.7"):
         found = make(tiny(), budget, data())
         assert found.plan.replacements
@@ -220,6 +222,9 @@ def test_slower_options_are_refused_for_times_and_multiplications(monkeypatch):
     assert any(isinstance(d.structure, LowRank) for d in make(tiny(), "params=0.7", data()).plan.replacements)
     with pytest.raises(PlanError, match=r"nearest budget is latency=0\.625"):
         make(tiny(), "latency=0.5", data())
+    monkeypatch.setattr(steps.Stopwatch, "together", lambda self, taken: (4.0, 4.1))
+    with pytest.raises(PlanError, match=r"all together are not: 4\.1 ms against 4"):
+        make(tiny(), "latency=0.7", data())
 
 
 def test_times_are_measured_and_kept(cache):
@@ -230,6 +235,35 @@ def test_times_are_measured_and_kept(cache):
     )
     again = make(tiny(), "latency=1", data())
     assert again.options_of("first").options[0].latency == dense
+
+
+@pytest.mark.parametrize("runtime", ["compile", "onnx"])
+def test_times_in_another_runtime(cache, tmp_path, runtime, monkeypatch):
+    """Layers and the whole model are run by it; a small model need not be faster so."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(steps.Search, "measured_latency", lambda self, choice, way: (1.0, 1.0))
+    options = {"structures": ["low_rank"], "threads": 1, "runtime": runtime}
+    planning = make(tiny(), "latency=1", data(), **options)
+    dense, *others = planning.options_of("first").options
+    assert dense.latency > 0 and all(o.latency > 0 for o in others if o.is_open)
+    eager = make(tiny(), "latency=1", data(), structures=["low_rank"], threads=1)
+    assert dense.latency != eager.options_of("first").options[0].latency
+    ksurgeon.write_plan(planning.plan, tmp_path / "plan.toml")
+    assert ksurgeon.read_plan(tmp_path / "plan.toml").runtime == runtime
+    taken = {"first": LowRank(rank=2)}
+    before, after = steps.Stopwatch(planning.search.finder, Way(1, None, runtime)).together(taken)
+    assert before > 0 and after > 0
+
+
+def test_a_runtime_that_cannot_run_the_model(cache):
+    class Stubborn(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no")
+
+    with pytest.raises(PlanError, match="the runtime compile cannot run Stubborn: RuntimeError: no"):
+        Way(runtime="compile").run(Stubborn(), torch.ones(2))
+    with pytest.raises(PlanError, match="onnx goes with int8"):
+        make(tiny(), "latency=0.5", data(), runtime="onnx", precision="bfloat16")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
