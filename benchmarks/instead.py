@@ -36,7 +36,7 @@ _TOKENS, _PROMPT = 16, 16
 
 # Runtimes and precisions of each model, of both kinds; what only the dense one is run in; batch sizes. "ONNX"
 # of the converted model has our operators; "ONNX int8" of the dense one is ONNX Runtime's own quantization. What
-# packages of the extra "bench" would run that are not installed is left out.
+# needs a package of the extra "bench" that is not installed is left out.
 MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] = {
     "minilm": _MINILM,
     "minilm quarter": _MINILM,
