@@ -35,7 +35,7 @@ _DECODED = ("eager float32", "eager bfloat16", "prepacked float32", "prepacked b
 _TOKENS, _PROMPT = 16, 16
 
 # Runtimes and precisions of each model, of both kinds; what only the dense one is run in; batch sizes. "ONNX"
-# of the converted model has our operators; "ONNX int8" of the dense one is ONNX Runtime's own quantization. What
+# of the converted model has our operators, "ONNX int8" of the dense one is ONNX Runtime's quantization. What
 # needs a package of the extra "bench" that is not installed is left out.
 MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] = {
     "minilm": _MINILM,
