@@ -170,6 +170,12 @@ def test_interrupted_trainings_side_by_side_go_on(recipe, run, monkeypatch):
             "depth",
         ),
         (("seeds = 2", 'seeds = 2\nbaseline = "base"'), "baseline is one of narrow, wide, broken"),
+        (
+            ('name = "narrow"', 'name = "narrow"\nbaseline = "base"'),
+            "baseline is one of narrow, wide, broken",
+        ),
+        (('name = "narrow"', 'name = "narrow"\nsettings = { stepps = 3 }'), "did you mean steps?"),
+        (('name = "narrow"', 'name = "narrow"\nsettings = { seed = 3 }'), "that of all its seeds"),
         (("padding = 1 }", 'padding = 1 }\ntransform = "nets.py:net"'), "give crop, or transform"),
         (("padding = 1 }", "padding = 1 }\ntrails = 3"), 'no key of a training; did you mean "trials"'),
         (('kind = "train"', 'kind = "finetune"'), 'needs kind = "train"'),
@@ -185,6 +191,25 @@ def test_what_is_refused_before_anything_is_trained(change, message, recipe, run
     ran = run("run", "tiny.toml", LEAVE, "--device", "cpu")
     assert ran.status == 1 and message in " ".join(ran.err.split())
     assert not (recipe.parent / "runs").exists()
+
+
+def test_a_variant_has_settings_and_a_baseline_of_its_own(recipe, run):
+    short = 'name = "short"\nbaseline = "wide"\nsettings = { steps = 3, lr = 0.01 }\n\n[[variants]]\n'
+    text = RECIPE.replace("latency = true", "").replace('name = "wide"', short + 'name = "wide"')
+    recipe.write_text(text)
+    chosen = [word for name in ("narrow", "short", "wide") for word in ("--only", name)]
+    ran = run("run", "tiny.toml", LEAVE, "--device", "cpu", "--jobs", 1, "--seeds", 1, *chosen)
+    assert ran.status == 0, ran.err
+    results = json.loads((recipe.parent / "runs" / "tiny" / "results.json").read_text())
+    (short,) = results["variants"]["short"]["seeds"]["0"]["training"]
+    assert short["steps"] == 3 and short["settings"]["lr"] == 0.01
+    differences = {n: told["accuracy"].get("difference") for n, told in results["statistics"].items()}
+    assert differences["narrow"] is None and differences["short"]["against"] == "wide"
+    assert "against" not in differences["wide"] and "wide: " in ran.out
+    recipe.write_text(text.replace("lr = 0.01", "lr = 0.02"))
+    again = ("run", "tiny.toml", LEAVE, "--device", "cpu", "--jobs", 1, "--seeds", 1, "--resume")
+    assert run(*again, "--only", "narrow").status == 0
+    assert "another variant short" in " ".join(run(*again, "--only", "short").err.split())
 
 
 def test_students_of_a_teacher_have_seeds_too(recipe, run, monkeypatch):

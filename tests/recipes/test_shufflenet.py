@@ -75,10 +75,12 @@ def test_what_the_variants_cost_where_there_are_many_classes(tmp_path):
     assert work["wider-multiplications"] == pytest.approx(work["k-both"], rel=0.03)
 
 
-def test_the_same_nets_on_photographs():
+def test_the_same_nets_on_photographs(tmp_path):
     photographs = load_recipe("shufflenet_photographs")
     own = {variant.name: variant for variant in RECIPE.variants}
     for variant in photographs.variants:
+        if variant.name not in own:
+            continue
         assert variant.insert == own[variant.name].insert
         mine, its = (
             dict(photographs.model_of(variant).options),
@@ -86,6 +88,24 @@ def test_the_same_nets_on_photographs():
         )
         del its["classes"]  # the net's own number is that of the photographs
         assert mine == its or variant.name == "wider-parameters"
+    size, _ = _costs(_models(photographs, tmp_path))
+    assert size["k-both"] == size["k-identity"] and size["fixed"] == size["fixed-fast"]
+    for name in ("wider-parameters", "wider-before"):
+        assert size[name] == pytest.approx(size["k-both"], rel=0.01)
+
+
+def test_the_authors_widths(tmp_path):
+    """Channels of the 16 units, and what K-matrices cost there."""
+    widths = load_recipe("shufflenet_widths")
+    few = widths.model_copy(
+        update={"variants": tuple(v for v in widths.variants if v.name.endswith(("0.25", "0.5", "0.5-k")))}
+    )
+    models = _models(few, tmp_path)
+    channels = [block.conv3.out_channels for block in models["k-0.25"].modules() if hasattr(block, "conv3")]
+    assert len(channels) == 16 and channels[-1] == 384
+    size, _ = _costs(models)
+    assert size["wider-0.25"] == pytest.approx(size["k-0.25"], rel=0.02)
+    assert size["k-0.5"] > size["fixed-0.5"] and size["v2-0.5-k"] > size["v2-0.5"]
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "orthogonal"])
