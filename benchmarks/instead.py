@@ -40,7 +40,7 @@ _TOKENS, _PROMPT = 16, 16
 MODELS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]] = {
     "minilm": _MINILM,
     "minilm quarter": _MINILM,
-    "resnet50": ((*_TORCH, *_FOLDED), (), (1, 8)),
+    "resnet50": ((*_TORCH, *_FOLDED, "ONNX float32"), (), (1, 8)),
     "vit_base": (_TORCH, (), (1,)),
     "gpt2": (_TORCH, (), (1,)),
     "decode gpt2": (_DECODED, (), (1,)),
@@ -120,6 +120,8 @@ def opened(name: str, folders: dict[str, Path]) -> Maker:
     runtime, precision = way.split(" ")
     torch.manual_seed(0)
     model, inputs = _minilm(kind, folders[model_name]) if model_name in folders else _random(model_name, kind)
+    if runtime == "folded" or (model_name, kind, runtime) == ("resnet50", "converted", "ONNX"):
+        fold(model, inputs(1))  # of the dense one ONNX Runtime does so itself
     if runtime == "ONNX":
         return in_onnx(model, inputs, precision, kernels=kind != "dense")
     if runtime == "OpenVINO":
@@ -131,8 +133,6 @@ def opened(name: str, folders: dict[str, Path]) -> Maker:
     if runtime == "torch-int8":
         model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    if runtime == "folded":
-        fold(model, inputs(1))
     model = model.to(dtype)
     if runtime == "prepacked":
         prepack(model)

@@ -31,18 +31,19 @@ def onnx_library() -> str:
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What makes a node of each operator of PyTorch; onnx.cpp tells of the nodes."""
-    node_of_chain, node_of_int8 = _node("Chain"), _node("Int8Chain", "first")
+    of_rows, of_columns, of_int8 = _node("Chain"), _node("Columns"), _node("Int8Chain", "first")
 
     def chain(
         x: Any, factors: Sequence[Any], bias: Any = None, dim: int = -1, activation: str | None = None
     ) -> Any:
-        return node_of_chain(x, *factors, *_given(bias), **_facts(bias, activation))
+        node = of_columns if dim == 1 else of_rows
+        return node(x, *factors, *_given(bias), **_facts(bias, activation))
 
     def int8_chain(
         x: Any, first: Sequence[Any], second: Sequence[Any], bias: Any = None, activation: str | None = None
     ) -> Any:
         facts = {"first": len(first) // 2, **_facts(bias, activation)}
-        return node_of_int8(x, *first, *second, *_given(bias), **facts)
+        return of_int8(x, *first, *second, *_given(bias), **facts)
 
     return {cpu.chain_inference: chain, int8.int8_chain: int8_chain}
 

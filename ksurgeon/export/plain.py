@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import operators_only, reference_only
+from ksurgeon.kernels.cpu.plan import Kind
 from ksurgeon.kernels.cpu.tune import choose
+from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.merge import merge_counts
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.shuffle import KChannelShuffle
 
 __all__ = ["plain"]
 
@@ -23,8 +26,15 @@ def plain(model: nn.Module, kernels: bool = False) -> Iterator[nn.Module]:
     held: list[tuple[KMatrix, nn.Module | None, tuple[Pattern, ...]]] = []
     try:
         with torch.no_grad():
+            images = {
+                id(inner)
+                for module in model.modules()
+                if isinstance(module, (KPointwiseConv, KChannelShuffle))
+                for inner in module.modules()
+            }
             for matrix in (module for module in model.modules() if isinstance(module, KMatrix)):
-                factors = _merged_for_kernels(matrix) if kernels else matrix.merged()
+                kind: Kind = "columns" if id(matrix) in images else "rows"
+                factors = _merged_for_kernels(matrix, kind) if kernels else matrix.merged()
                 merged = nn.ParameterList(nn.Parameter(factor, False) for factor in factors)
                 held.append((matrix, matrix._modules["factors"], matrix.patterns))
                 matrix._modules["factors"] = merged
@@ -37,8 +47,8 @@ def plain(model: nn.Module, kernels: bool = False) -> Iterator[nn.Module]:
             matrix.patterns = patterns
 
 
-def _merged_for_kernels(matrix: KMatrix) -> list[Tensor]:
+def _merged_for_kernels(matrix: KMatrix, kind: Kind) -> list[Tensor]:
     """Neighbours multiplied out as the kernels are fastest here with many rows."""
     factors = list(matrix._held())
     patterns = tuple(Pattern.of(factor.shape) for factor in factors)
-    return merge_counts(factors, choose(patterns, torch.float32, "rows"))
+    return merge_counts(factors, choose(patterns, torch.float32, kind))

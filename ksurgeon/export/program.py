@@ -71,7 +71,7 @@ def export_model(
         example_inputs: as for ``find``.
         to: "onnx" (for onnxruntime and others), "pt2" (torch.export), "aoti" (compiled by AOTInductor); by
             the file's suffix if left out.
-        kernels: let K-layers that map the last dimension be operators of ksurgeon's library (see
+        kernels: let K-layers, linear ones and convolutions, be operators of ksurgeon's library (see
             ``onnx_library``), which runs them by its kernels, quantized ones in int8; for ONNX Runtime alone,
             and for float32. Without it int8 weights are dequantized.
 

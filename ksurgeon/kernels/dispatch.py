@@ -122,8 +122,8 @@ def reference_only() -> Iterator[None]:
 
 @contextmanager
 def operators_only() -> Iterator[None]:
-    """Inside, products in float32 along the last dimension are operators of ksurgeon's own, as a program that
-    is to run by its kernels needs them; others are plain PyTorch."""
+    """Inside, products in float32 along the last dimension, or along dimension 1 of more, are operators of
+    ksurgeon's own, as a program that is to run by its kernels needs them; others are plain PyTorch."""
     with _restricted("operators", _by_operator):
         yield
 
@@ -142,9 +142,11 @@ def _restricted(only: Literal["plain", "operators"], backend: Backend) -> Iterat
 def _by_operator(
     x: Tensor, factors: Sequence[Tensor], dim: int, bias: Tensor | None, activation: str | None
 ) -> Tensor:
-    if dim not in (-1, x.dim() - 1) or x.dtype is not torch.float32:
+    axis = dim % x.dim()
+    if axis not in (1, x.dim() - 1) or x.dtype is not torch.float32:
         return reference.apply_chain(x, factors, dim, bias, activation)
-    y: Tensor = cpu.chain_inference(x, list(factors), bias, -1, activation)
+    axis = 1 if axis < x.dim() - 1 else -1
+    y: Tensor = cpu.chain_inference(x, list(factors), bias, axis, activation)
     return y
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import ksurgeon
-from ksurgeon import ExportError, KLinear
+from ksurgeon import ExportError, KChannelShuffle, KLinear, KPointwiseConv
 from ksurgeon.kernels import cpu
 from ksurgeon.kmatrix.structures import Dense, LowRank, MonarchLowRank
 
@@ -57,6 +57,32 @@ def test_what_the_model_gives(tmp_path, int8):
         assert float((plain.run(x)[0] - want).norm() / want.norm()) < (0.05 if int8 else 1e-5)
 
 
+def images():
+    """K-matrices along channels: groups, a stride, padding, a path beside the chain, a shuffle; signals."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        KPointwiseConv(16, 24, groups=2),
+        nn.ReLU(),
+        KChannelShuffle(24, 4),
+        KPointwiseConv(
+            24, 20, stride=2, bias=False, structure=MonarchLowRank(blocks=4, block_rank=2, rank=3)
+        ),
+        nn.Flatten(2),
+        KPointwiseConv(20, 7, dims=1),
+    ).eval()
+
+
+def test_convolutions(tmp_path):
+    model, x = images(), torch.randn(2, 3, 12, 10)
+    exported = ksurgeon.export_model(model, tmp_path / "model.onnx", x, kernels=True)
+    assert exported.opened == "batch" and set(nodes(exported.file)) == {"Columns"}
+    with torch.no_grad():
+        for batch in (1, 5):
+            x = torch.randn(batch, 3, 12, 10)
+            torch.testing.assert_close(exported.run(x)[0], model(x), atol=1e-5, rtol=1e-4)
+
+
 SCRIPT = """
 import sys, numpy, onnxruntime
 options = onnxruntime.SessionOptions()
@@ -75,6 +101,21 @@ def test_the_library_needs_neither_ksurgeon_nor_torch(tmp_path, threads):
     model = nn.Sequential(KLinear(512, 512), KLinear(512, 256, structure=Dense()))
     ksurgeon.export_model(model, tmp_path / "model.onnx", torch.randn(2, 512), kernels=True)
     x = torch.randn(301, 512)
+    with torch.no_grad():
+        np.savez(tmp_path / "given.npz", x=x.numpy(), y=model(x).numpy())
+    given = [tmp_path / "model.onnx", ksurgeon.onnx_library(), tmp_path / "given.npz", str(threads)]
+    subprocess.run([sys.executable, "-c", SCRIPT, *map(str, given)], check=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 9])
+def test_images_on_the_sessions_threads(tmp_path, threads, batch):
+    """Large enough to be shared."""
+    model = nn.Sequential(
+        KPointwiseConv(256, 256), nn.ReLU(), KPointwiseConv(256, 64, structure=Dense())
+    ).eval()
+    ksurgeon.export_model(model, tmp_path / "model.onnx", torch.randn(2, 256, 28, 28), kernels=True)
+    x = torch.randn(batch, 256, 28, 28)
     with torch.no_grad():
         np.savez(tmp_path / "given.npz", x=x.numpy(), y=model(x).numpy())
     given = [tmp_path / "model.onnx", ksurgeon.onnx_library(), tmp_path / "given.npz", str(threads)]

@@ -1,7 +1,8 @@
 // The kernels as custom operators of ONNX Runtime, which loads this library by its name and calls RegisterCustomOps:
 //   ksurgeon::Chain(x, factor…, bias?)                      factors are float32 (a, d, b, c)
+//   ksurgeon::Columns(x, factor…, bias?)                    the same along dimension 1, as of images
 //   ksurgeon::Int8Chain(x, values, scale, …, bias?)         values are int8 (a, d, b, c), scales float32 (a, d, b)
-// y = chain(x) + bias along the last dimension, all float32; all inputs but x are initialisers. Attributes: bias (0
+// y = chain(x) + bias along the last dimension but for Columns, all float32; all inputs but x are initialisers. Attributes: bias (0
 // or 1), activation (a KsActivation), and of Int8Chain `first`, the factors of the first of two chains.
 //
 // Of ONNX Runtime's C interface, whose functions keep their places in its table, only what is used is declared here.
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "late.h"
+#include "pool.h"
 #include "table.h"
 
 namespace {
@@ -88,9 +90,11 @@ struct Tensor {
   }
 };
 
+enum Kind { CHAIN, COLUMNS, INT8_CHAIN };
+
 struct Kernel {
   Api api;
-  bool int8;
+  Kind kind;
   int activation = 0;
   int64_t in_features = 0, out_features = 0, widest = 0, weights = 0;
   std::vector<float> bias;
@@ -142,14 +146,21 @@ struct Kernel {
       KS_TRY(constant(info, 1 + k, FLOAT32, 4, &factor));
       KS_TRY(check(factor, &given, &step));
       if (!k) in_features = step.a * step.c * step.d;
-      float* packed = room<float>(ks_packed_size(step, ks_table()->lanes[0]));
-      ks_table()->pack[0](step, factor.data, packed);
-      step.weight = packed;
+      step.weight = weights_of(step, (const float*)factor.data);
       steps.push_back(step);
     }
     out_features = given;
     chain = {in_features, out_features, widest, weights, (int64_t)factors, KS_FLOAT32, steps.data(), nullptr, nullptr};
     return nullptr;
+  }
+
+  // Packed for rows; as they are for columns.
+  const float* weights_of(const KsStep& step, const float* factor) {
+    const int64_t plain = step.a * step.b * step.c * step.d;
+    float* to = room<float>(kind == COLUMNS ? plain : ks_packed_size(step, ks_table()->lanes[0]));
+    if (kind == COLUMNS) memcpy(to, factor, plain * sizeof(float));
+    else ks_table()->pack[0](step, factor, to);
+    return to;
   }
 
   Status* take_int8(const Info* info, size_t factors, size_t first) {
@@ -198,18 +209,19 @@ struct Kernel {
   }
 
   Status* create(const Info* info) {
-    int64_t with_bias = 0, kind = 0, first = 0;
+    int64_t with_bias = 0, applied = 0, first = 0;
+    const bool int8 = kind == INT8_CHAIN;
     KS_TRY(attribute(info, "bias", &with_bias));
-    KS_TRY(attribute(info, "activation", &kind));
+    KS_TRY(attribute(info, "activation", &applied));
     if (int8) KS_TRY(attribute(info, "first", &first));
     size_t inputs = 0;
     KS_TRY(call(api, COUNT_INPUTS, info, &inputs));
     const size_t beside = 1 + (with_bias ? 1 : 0), each = int8 ? 2 : 1;
     const size_t factors = inputs > beside ? (inputs - beside) / each : 0;
-    if (!factors || inputs != beside + each * factors || kind < KS_NONE || kind > KS_HARDSWISH ||
+    if (!factors || inputs != beside + each * factors || applied < KS_NONE || applied > KS_HARDSWISH ||
         (int8 && (first < 1 || (size_t)first > factors)))
       return failed(api, "ksurgeon: the node has other inputs or attributes than it can have");
-    activation = (int)kind;
+    activation = (int)applied;
     KS_TRY(int8 ? take_int8(info, factors, (size_t)first) : take_floats(info, factors));
     if (!with_bias) return nullptr;
     Tensor added;
@@ -221,9 +233,14 @@ struct Kernel {
 
   bool rows(const float* x, float* y, int64_t count) const {
     const float* added = bias.empty() ? nullptr : bias.data();
-    if (int8)
+    if (kind == INT8_CHAIN)
       return ks_run_quads()(quads, x, in_features, y, out_features, count, added, activation, 1, KS_FLOAT32);
     return ks_table()->rows[0](chain, x, in_features, y, out_features, count, added, activation, 1, KS_FLOAT32);
+  }
+
+  bool columns(const float* x, float* y, int64_t images, int64_t columns, int threads) const {
+    const float* added = bias.empty() ? nullptr : bias.data();
+    return ks_table()->columns[0](chain, x, y, images, columns, added, activation, threads, KS_FLOAT32);
   }
 };
 
@@ -247,11 +264,47 @@ void run_share(void* given, size_t number) {
 // thread, and more where they would be longer than a tile.
 int64_t share_of(const Kernel& kernel, int64_t count) {
   constexpr int64_t WORK = 1 << 17, SHARES = 8, MOST = 48;
-  const int64_t weights = kernel.int8 ? kernel.weights / 4 + 1 : kernel.weights;
+  const int64_t weights = kernel.kind == INT8_CHAIN ? kernel.weights / 4 + 1 : kernel.weights;
   int64_t shares = count * weights / WORK;
   shares = shares < 1 ? 1 : shares > SHARES ? SHARES : shares;
   shares = shares * MOST < count ? (count + MOST - 1) / MOST : shares;
   return (count + shares - 1) / shares;
+}
+
+// The session's own threads, for products that ask for some.
+struct Session : KsLender {
+  Api api;
+  const Context* context;
+  mutable Status* status = nullptr;
+
+  Session(Api api, const Context* context) : KsLender{lend}, api(api), context(context) { ks_lender = this; }
+  ~Session() { ks_lender = nullptr; }
+
+  struct Work {
+    int64_t (*work)(void*, int, int);
+    void* context;
+    int threads;
+  };
+  static void lend(const KsLender* lender, int threads, int64_t (*work)(void*, int, int), void* context) {
+    const Session& own = *(const Session*)lender;
+    Work job{work, context, threads};
+    void (*one)(void*, size_t) = [](void* given, size_t number) {
+      const Work& job = *(const Work*)given;
+      job.work(job.context, (int)number, job.threads);
+    };
+    own.status = call(own.api, PARALLEL_FOR, own.context, one, (size_t)threads, (size_t)0, (void*)&job);
+  }
+};
+
+Status* run_columns(const Kernel& kernel, const Context* context, const Tensor& x, float* y) {
+  constexpr int THREADS = 8;  // at most that it is worth
+  int64_t columns = 1;
+  for (size_t k = 2; k < x.sizes.size(); ++k) columns *= x.sizes[k];
+  const Session session(kernel.api, context);
+  const bool fine = kernel.columns((const float*)x.data, y, x.sizes[0], columns, THREADS);
+  return session.status ? session.status
+         : fine         ? nullptr
+                        : failed(kernel.api, "ksurgeon: not enough memory for the intermediate vectors");
 }
 
 Status* compute(void* given, Context* context) {
@@ -263,16 +316,19 @@ Status* compute(void* given, Context* context) {
     Tensor x;
     KS_TRY(call(api, GET_INPUT, (const Context*)context, (size_t)0, &input));
     KS_TRY(x.read(api, input));
-    if (x.sizes.empty() || x.sizes.back() != kernel.in_features)
-      return failed(api, ("ksurgeon: the chain takes vectors of " + std::to_string(kernel.in_features) + " entries along "
-                          "the last dimension").c_str());
+    const bool columns = kernel.kind == COLUMNS;
+    const size_t axis = columns ? 1 : x.sizes.size() - 1;
+    if (axis >= x.sizes.size() || x.sizes[axis] != kernel.in_features)
+      return failed(api, ("ksurgeon: the chain takes vectors of " + std::to_string(kernel.in_features) +
+                          " entries along " + (columns ? "dimension 1" : "the last dimension")).c_str());
     const int64_t count = x.numel() / kernel.in_features;
     std::vector<int64_t> sizes = x.sizes;
-    sizes.back() = kernel.out_features;
+    sizes[axis] = kernel.out_features;
     KS_TRY(call(api, GET_OUTPUT, context, (size_t)0, (const int64_t*)sizes.data(), sizes.size(), &output));
     void* y = nullptr;
     KS_TRY(call(api, GET_DATA, output, &y));
     if (!count) return nullptr;
+    if (columns) return run_columns(kernel, context, x, (float*)y);
     const int64_t share = share_of(kernel, count);
     Job job{kernel, (const float*)x.data, (float*)y, count, share};
     const size_t shares = (size_t)((count + share - 1) / share);
@@ -310,14 +366,13 @@ struct Operator {
   int (*to_version)(const Operator*) = [](const Operator*) { return INT_MAX; };
   void* unused[4] = {};
 
-  explicit Operator(bool int8)
-      : name(int8 ? [](const Operator*) { return "Int8Chain"; } : [](const Operator*) { return "Chain"; }),
-        make(int8 ? make_kernel<true> : make_kernel<false>) {}
+  Operator(const char* (*name)(const Operator*), Status* (*make)(const Operator*, Api, const Info*, void**))
+      : name(name), make(make) {}
 
-  template <bool int8> static Status* make_kernel(const Operator*, Api api, const Info* info, void** to) {
+  template <Kind kind> static Status* make_kernel(const Operator*, Api api, const Info* info, void** to) {
     Kernel* kernel = nullptr;
     try {
-      kernel = new Kernel{api, int8};
+      kernel = new Kernel{api, kind};
       Status* status = kernel->create(info);
       if (!status) return *to = kernel, nullptr;
       delete kernel;
@@ -329,7 +384,11 @@ struct Operator {
   }
 };
 
-const Operator CHAIN(false), INT8_CHAIN(true);
+const Operator OPERATORS[] = {
+    {[](const Operator*) { return "Chain"; }, Operator::make_kernel<CHAIN>},
+    {[](const Operator*) { return "Columns"; }, Operator::make_kernel<COLUMNS>},
+    {[](const Operator*) { return "Int8Chain"; }, Operator::make_kernel<INT8_CHAIN>},
+};
 
 }  // namespace
 
@@ -341,7 +400,6 @@ KS_EXPORT Status* RegisterCustomOps(Options* options, const ApiBase* base) {
   }
   Domain* domain = nullptr;
   KS_TRY(call(api, CREATE_DOMAIN, "ksurgeon", &domain));
-  KS_TRY(call(api, ADD_OPERATOR, domain, &CHAIN));
-  KS_TRY(call(api, ADD_OPERATOR, domain, &INT8_CHAIN));
+  for (const Operator& each : OPERATORS) KS_TRY(call(api, ADD_OPERATOR, domain, &each));
   return call(api, ADD_DOMAIN, options, domain);
 }

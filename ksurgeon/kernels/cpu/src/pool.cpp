@@ -114,8 +114,11 @@ void timed(void* context, int thread, int threads) {
 
 }  // namespace
 
+thread_local const KsLender* ks_lender = nullptr;
+
 void ks_parallel(int threads, int64_t (*work)(void*, int, int), void* context) {
   if (threads <= 1) return (void)work(context, 0, 1);
+  if (ks_lender) return ks_lender->run(ks_lender, threads, work, context);
   Timed call{work, context};
   const int64_t start = ks_now();
   if (!ks_on_team(threads, timed, &call)) on_pool(threads, timed, &call);
