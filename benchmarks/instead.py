@@ -95,7 +95,9 @@ def _random(name: str, kind: str) -> tuple[nn.Module, Callable[[int], Any]]:
 
     inputs: Callable[[int], Any]
     if name in ("resnet50", "vit_base"):
-        model = timm.create_model("resnet50" if name == "resnet50" else "vit_base_patch16_224").eval()
+        # As after training: at its start norms that end a residual branch multiply by zero.
+        of = ("resnet50", {"zero_init_last": False}) if name == "resnet50" else ("vit_base_patch16_224", {})
+        model = timm.create_model(of[0], **of[1]).eval()
         inputs = lambda batch: torch.randn(batch, 3, 224, 224)  # noqa: E731
     else:
         models = {"gpt2": generate.gpt2, "t5": generate.t5_base, "marian": generate.marian, "llama": _llama}
@@ -184,6 +186,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also add the figures to this file")
     for name in _BUDGETS.values():
         parser.add_argument(f"--{name}", type=Path, metavar="FOLDER", help="a converted MiniLM")
+    parser.add_argument("--runtimes", nargs="+", metavar="RUNTIME", help="eager, compiled, ONNX …; all")
     parser.add_argument("--seconds", type=float, default=3, help="of each candidate in each case")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--busy", action="store_true", help="measure on a busy machine, too")
@@ -207,7 +210,14 @@ def main() -> None:
             arguments += [f"--{name}", str(place)]
         for name in given.models or MODELS:
             both, alone, batches = MODELS[name]
-            alone = tuple(way for way in alone if is_there(way))
+            both, alone = (
+                tuple(
+                    w
+                    for w in ways
+                    if is_there(w) and w.split(" ")[0] in (given.runtimes or [w.split(" ")[0]])
+                )
+                for ways in (both, alone)
+            )
             ways = [*(f"converted, {way}" for way in both), *(f"dense, {way}" for way in (*both, *alone))]
             cases = [(batch, threads) for threads in sorted({1, given.threads}) for batch in batches]
             names = [f"{name}: {way}" for way in dict.fromkeys(ways)]

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.workers import Maker
 from ksurgeon import export_model, onnx_library, quantize
@@ -24,6 +24,11 @@ def is_there(way: str) -> bool:
     """Whether the package of a runtime is installed; those of PyTorch and ONNX Runtime are."""
     package = {"OpenVINO": "openvino", "CTranslate2": "ctranslate2"}.get(way.split(" ")[0])
     return package is None or find_spec(package) is not None
+
+
+def _arrays(names: list[str], given: Any) -> dict[str, Any]:
+    """Inputs by the names that a program gives them; a tensor alone is the only one."""
+    return {name: (given if isinstance(given, Tensor) else given[name]).numpy() for name in names}
 
 
 def in_onnx(model: nn.Module, inputs: Inputs, precision: str, kernels: bool) -> Maker:
@@ -47,8 +52,8 @@ def in_onnx(model: nn.Module, inputs: Inputs, precision: str, kernels: bool) -> 
         if kernels:
             options.register_custom_ops_library(onnx_library())
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        given = inputs(batch)
-        arrays = {of.name: given[of.name].numpy() for of in session.get_inputs()}
+        names = [of.name for of in session.get_inputs()]
+        arrays = _arrays(names, inputs(batch))
         return lambda: session.run(None, arrays)
 
     return make
@@ -70,8 +75,8 @@ def in_openvino(model: nn.Module, inputs: Inputs, precision: str) -> Maker:
             "PERFORMANCE_HINT": "LATENCY",
         }
         compiled = core.compile_model(core.read_model(file), "CPU", how)
-        request, given = compiled.create_infer_request(), inputs(batch)
-        arrays = {of.get_any_name(): given[of.get_any_name()].numpy() for of in compiled.inputs}
+        request = compiled.create_infer_request()
+        arrays = _arrays([of.get_any_name() for of in compiled.inputs], inputs(batch))
         return lambda: request.infer(arrays)
 
     return make
