@@ -33,6 +33,20 @@ def test_convert_show_revert(run, tmp_path):
     assert near(dense(x), converted(x))
 
 
+def test_batch_norms_are_folded_and_come_back(run, tmp_path):
+    done = run("convert", MODEL, "--rule", "shuffle", "--fold", "-o", "out", *SIZE)
+    assert done.status == 0, done.err
+    assert "batch norms folded into the layers before them" in " ".join(done.out.split())
+    folded = json.loads((tmp_path / "out" / "ksurgeon.json").read_text())["folded"]
+    assert folded and {"layer", "norm", "had_bias"} == set(folded[0])
+    assert run("revert", "out", LEAVE).status == 0
+    dense, converted = (ksurgeon.load(name, trust_remote_code=True) for name in ("out-dense", "out"))
+    x = torch.randn(1, 3, 32, 32)
+    assert near(dense(x), converted(x))
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in dense.modules())
+    assert norms == len(folded)
+
+
 INSERT = """
 name = "both"
 [[insert]]

@@ -61,13 +61,21 @@ template <int B> constexpr int columns_at_once() {
   return KS_REGISTERS >= 32 ? (B <= 4 ? 4 : B == 5 ? 4 : B == 6 ? 4 : 3) : (B <= 2 ? 4 : B <= 4 ? 2 : 1);
 }
 
+// The last registers of columns, K or fewer, together: each by itself would meet every weight anew.
+template <class T, int B, int K> void last_tile(const Outputs<T>& s, const Columns<T>& m, int64_t r) {
+  if constexpr (K > 1)
+    if (m.registers - r < K) return last_tile<T, B, K - 1>(s, m, r);
+  if (m.last_in < Vec<T>::N || m.last_out < Vec<T>::N)
+    tile<T, B, K, false>(s, r * Vec<T>::N, m.last_in, m.last_out);
+  else
+    tile<T, B, K, true>(s, r * Vec<T>::N, 0, 0);
+}
+
 template <class T, int B> void tiles(const Outputs<T>& s, const Columns<T>& m) {
   constexpr int K = columns_at_once<B>();
-  const int64_t whole = m.registers - (m.last_in < Vec<T>::N || m.last_out < Vec<T>::N);
   int64_t r = 0;
-  for (; r + K <= whole; r += K) tile<T, B, K, true>(s, r * Vec<T>::N, 0, 0);
-  for (; r < whole; ++r) tile<T, B, 1, true>(s, r * Vec<T>::N, 0, 0);
-  if (whole < m.registers) tile<T, B, 1, false>(s, whole * Vec<T>::N, m.last_in, m.last_out);
+  for (; r + K < m.registers; r += K) tile<T, B, K, true>(s, r * Vec<T>::N, 0, 0);
+  last_tile<T, B, K>(s, m, r);
 }
 
 static constexpr int64_t OUTPUTS = KS_REGISTERS >= 32 ? 8 : 4;
