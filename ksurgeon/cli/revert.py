@@ -35,6 +35,8 @@ def run(folder: str, output: str | None, trust_remote_code: bool, yes: bool, jso
         )
         return
     many = f"{len(before.operations)} sites reverted"
+    if before.folded:
+        many += f", {len(before.folded)} batch norms taken out of their layers"
     out.print(Text.assemble((many, "bold"), f", written to {target}"), highlight=False)
     out.print(
         f"{dense} trained map{'s' * (dense != 1)} became {'dense layers' if dense != 1 else 'a dense layer'} "

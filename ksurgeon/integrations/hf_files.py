@@ -29,7 +29,7 @@ def write_beside(model: nn.Module, record: Record, folder: Path) -> None:
     _write_json(folder / "config.json", config)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    if record.operations:
+    if record.changes_something:
         complete_folder(folder, record)
 
 

@@ -1,6 +1,6 @@
 """Before ``from_pretrained`` loads the tensors of a converted model: its K-modules, on the meta device."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ksurgeon.errors import RecordError
 from ksurgeon.models import from_transformers
 from ksurgeon.surgery.kinds import KINDS, kind_of
-from ksurgeon.surgery.record import Operation, Record, signature
+from ksurgeon.surgery.record import Record, signature
 from ksurgeon.surgery.replay import replay
 
 __all__ = ["rebuild", "restore"]
@@ -29,7 +29,7 @@ def rebuild(
         RecordError: the record or the checkpoint belongs to another model.
     """
     record = record.model_copy(deep=True)
-    record.operations = _operations_for(model, record.operations)
+    _rename(model, record)
     record.architecture = signature(model)
     kept: dict[str, Tensor] = {}
     if any(KINDS[operation.kind].is_original is not None for operation in record.operations):
@@ -50,27 +50,40 @@ def restore(model: nn.Module, kept: dict[str, Tensor]) -> None:
         owner._buffers[attribute] = value.to(device)
 
 
-def _operations_for(model: Any, operations: list[Operation]) -> list[Operation]:
-    """The operations by the paths of this model: with or without the prefix of its base model."""
-    if all(_there(model, operation.path) for operation in operations):
-        return operations
+def _rename(model: Any, record: Record) -> None:
+    """Give the record the paths of this model: with or without the prefix of its base model."""
     prefix = f"{model.base_model_prefix}."
-    if all(_there(model, prefix + operation.path) for operation in operations):
-        return [_renamed(operation, lambda path: prefix + path) for operation in operations]
-    inside = [operation for operation in operations if operation.path.startswith(prefix)]
-    shorter = [_renamed(operation, lambda path: path.removeprefix(prefix)) for operation in inside]
-    if shorter and all(_there(model, operation.path) for operation in shorter):
-        return shorter
-    missing = next(o.path for o in operations if not _there(model, o.path))
+
+    def inside(path: str) -> bool:
+        return path.startswith(prefix)
+
+    every: Callable[[str], bool] = lambda path: True  # noqa: E731
+    ways: list[tuple[Callable[[str], bool], Callable[[str], str]]] = [
+        (every, lambda path: path),
+        (every, lambda path: prefix + path),
+        (inside, lambda path: path.removeprefix(prefix)),
+    ]
+    for kept, rename in ways:
+        operations = [
+            o.model_copy(update={"path": rename(o.path), "aliases": tuple(map(rename, o.aliases))})
+            for o in record.operations
+            if kept(o.path)
+        ]
+        folded = [
+            each.model_copy(update={"layer": rename(each.layer), "norm": rename(each.norm)})
+            for each in record.folded
+            if kept(each.norm)
+        ]
+        paths = [o.path for o in operations] + [path for each in folded for path in (each.layer, each.norm)]
+        if paths and all(_there(model, path) for path in paths):
+            record.operations, record.folded = operations, folded
+            return
+    paths = [o.path for o in record.operations] + [each.norm for each in record.folded]
+    missing = next((path for path in paths if not _there(model, path)), "")
     raise RecordError(
-        f"the record replaces {missing!r}, which {type(model).__name__} does not have: the folder holds "
+        f"the record changes {missing!r}, which {type(model).__name__} does not have: the folder holds "
         "another architecture; load it with the class that was converted, or with the base model of it"
     )
-
-
-def _renamed(operation: Operation, rename: Any) -> Operation:
-    paths = {"path": rename(operation.path), "aliases": tuple(map(rename, operation.aliases))}
-    return operation.model_copy(update=paths)
 
 
 def _there(model: nn.Module, path: str) -> bool:

@@ -43,7 +43,7 @@ def _tell_config(model: nn.Module, record: Record | None) -> None:
     if not isinstance(model, models):
         return
     config: Any = model.config
-    if record is not None and record.operations:
+    if record is not None and record.changes_something:
         config.quantization_config = KsurgeonConfig(record=record)
     elif isinstance(getattr(config, "quantization_config", None), KsurgeonConfig):
         del config.quantization_config
@@ -82,7 +82,7 @@ def _record_to_save(model: Any) -> Record | None:
     record = standing_record(model)
     if record is None or getattr(model, "_hf_peft_config_loaded", False):
         return None
-    if not record.operations:
+    if not record.changes_something:
         attach(model, record)  # the config is to say nothing of those that others took out
         return None
     return record

@@ -66,20 +66,21 @@ class Stopwatch:
         """Milliseconds of the whole model on the example inputs."""
         return self.together({})[0]
 
-    def together(self, taken: Mapping[str, Structure]) -> tuple[float, float]:
+    def together(self, taken: Mapping[Site, Structure]) -> tuple[float, float]:
         """Milliseconds of the whole model as it is and with all of these replacements, in turns.
 
         Args:
-            taken: what takes the place of layers, by path.
+            taken: what takes the place of each site's layer.
         """
         finder = self._finder
         assert finder.example_inputs is not None
         models = {"before": finder.model}
         if taken:
             models["after"] = copy.deepcopy(finder.model)
-            for path, structure in taken.items():
-                new = build_layer(finder.model.get_submodule(path), structure, "random")
-                models["after"].set_submodule(path, new)
+            for site, structure in taken.items():
+                new = build_layer(finder.model.get_submodule(site.path), structure, "random")
+                for path in (site.path, *site.aliases):
+                    models["after"].set_submodule(path, new)
         inputs, calls = self._way.inputs(finder.example_inputs), {}
         with self._way.on_threads(), ExitStack() as stack:
             for name, model in models.items():

@@ -155,7 +155,8 @@ def plan(
     budget = Budget.parse(budget)
     if not structures or set(structures) - set(FAMILIES):
         raise PlanError(f"structures are of {', '.join(FAMILIES)}, got {', '.join(structures) or 'none'}")
-    if precision not in (None, *get_args(Precision)) or (threads is not None and threads < 1):
+    whole = threads is None or (type(threads) is int and threads >= 1)
+    if precision not in (None, *get_args(Precision)) or not whole:
         raise PlanError(
             f"precision is {', '.join(get_args(Precision))} or None, and threads at least 1, got "
             f"{precision!r} and {threads!r}"

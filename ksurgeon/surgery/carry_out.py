@@ -180,7 +180,7 @@ def _swap_and_verify(
     undo_all(swaps)
     errors = [result.output_error for result in results]
     size = 0.0 if exact else max((error for error in errors if error is not None), default=0.0)
-    amplification = amplified(model, example_inputs, [result.site for result in results], before, size)
+    amplification = amplified(model, example_inputs, [result.site.owner for result in results], before, size)
     require_steady(change, before, errors if exact else (), amplification)
     swap_all(swaps)
     return change, (

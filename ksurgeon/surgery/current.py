@@ -7,7 +7,7 @@ from ksurgeon.find.inputs import is_offloaded
 from ksurgeon.models.opening import build, guess_sources, skeleton
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.computed import child_of
-from ksurgeon.surgery.folded import FoldedNorm
+from ksurgeon.surgery.folded import MARK, FoldedNorm
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Folded, Operation, Record, record_of, signature
 from ksurgeon.surgery.replay import replay
@@ -133,7 +133,8 @@ def _architecture(model: nn.Module, record: Record) -> dict[str, tuple[int, ...]
         for name, shape in record.architecture.items()
         if name in own or name in replaced or name.startswith(tuple(below))
     }
-    added = {f"{each.layer}.bias" for each in record.folded if not each.had_bias}
+    added = {f"{each.norm}.{MARK}" for each in record.folded}
+    added |= {f"{each.layer}.bias" for each in record.folded if not each.had_bias}
     return {name: shape for name, shape in (kept | own).items() if name not in added}
 
 

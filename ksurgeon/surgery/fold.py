@@ -1,6 +1,7 @@
 """Batch norms folded into the layers before them, and taken out again."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -8,36 +9,18 @@ from ksurgeon.errors import InputError, MatchError, SurgeryError
 from ksurgeon.find import Finder, open_finder
 from ksurgeon.find.inputs import ExampleInputs, require_weights
 from ksurgeon.find.layers import paths_of
-from ksurgeon.kmatrix.conv import KPointwiseConv
-from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.surgery.carry_out import extended_record
 from ksurgeon.surgery.current import current_record
-from ksurgeon.surgery.folded import FoldSwap, scale_and_shift
+from ksurgeon.surgery.folded import FoldedNorm, FoldSwap, dims_of, why_not, why_not_by_values
 from ksurgeon.surgery.operate import swap_all, undo_all
+from ksurgeon.surgery.readable import require_known
 from ksurgeon.surgery.record import Folded, Outcome, attach, record_of
 from ksurgeon.surgery.recorded import source_of
 from ksurgeon.surgery.sizes import count_bytes, count_parameters
-from ksurgeon.surgery.verify import is_exact, output_change, outputs_and_errors
+from ksurgeon.surgery.verify import amplified, is_exact, output_change, outputs_and_errors, require_steady
 
 __all__ = ["fold", "fold_norms", "unfold"]
 
-# Classes whose forward is known; a subclass may do anything with its weight.
-_NORMS = {
-    "torch.nn.modules.batchnorm.BatchNorm1d",
-    "torch.nn.modules.batchnorm.BatchNorm2d",
-    "torch.nn.modules.batchnorm.BatchNorm3d",
-    "torchvision.ops.misc.FrozenBatchNorm2d",
-    "timm.layers.norm_act.BatchNormAct2d",
-}
-_DENSE = {
-    "torch.nn.modules.linear.Linear",
-    "torch.nn.modules.conv.Conv1d",
-    "torch.nn.modules.conv.Conv2d",
-    "torch.nn.modules.conv.Conv3d",
-    "timm.layers.conv2d_same.Conv2dSame",
-}
-_LEAST = 1e-12  # a channel that is multiplied by less could not be taken out again
 _PART = " batch norms folded into the layers before them"
 
 
@@ -50,9 +33,12 @@ def fold(model: nn.Module, example_inputs: ExampleInputs | None = None) -> dict[
     ``unfold``, and ``revert``, take the norms out again. In a training the folded norms stay what they are in
     eval mode: unfold the model first if they are to be trained.
 
-    A norm is left alone where its input goes anywhere else, too; where the forward around it depends on its
+    Folded are ``BatchNorm1d`` to ``BatchNorm3d``, those of timm with an activation and torchvision's frozen
+    ones, behind ``Conv1d`` to ``Conv3d``, ``Linear`` (of rows) and K-layers. A norm is left alone where its
+    input goes anywhere else, too; where the forward around it takes more than one argument or depends on its
     inputs' sizes or entries; where one of the two is called more than once; where a channel is multiplied
-    by zero; or where the layer is quantized, is trained by angles, has hooks, or shares its weight.
+    by zero; or where the layer is quantized, is parametrized, has hooks, or shares its weight. What only an
+    attribute of a module decides cannot be seen: a forward that passes by the norm where a flag is set.
 
     Args:
         model: in eval mode; changed in place. A call that raises leaves it as it was.
@@ -65,7 +51,7 @@ def fold(model: nn.Module, example_inputs: ExampleInputs | None = None) -> dict[
         InputError: the model is in training mode, does not run on the inputs, or none were given and none
             that fit can be guessed.
         MatchError: there is no batch norm that can be folded.
-        SurgeryError: the outputs would change by more than rounding does.
+        SurgeryError: the outputs would change by more than rounding changes them.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
@@ -95,13 +81,9 @@ def fold_norms(
     record = extended_record(model, source_of(model), False, finder.example_inputs)
     swap_all(swaps)
     try:
-        change = output_change(model, finder.example_inputs, before)
-        if change is not None and not is_exact(change, before):
-            raise SurgeryError(
-                f"the outputs would change by {change:.1e} relative; the model was restored. Please report it"
-            )
+        _require_same(model, finder.example_inputs, swaps, [layer for layer, _ in pairs], before)
         record.folded += [
-            Folded(layer=layer, norm=norm, had_bias=swap.had_bias)
+            Folded(layer=layer, norm=norm, had_bias=bool(swap.had_bias))
             for (layer, norm), swap in zip(pairs, swaps, strict=True)
         ]
         past = record.outcome or Outcome(parameters=(sizes[0], 0), bytes=(sizes[1], 0))
@@ -121,10 +103,31 @@ def fold_norms(
     return pairs, swaps
 
 
+def _require_same(
+    model: nn.Module,
+    example_inputs: ExampleInputs | None,
+    swaps: list[FoldSwap],
+    layers: list[str],
+    before: Sequence[Tensor],
+) -> None:
+    """Return if the outputs changed by no more than rounding changes them."""
+    change = output_change(model, example_inputs, before)
+    if change is None or is_exact(change, before):
+        return
+    undo_all(swaps)
+    amplification = amplified(model, example_inputs, layers, before, 0.0)
+    require_steady(change, before, (), amplification)
+    swap_all(swaps)
+
+
 def unfold(model: nn.Module) -> nn.Module:
     """Take folded batch norms out of the layers again, in place, and return the model.
 
     It computes the same but for rounding, also where layers were trained since.
+
+    Raises:
+        SurgeryError: a layer was changed otherwise since: hooked, wrapped, parametrized or quantized; or a
+            folded norm's layer was replaced by another one. The model is as it was.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
@@ -133,16 +136,29 @@ def unfold(model: nn.Module) -> nn.Module:
         'BatchNorm2d'
     """
     record = current_record(model)
-    if record is None or not record.folded:
-        return model
-    for each in record.folded:
+    swaps = []
+    for each in record.folded if record is not None else ():
         layer, norm = model.get_submodule(each.layer), model.get_submodule(each.norm)
-        FoldSwap(layer, norm, had_bias=each.had_bias).invert()
+        if (why := why_not(layer, norm) or why_not_by_values(layer, norm)) is not None:
+            raise SurgeryError(
+                f"{each.norm} cannot be taken out of {each.layer} again: {why}; undo first what was done to "
+                "the layer since"
+            )
+        swaps.append(FoldSwap(layer, norm, had_bias=each.had_bias))
+    require_known(model, record)
+    if record is None or not swaps:
+        return model
+    for swap in swaps:
+        swap.invert()
     record.folded = []
     if record.outcome is not None:
-        parts = [part for part in record.outcome.parts if not part.endswith(_PART)]
-        numbers = (record.outcome.parameters[0], count_parameters(model))
-        record.outcome = record.outcome.model_copy(update={"parts": parts, "parameters": numbers})
+        told = {
+            "parts": [part for part in record.outcome.parts if not part.endswith(_PART)],
+            "parameters": (record.outcome.parameters[0], count_parameters(model)),
+            "bytes": record.outcome.bytes and (record.outcome.bytes[0], count_bytes(model)),
+            **dict.fromkeys(("latency", "latency_quartiles")),
+        }
+        record.outcome = record.outcome.model_copy(update=told)
     attach(model, record)
     return model
 
@@ -152,11 +168,18 @@ def _pairs(finder: Finder) -> list[tuple[str, str]]:
     model, recording = finder.model, finder.recording
     assert recording is not None
     paths = paths_of(model)
-    holders = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    holders = Counter(_memory(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    read = {
+        id(finder.model.get_submodule(f"{owner}.{node.target}".strip(".").rpartition(".")[0]))
+        for owner, trace in finder.traces.items()
+        for node in trace.graph.nodes
+        if node.op == "get_attr" and "." in str(node.target)
+    }
     found: list[tuple[str, str]] = []
     for owner, trace in finder.traces.items():
-        if trace.decided or trace.fixed or trace.real:
-            continue
+        taken = sum(node.op == "placeholder" for node in trace.graph.nodes)
+        if trace.decided or trace.fixed or trace.real or taken != 1:
+            continue  # other inputs or arguments may lead past the norm
         prefix = f"{owner}." if owner else ""
         for node in trace.graph.nodes:
             if node.op != "call_module" or len(node.users) != 1:
@@ -166,40 +189,16 @@ def _pairs(finder: Finder) -> list[tuple[str, str]]:
                 continue
             names = [prefix + str(each.target) for each in (node, behind)]
             layer, norm = (model.get_submodule(name) for name in names)
+            if norm.training or isinstance(norm, FoldedNorm) or why_not(layer, norm) is not None:
+                continue
             once = all(recording.counts[id(m)] == 1 == len(paths[id(m)]) for m in (layer, norm))
-            alone = all(holders[id(p)] == 1 for m in (layer, norm) for p in m.parameters())
-            if once and alone and _can_be_folded(layer, norm, behind.meta["value"].dim()):
+            alone = all(holders[_memory(p)] == 1 for m in (layer, norm) for p in m.parameters())
+            fits = behind.meta["value"].dim() == dims_of(layer) and id(layer) not in read
+            if once and alone and fits and why_not_by_values(layer, norm) is None:
                 found.append((names[0], names[1]))
     order = {path: number for number, (path, _) in enumerate(model.named_modules())}
     return sorted(found, key=lambda pair: order[pair[1]])
 
 
-def _can_be_folded(layer: nn.Module, norm: nn.Module, ndim: int) -> bool:
-    mean = getattr(norm, "running_mean", None)
-    if _name(norm) not in _NORMS or norm.training or not isinstance(mean, Tensor):
-        return False
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (layer, norm)):
-        return False
-    linear = isinstance(layer, (nn.Linear, KLinear))
-    if isinstance(layer, (KLinear, KPointwiseConv)):
-        matrix: KMatrix | None = layer.matrix
-        while matrix is not None:
-            if type(matrix) is not KMatrix or type(matrix.factors) is not nn.ParameterList:
-                return False
-            if matrix.factors._forward_pre_hooks:
-                return False
-            matrix = matrix.side
-        weight = layer.matrix.like
-    elif _name(layer) in _DENSE and isinstance(layer.weight, Tensor):
-        weight = layer.weight
-    else:
-        return False
-    outputs = layer.out_features if linear else layer.out_channels
-    if weight.is_complex() or (linear and ndim != 2) or outputs != len(mean):
-        return False
-    scale, shift = scale_and_shift(norm)
-    return bool((scale.abs() > _LEAST).all() and scale.isfinite().all() and shift.isfinite().all())
-
-
-def _name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+def _memory(parameter: Tensor) -> int:
+    return parameter.untyped_storage().data_ptr() or id(parameter)

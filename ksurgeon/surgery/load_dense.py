@@ -46,13 +46,18 @@ def load_dense(
         Relative Frobenius error of every K-matrix, by the path of its layer.
 
     Raises:
-        SurgeryError: the model was not converted.
+        SurgeryError: the model was not converted, or its batch norms are folded.
         WeightsError: names or shapes are not those of the dense architecture, or a weight is not finite; the
             model is then as it was.
     """
     record = current_record(model)
     if record is None or not record.operations:
         raise SurgeryError("this model holds no K-matrices: call its own load_state_dict")
+    if record.folded:
+        raise SurgeryError(
+            "batch norms are folded into layers of this model: call ksurgeon.unfold(model) first, and fold "
+            "it again afterwards"
+        )
     layers = {
         f"{o.path}{'' if o.parameter else '.weight'}": (o, _layer_of(model, o))
         for o in record.operations

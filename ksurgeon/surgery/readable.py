@@ -14,6 +14,7 @@ from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.opening import build, skeleton
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.current import layer_paths, modules_at, replacements_of
+from ksurgeon.surgery.folded import FoldedNorm
 from ksurgeon.surgery.inserted import insertions_of
 from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.record import Operation, Record, inputs_from, signature
@@ -95,12 +96,28 @@ def require_readable(model: nn.Module, record: Record) -> None:
     """
     if record.inputs is None and any(_is_inside(operation) for operation in record.operations):
         raise SurgeryError(NOT_FOUND_AGAIN)
+    require_known(model, record)
     for operation in record.operations:
         if operation.form != "dense" and operation.kind == "insertion":
             _require_inserted(model, operation)
         if operation.form != "dense" and KINDS[operation.kind].is_original is None:
             for path in layer_paths(operation):
                 _require_same(model, record, operation, path)
+
+
+def require_known(model: nn.Module, record: Record | None) -> None:
+    """Return if every folded batch norm is one that the record knows.
+
+    Raises:
+        SurgeryError: the layer of one was replaced by another, or gone with its bias.
+    """
+    known = {each.norm for each in record.folded} if record is not None else set()
+    for path, module in model.named_modules():
+        if isinstance(module, FoldedNorm) and path not in known:
+            raise SurgeryError(
+                f"{path} was folded into a layer that is no longer there, so that nothing does its work: put "
+                "a batch norm there again, or an nn.Identity"
+            )
 
 
 def require_no_others(model: nn.Module, record: Record) -> None:

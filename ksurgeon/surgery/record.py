@@ -171,6 +171,11 @@ class Record(_Base):
         return cls(ksurgeon=own_version(), torch=torch.__version__, architecture=signature(model))
 
     @property
+    def changes_something(self) -> bool:
+        """Whether the model is another one than its architecture builds."""
+        return bool(self.operations or self.folded)
+
+    @property
     def stages(self) -> int:
         """Number of conversions that the model went through, one after the other."""
         return 1 + max((operation.stage for operation in self.operations), default=-1)

@@ -12,7 +12,7 @@ from ksurgeon.find import Finder, Site
 from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.rules.plan import structure_cost
-from ksurgeon.surgery.folded import FoldedNorm, FoldSwap
+from ksurgeon.surgery.folded import FoldedNorm, FoldSwap, why_not
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import Folded, Operation, Record, inputs_from
@@ -39,6 +39,8 @@ def replay(model: nn.Module, record: Record, room: int | None = None) -> list[Sw
         for swaps in _stages(model, record, room):
             swap_all(swaps)
             done += swaps
+        if max(Counter(p for each in record.folded for p in (each.layer, each.norm)).values(), default=1) > 1:
+            raise RecordError("the record folds a layer twice: it is damaged; convert the model again")
         for each in record.folded:
             swap = FoldSwap(*_folded(model, each), has_values=False)
             swap_all([swap])
@@ -91,7 +93,7 @@ def _folded(model: nn.Module, folded: Folded) -> tuple[nn.Module, nn.Module]:
     try:
         layer, norm = model.get_submodule(folded.layer), model.get_submodule(folded.norm)
         as_then = (layer.bias is not None) == folded.had_bias and not isinstance(norm, FoldedNorm)
-        if as_then and norm.running_mean is not None:
+        if as_then and why_not(layer, norm, is_loaded=True) is None:
             return layer, norm
     except AttributeError:
         pass

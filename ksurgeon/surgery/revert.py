@@ -37,7 +37,7 @@ def revert(model: nn.Module) -> nn.Module:
 
     Raises:
         SurgeryError: a trained shuffle, or a trained map that was inserted, that no dense layer can stand
-            for; the model is as it was.
+            for, or what ``unfold`` raises; the model is as it was.
     """
     record = current_record(model)
     shapes = {operation.path: operation.ndim for operation in record.operations} if record else {}
@@ -62,10 +62,16 @@ def revert(model: nn.Module) -> nn.Module:
             old = None if owner is gone.owner else gone.owner
             swaps.append(InsertSwap(owner, gone.place, gone.name, dense, old, followers=gone.followers))
         swap_all(swaps)
+        try:
+            unfold(model)
+        except BaseException:
+            undo_all(swaps)
+            raise
     except BaseException:
         undo_all(inserted)
         raise
     if record is not None:
+        record.folded = []
         record.operations = [
             operation.model_copy(update={"form": "dense"})
             for operation in record.operations
@@ -73,7 +79,7 @@ def revert(model: nn.Module) -> nn.Module:
             or (KINDS[operation.kind].is_original is not None and operation.path not in restored)
         ]
         attach(model, record)
-    return unfold(model)
+    return model
 
 
 def _reversals(model: nn.Module, shapes: dict[str, int]) -> tuple[list[Swap], set[str]]:

@@ -90,11 +90,11 @@ def is_exact(change: float, before: Sequence[Tensor]) -> bool:
 def amplified(
     model: nn.Module,
     example_inputs: ExampleInputs | None,
-    sites: Sequence[Site],
+    owners: Iterable[str],
     before: Sequence[Tensor],
     size: float,
 ) -> float:
-    """Change of the original's outputs when what the owners of the sites give is disturbed.
+    """Change of the original's outputs when what the modules of these paths give is disturbed.
 
     A model that takes the best k of its proposals, or decides by a threshold, may answer rounding by other
     proposals altogether.
@@ -110,8 +110,7 @@ def amplified(
         noise = torch.randn(output.shape, generator=random).to(output)
         return output * (1 + max(size, _ROUNDING * torch.finfo(output.dtype).eps) * noise)
 
-    owners = dict.fromkeys(site.owner for site in sites)
-    handles = [model.get_submodule(path).register_forward_hook(disturb) for path in owners]
+    handles = [model.get_submodule(path).register_forward_hook(disturb) for path in dict.fromkeys(owners)]
     try:
         return output_change(model, example_inputs, before) or 0.0
     finally:

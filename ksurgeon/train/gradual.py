@@ -89,6 +89,11 @@ def distill_gradually(
     record = record_of(student)
     if record is None or not record.operations:
         raise TrainingError("gradual surgery needs a converted student, whose sites it takes one by one")
+    if record.folded:
+        raise TrainingError(
+            "batch norms are folded into layers of the student: call ksurgeon.unfold(student) first, and "
+            "fold the result again"
+        )
     found = teacher if isinstance(teacher, FoundTeacher) else FoundTeacher(teacher, type(teacher).__name__)
     if signature(found.model) != record.architecture:
         raise TrainingError("gradual surgery needs the model that the student was made from as its teacher")

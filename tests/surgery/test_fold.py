@@ -1,9 +1,14 @@
 """Batch norms folded into layers: the same outputs, saved, loaded, trained and taken out again."""
 
+import json
+import tomllib
+
 import pytest
 import torch
 import torchvision
+import transformers
 from torch import nn
+from torch.nn.utils import prune
 
 import ksurgeon
 from ksurgeon.errors import InputError, MatchError
@@ -183,10 +188,47 @@ class Standardised(nn.Conv2d):
         return nn.functional.conv2d(x, self.weight / self.weight.norm(), self.bias)
 
 
+class Optional(nn.Module):
+    """Another argument leads past the norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x, raw=False):
+        return self.a(x) if raw else self.n(self.a(x))
+
+
+class Reads(nn.Module):
+    """Reads the layer's weight, too; and gives a module a tuple's part."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.s = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), Split()
+
+    def forward(self, x):
+        one, _ = self.s(self.n(self.a(x)))
+        return one * self.a.weight.mean()
+
+
+class Split(nn.Module):
+    def forward(self, x):
+        return x.chunk(2, 1)
+
+
+def _same_memory():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    model[2].weight = nn.Parameter(model[0].weight.data)
+    return model
+
+
 @pytest.mark.parametrize(
     "make",
     [
         Twice,
+        Optional,
+        Reads,
+        _same_memory,
         Depends,
         _shared,
         _hooked,
@@ -220,3 +262,208 @@ def test_a_failure_leaves_everything_as_it_was(monkeypatch):
         ksurgeon.fold(model, x)
     assert str(model) == before and record_of(model) is None
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 6),
+        nn.BatchNorm1d(6),
+    )
+
+
+DENSE = """
+name = "dense"
+[[replace]]
+find = "linear"
+with = { structure = "dense" }
+start = "exact"
+"""
+
+
+@pytest.fixture
+def rule(tmp_path):
+    file = tmp_path / "dense.toml"
+    file.write_text(DENSE)
+    return file
+
+
+X = torch.randn(3, 4, 8, 8)
+
+
+def train(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+
+
+def test_undone_and_done_again_keeps_what_was_trained(rule):
+    """Bit for bit as long as nothing was."""
+    model = stirred(network())
+    before = model(X)
+    conversion = ksurgeon.convert(model, rule, X, fold=True)
+    bias = model[3].bias
+    with conversion.undone():
+        assert torch.equal(model(X), before)
+    assert model[3].bias is bias
+    train(model)
+    after = model(X)
+    with conversion.undone():
+        assert isinstance(model[1], nn.BatchNorm2d)
+    close(model(X), after)
+    ksurgeon.unfold(model)
+    with conversion.undone():
+        assert isinstance(model[1], nn.BatchNorm2d)
+    assert isinstance(model[1], nn.BatchNorm2d)  # not folded again
+    close(model(X), after)
+
+
+def hooked(model):
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
+
+
+def quantized(model):
+    ksurgeon.quantize(model)
+
+
+def parametrized(model):
+    nn.utils.parametrizations.weight_norm(model[0])
+
+
+def pruned(model):
+    prune.l1_unstructured(model[0], "weight", 0.5)
+
+
+def wrapped(model):
+    model[0] = nn.Sequential(model[0])
+
+
+def zeroed(model):
+    model[1].weight.data[0] = 0
+
+
+@pytest.mark.parametrize("change", [hooked, quantized, parametrized, pruned, wrapped, zeroed])
+def test_what_cannot_be_taken_out_any_more_is_refused(change):
+    model = stirred(network())
+    ksurgeon.fold(model, X)
+    change(model)
+    after, text = model(X), str(model)
+    with pytest.raises(ksurgeon.SurgeryError, match=r"cannot be taken out|no longer there"):
+        ksurgeon.unfold(model)
+    assert str(model) == text and torch.equal(model(X), after)
+    if change is quantized:  # which becomes dense first
+        close(ksurgeon.revert(model)(X), after)
+        return
+    with pytest.raises(ksurgeon.SurgeryError):
+        ksurgeon.revert(model)
+    assert str(model) == text and torch.equal(model(X), after)
+
+
+def test_a_norm_whose_layer_was_replaced(tmp_path):
+    model = stirred(network())
+    ksurgeon.fold(model, X)
+    model[3] = nn.Conv2d(8, 8, 1, bias=False)
+    for act in (ksurgeon.unfold, lambda model: ksurgeon.save(model, tmp_path / "m")):
+        with pytest.raises(ksurgeon.SurgeryError, match="4 was folded into a layer that is no longer there"):
+            act(model)
+
+
+def test_states_of_folded_and_other_models_are_not_mistaken():
+    model, other = stirred(network()), stirred(network())
+    ksurgeon.fold(model, X)
+    for one, two in ((model, other), (other, model)):
+        with pytest.raises(RuntimeError, match="folded"):
+            one.load_state_dict(two.state_dict())
+    with pytest.raises(ValueError, match="4 dimensions, got 3"):
+        model[1](X[0])
+    with pytest.raises(ksurgeon.SurgeryError, match="unfold"):
+        ksurgeon.load_dense(stirred_and_converted(), other.state_dict())
+
+
+def stirred_and_converted():
+    model = stirred(network())
+    rule = ksurgeon.Rule.model_validate(tomllib.loads(DENSE))
+    ksurgeon.convert(model, rule, X, fold=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folded: [],
+        lambda folded: folded[:1],
+        lambda folded: [folded[0], {**folded[1], "layer": "0"}, folded[2]],
+        lambda folded: [folded[0], folded[1], {**folded[2], "layer": "3"}],
+        lambda folded: [{**folded[0], "layer": "7"}, *folded[1:]],
+        lambda folded: [{**folded[0], "layer": "1"}, *folded[1:]],
+        lambda folded: [{**folded[0], "norm": "2"}, *folded[1:]],
+        lambda folded: [{**folded[0], "norm": "9.9"}, *folded[1:]],
+        lambda folded: [{**folded[0], "had_bias": False}, *folded[1:]],
+        lambda folded: [*folded, folded[0]],
+    ],
+)
+def test_damaged_records(tmp_path, change):
+    model = stirred(network())
+    ksurgeon.fold(model, X)
+    file = ksurgeon.save(model, tmp_path / "m") / "ksurgeon.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "folded": change(record["folded"])}))
+    fresh = network()
+    text, state = str(fresh), {n: t.clone() for n, t in fresh.state_dict().items()}
+    with pytest.raises(ksurgeon.RecordError):
+        ksurgeon.load(tmp_path / "m", fresh)
+    assert str(fresh) == text
+    assert all(torch.equal(state[name], tensor) for name, tensor in fresh.state_dict().items())
+
+
+def test_a_failure_in_the_middle():
+    """The second layer's bias is one number for all channels, and cannot be written."""
+    model = stirred(network())
+    model[7].bias = nn.Parameter(torch.zeros(1).expand(6))
+    before, text = model(X), str(model)
+    with pytest.raises(RuntimeError):
+        ksurgeon.fold(model, X)
+    assert str(model) == text and torch.equal(model(X), before) and record_of(model) is None
+
+
+class Decides(nn.Module):
+    """As a detector, whose answer depends on which of two numbers is larger by rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x):
+        y = self.features(x)
+        return (y * 1e9).sin() if y.dtype is torch.float32 else y
+
+
+def test_outputs_that_rounding_changes_anyway():
+    model = stirred(Decides())
+    assert ksurgeon.fold(model, X) == {"features.1": "features.0"}
+
+
+def test_models_of_transformers(tmp_path):
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    model, x = stirred(transformers.ResNetForImageClassification(config)), torch.randn(2, 3, 32, 32)
+    before = model(x).logits
+    assert len(ksurgeon.fold(model, x)) > 3
+    after = model(x).logits
+    close(after, before)
+    model.save_pretrained(tmp_path / "m")
+    loaded = transformers.ResNetForImageClassification.from_pretrained(tmp_path / "m").eval()
+    close(loaded(x).logits, after)
+    base = transformers.ResNetModel.from_pretrained(tmp_path / "m").eval()
+    close(base(x).pooler_output, model.resnet(x).pooler_output)
+    close(ksurgeon.load(tmp_path / "m")(x).logits, after)
+    ksurgeon.unfold(loaded)
+    assert getattr(loaded.config, "quantization_config", None) is None
+    close(loaded(x).logits, after)

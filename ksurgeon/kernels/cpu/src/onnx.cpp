@@ -218,7 +218,7 @@ struct Kernel {
     KS_TRY(call(api, COUNT_INPUTS, info, &inputs));
     const size_t beside = 1 + (with_bias ? 1 : 0), each = int8 ? 2 : 1;
     const size_t factors = inputs > beside ? (inputs - beside) / each : 0;
-    if (!factors || inputs != beside + each * factors || applied < KS_NONE || applied > KS_HARDSWISH ||
+    if (!factors || with_bias < 0 || with_bias > 1 || inputs != beside + each * factors || applied < KS_NONE || applied > KS_HARDSWISH ||
         (int8 && (first < 1 || (size_t)first > factors)))
       return failed(api, "ksurgeon: the node has other inputs or attributes than it can have");
     activation = (int)applied;
