@@ -166,8 +166,8 @@ def rows_of(name: str, batch: int, threads: int, times: dict[str, dict[str, floa
         ratios = {other: times["median"] / found["median"] for other, times in dense.items()}
         rows.append(
             {
-                "part": "one thread" if threads == 1 else f"{threads} threads",
-                "case": f"{name}, {ours}",
+                "part": f"{name}, {'one thread' if threads == 1 else f'{threads} threads'}",
+                "case": ours,
                 "rows": batch,
                 "us": {way: found, **dense},
                 "ratios": ratios,

@@ -14,33 +14,42 @@ __all__ = ["draw_seeds", "metrics_of", "seeds_table"]
 
 Results = dict[str, Any]
 
+_BESIDE = 2  # metrics that fit beside one another
 _STYLES = ("-", "--", ":")  # of as many curves as there are colours, and of the next ones
 
 
 def seeds_table(results: Results) -> Table:
-    """One row for each variant, with the means so far ± their standard errors, and the differences to the
-    baseline with their 95 % intervals."""
+    """One row for each variant, or for each of its metrics where there are many, with the means so far ±
+    their standard errors, and the differences to the baseline with their 95 % intervals."""
     statistics, variants = results["statistics"], results["variants"]
     metrics = metrics_of(results)
+    beside = metrics if len(metrics) <= _BESIDE else ["mean"]  # more have a line each
     latency = any("latency" in variant for variant in variants.values())
+    shown = "its baseline" if results.get("baselines") else results["baseline"]
     table = Table("variant", box=None, header_style="bold")
-    for name in ("seeds", "parameters", "multiplications", *metrics, "seconds"):
+    for name in ("seeds", "parameters", "multiplications", "seconds"):
         table.add_column(escape(name), justify="right")
-        if name in metrics:
-            shown = "its baseline" if results.get("baselines") else results["baseline"]
-            table.add_column(f"− {escape(shown)} (95 %)", justify="right")
     if latency:
         table.add_column("ms, one thread", justify="right")
+    if beside is not metrics:
+        table.add_column("metric")
+    for name in beside:
+        table.add_column(escape(name), justify="right")
+        table.add_column(f"− {escape(shown)} (95 %)", justify="right")
     for name, variant in variants.items():
         told = statistics.get(name, {})
-        cells = [str(len(variant["seeds"])), f"{variant['parameters']:,}"]
+        cells = [escape(name), str(len(variant["seeds"])), f"{variant['parameters']:,}"]
         cells.append(f"{variant['multiplications']:,}" if "multiplications" in variant else "")
-        for metric in metrics:
-            cells += [_mean(told.get(metric)), _difference(told.get(metric, {}).get("difference"))]
         cells.append(_mean(told.get("seconds"), 1))
         if latency:
             cells.append(f"{variant['latency']['milliseconds']:.2f}" if "latency" in variant else "")
-        table.add_row(escape(name), *cells)
+        values = [[_mean(told.get(m)), _difference(told.get(m, {}).get("difference"))] for m in metrics]
+        if beside is metrics:
+            table.add_row(*cells, *(cell for pair in values for cell in pair))
+            continue
+        for metric, pair in zip(metrics, values, strict=True):
+            table.add_row(*cells, escape(metric), *pair)
+            cells = [""] * len(cells)
     return table
 
 
