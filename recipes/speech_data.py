@@ -145,11 +145,7 @@ def _timit_files(root: Path) -> Iterable[tuple[str, Path, Callable[[int], list[s
     for file in sorted(path for path in root.rglob("*") if path.suffix.lower() == ".wav"):
         parts = [part.lower() for part in file.relative_to(root).with_suffix("").parts]
         if not parts[-1].startswith("sa"):
-            phones = next(
-                p
-                for p in (file.with_suffix(".PHN"), file.with_suffix(".phn"))
-                if p.is_file() or p.suffix == ".phn"
-            )
+            phones = file.with_suffix(".PHN" if file.suffix.isupper() else ".phn")
             yield "/".join(parts), file, lambda count, phones=phones: _timit_labels(phones, count)
 
 
