@@ -94,9 +94,8 @@ class Recogniser(nn.Module):
     def __init__(self, frontend: nn.Module, labels: int, mels: int, width: int, layers: int) -> None:
         super().__init__()
         self.frontend = frontend
-        self.norm = nn.InstanceNorm1d(
-            mels, affine=True
-        )  # mean 0 and spread 1 of each feature over an utterance
+        # Each feature has mean 0 and spread 1 over an utterance.
+        self.norm = nn.InstanceNorm1d(mels, affine=True)
         self.lstm = nn.LSTM(mels, width, layers, batch_first=True, bidirectional=True, dropout=0.2)
         self.output = nn.Linear(2 * width, labels)
 
@@ -117,6 +116,9 @@ def recogniser(
             a matrix of filters; "random", the same from random numbers; "dense", with a dense matrix that
             starts as the DFT; "convolution", free filters of the waveform, or "sinc", band-pass filters
             whose edges are learned (SincNet), and the logarithm of their energies.
+
+    Raises:
+        ValueError: another front end.
     """
     made = {
         "features": _features,
@@ -125,6 +127,8 @@ def recogniser(
         "convolution": Convolution,
         "sinc": Sinc,
     }
+    if frontend not in made:
+        raise ValueError(f'the front end is {", ".join(made)}, got "{frontend}"')
     return Recogniser(made[frontend](mels), labels, mels, width, layers)
 
 

@@ -144,6 +144,11 @@ def test_front_ends(frontend):
     assert all(p.grad.any() for p in model.frontend.parameters())
 
 
+def test_another_front_end():
+    with pytest.raises(ValueError, match=r'is features, random.*got "wavelet"'):
+        function("speech.py:recogniser")("wavelet")
+
+
 def test_features_are_those_of_the_extractor():
     """The K front end, and the dense one, give what the feature extractor of transformers gives."""
     from transformers import Speech2TextFeatureExtractor
