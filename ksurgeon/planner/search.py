@@ -196,13 +196,14 @@ def plan(
         if timed:
             search.time(way)
             candidates.require(budget)
-        choice = search.settled(budget)
+        choice, latency = search.settled(budget), None
+        if budget.kind == "latency":
+            choice, latency = search.timed(choice, budget, way)
     finally:
         search.state.keep(now=True)
     found = search.plan_of(choice, budget)
     found.measured_harm = search.measured(choice)
     found.threads, found.precision, found.runtime = threads, precision, runtime
-    latency = search.measured_latency(choice, way) if budget.kind == "latency" else None
     if messages := unmatched_messages(targets, ignore, search.finder.sites):
         found.unmatched_names = {1: messages}
         warnings.warn("; ".join(messages), stacklevel=2)

@@ -31,6 +31,7 @@ Stage = Callable[[str, int, int, str], None]
 _ROUNDS = 3
 _TURNS = 5
 _SLOWER = 1.05  # times the model as it is: less may be chance
+_NEAR = 0.1  # of a predicted time, within which what is measured is as predicted
 
 
 class Search:
@@ -195,6 +196,42 @@ class Search:
         }
         harm = self.judge.of(taken)
         return harm if self.metric is not None else self.harm.shown(harm)
+
+    def timed(self, choice: Choice, budget: Budget, way: Way) -> tuple[Choice, tuple[float, float]]:
+        """For a limit of time: a choice, and what ``measured_latency`` tells of it.
+
+        A layer takes another time within the model than alone, where its weights stay in the cache. Where the
+        whole model is not nearly as fast as predicted, all layers' times are corrected, and the choice is
+        made anew.
+
+        Raises:
+            PlanError: the model would be slower.
+        """
+        for _ in range(_ROUNDS):
+            before, after = self.measured_latency(choice, way)
+            picked = self.candidates.picked(choice)
+            gained = sum((s.options[0].latency or 0.0) - (option.latency or 0.0) for s, option in picked)
+            predicted = 1 - gained / self.candidates.total(budget)
+            if after >= before or gained <= 0 or abs(after / before - predicted) <= _NEAR * predicted:
+                break
+            self._correct_times((before - after) / gained, before)
+            try:
+                choice = self.settled(budget)
+            except PlanError:  # with what is known now the budget cannot be met; this came nearest
+                break
+        else:
+            before, after = self.measured_latency(choice, way)
+        return choice, (before, after)
+
+    def _correct_times(self, ratio: float, whole: float) -> None:
+        """Multiply the layers' times, which the whole model's bounds."""
+        playing = self.candidates.playing
+        dense = sum(options.options[0].latency or 0.0 for options in playing)
+        ratio = min(ratio, whole / dense)
+        for option in (option for options in playing for option in options.options):
+            if option.latency is not None:
+                option.latency *= ratio
+        self.candidates.fixed = whole - ratio * dense
 
     def measured_latency(self, choice: Choice, way: Way) -> tuple[float, float]:
         """Milliseconds of the whole model before and after, with all choices together.

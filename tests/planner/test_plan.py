@@ -227,6 +227,29 @@ def test_slower_options_are_refused_for_times_and_multiplications(monkeypatch):
         make(tiny(), "latency=0.7", data())
 
 
+@pytest.mark.parametrize(("saved", "replaced"), [(1.0, 2), (0.5, 3), (0.2, 3)])
+def test_times_within_the_model_correct_the_choice(monkeypatch, saved, replaced):
+    """Alone each of three layers saves 0.5 of 8 ms, within the model ``saved``. Where that is more, fewer are
+    replaced; where it is less, and the budget cannot be met, what came nearest is told as it is."""
+
+    def time(self, site, options):
+        for option in options.options:
+            option.latency = 1.0 if option.structure is None else 0.5
+
+    monkeypatch.setattr(steps.Stopwatch, "time", time)
+    monkeypatch.setattr(steps.Stopwatch, "whole", lambda self: 8.0)
+    monkeypatch.setattr(steps.Stopwatch, "together", lambda self, taken: (8.0, 8.0 - saved * len(taken)))
+    found = make(tiny(), "latency=0.85", data())
+    assert len(found.plan.replacements) == replaced
+    assert found.latency == (8.0, 8.0 - saved * replaced)
+    assert found.total == pytest.approx(8.0)
+    picked = {d.path: d.structure for d in found.plan.replacements}
+    left = [
+        next(o for o in s.options if o.structure == picked.get(s.path)).latency or 0.0 for s in found.sites
+    ]
+    assert found.fixed + sum(left) == pytest.approx(found.latency[1])
+
+
 def test_times_are_measured_and_kept(cache):
     planning = make(tiny(), "latency=1", data())
     dense = planning.options_of("first").options[0].latency
