@@ -2,7 +2,9 @@
 
 Needs the extra ``audio``, and a torchaudio that goes with the installed PyTorch. Ours is measured as it
 starts, where the transform's factors are those of the DFT and ``torch.fft`` does the same, and with factors
-that were moved as training moves them. Every row tells the largest difference from the original's features,
+that were moved as training moves them; those with the symmetry of real input, too. Features and gradients
+together are of the waveform for the original, which learns nothing, and of all parameters for ours and for
+nnAudio's dense one. Every row tells the largest difference from the original's features,
 as a share of the largest feature, and how much faster ours is: 0.5 means that it takes twice as long, which
 is the limit. With one thread (``OMP_NUM_THREADS=1``) times are those of the processor.
 """
@@ -24,7 +26,7 @@ from ksurgeon import convert
 from ksurgeon.frontend import KFrontend
 from ksurgeon.frontend.modules import replacement_of
 
-__all__ = ["extractors", "fnet", "layers", "main", "measured"]
+__all__ = ["extractors", "fnet", "layers", "main", "measured", "trained"]
 
 TITLE = "Audio front ends"
 ORIGINAL = "the original"
@@ -53,7 +55,7 @@ def layers() -> Iterator[tuple[str, nn.Module, Tensor]]:
     yield "speechbrain Filterbank", speechbrain.Filterbank(), torch.randn(4, 100, 201).square()
 
 
-def extractors() -> Iterator[tuple[str, Callable[[], Tensor], nn.Module, Tensor]]:
+def extractors() -> Iterator[tuple[str, Callable[[], Tensor], list[nn.Module], Tensor]]:
     """Feature extractors of transformers in numpy, and the modules of ours; ten seconds of 16 kHz."""
     from transformers import ASTFeatureExtractor, WhisperFeatureExtractor
 
@@ -65,10 +67,11 @@ def extractors() -> Iterator[tuple[str, Callable[[], Tensor], nn.Module, Tensor]
             features = extractor(samples, sampling_rate=_RATE, return_tensors="pt")
             return next(iter(features.values()))  # type: ignore[no-any-return]
 
-        yield type(extractor).__name__, original, KFrontend.from_feature_extractor(extractor), clip[None]
+        made = [KFrontend.from_feature_extractor(extractor, symmetric=way) for way in (False, True)]
+        yield type(extractor).__name__, original, made, clip[None]
 
 
-def fnet() -> tuple[str, Callable[[], Tensor], nn.Module, Tensor]:
+def fnet() -> tuple[str, Callable[[], Tensor], list[nn.Module], Tensor]:
     """The Fourier transform that FNet mixes with in the place of attention, 128 tokens of 768."""
     from transformers import FNetConfig, FNetModel
     from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
@@ -78,30 +81,73 @@ def fnet() -> tuple[str, Callable[[], Tensor], nn.Module, Tensor]:
     convert(model, "transform", {"input_ids": tokens})
     mixing = next(m for m in model.modules() if isinstance(m, FNetBasicFourierTransform))
     x = torch.randn(1, 128, 768)
-    return "FNet's Fourier transform", lambda: plain(x)[0], mixing, x
+    return "FNet's Fourier transform", lambda: plain(x)[0], [mixing], x
 
 
 def measured(
-    part: str, case: str, original: Callable[[], Tensor], ours: nn.Module, x: Tensor, seconds: float
+    part: str, case: str, original: Callable[[], Tensor], ours: list[nn.Module], x: Tensor, seconds: float
 ) -> list[dict[str, Any]]:
-    """Measure one front end in turns with its original, and how far its features are off."""
-    moved = deepcopy(ours)
+    """Measure one front end in turns with its original, and how far its features are off.
+
+    Args:
+        ours: ours, and possibly that with the symmetry of real input.
+    """
+    start, names = "as it starts", ("after training", "after training, symmetric")
+    plain = ours[0]
+    with torch.inference_mode():
+        wanted = original()
+        error = float((_tensor(plain(x)) - wanted).abs().max() / wanted.abs().max())
+        calls: dict[str, Call] = {start: lambda: plain(x), ORIGINAL: original}
+        calls |= {name: partial(_moved(made), x) for name, made in zip(names, ours, strict=False)}
+        times = measure(calls, seconds, clock=_clock())
+    rows = []
+    for name in calls:
+        if name != ORIGINAL:
+            told = f"{case}, off by {error:.0e}" if name == start else f"{case}, {name}"
+            pair = {name: times[name], ORIGINAL: times[ORIGINAL]}
+            rows.append(compared(part, told, len(wanted), pair, LIMIT))
+    rows[0]["error"] = error
+    return rows
+
+
+def trained(seconds: float) -> Iterator[dict[str, Any]]:
+    """Features and gradients: ours, torchaudio's, and nnAudio's, whose transform is a dense matrix."""
+    import torchaudio
+    from nnAudio import features
+
+    clips = torch.randn(4, _RATE)
+    original = torchaudio.transforms.MelSpectrogram(n_mels=64)
+    dense = features.MelSpectrogram(
+        _RATE, 400, n_mels=64, hop_length=200, trainable_STFT=True, trainable_mel=True, verbose=False
+    )
+    ours = "features and gradients"
+    for told, symmetric in (("", False), (", symmetric", True)):
+        made = _moved(replacement_of(original, symmetric=symmetric))
+        calls: dict[str, Call] = {
+            ours: partial(_step, made, clips),
+            ORIGINAL: partial(_step, original, clips.clone().requires_grad_()),
+            "nnAudio, learned": partial(_step, dense, clips),
+        }
+        times = measure(calls, seconds, clock=_clock())
+        yield compared(
+            ours, f"torchaudio MelSpectrogram, after training{told}", len(clips), times, {ORIGINAL: 1.0}
+        )
+
+
+def _step(module: nn.Module, x: Tensor) -> None:
+    module(x).sum().backward()
+
+
+def _moved(module: nn.Module) -> nn.Module:
+    moved = deepcopy(module)
     with torch.no_grad():
         for parameter in moved.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=1e-3)
-    exact, after = "as it starts", "after training"
-    with torch.inference_mode():
-        wanted = original()
-        error = float((_tensor(ours(x)) - wanted).abs().max() / wanted.abs().max())
-        calls: dict[str, Call] = {exact: lambda: ours(x), after: lambda: moved(x), ORIGINAL: original}
-        times = measure(calls, seconds, clock=process_time if torch.get_num_threads() == 1 else perf_counter)
-    rows = []
-    for name in (exact, after):
-        pair = {name: times[name], ORIGINAL: times[ORIGINAL]}
-        told = f"{case}, off by {error:.0e}" if name == exact else f"{case}, {name}"
-        rows.append(compared(part, told, len(wanted), pair, LIMIT))
-    rows[0]["error"] = error
-    return rows
+    return moved
+
+
+def _clock() -> Callable[[], float]:
+    return process_time if torch.get_num_threads() == 1 else perf_counter
 
 
 def _tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -117,9 +163,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for case, module, x in layers():
         original = partial(module.eval(), x)
-        rows += measured("module", case, original, replacement_of(module), x, options.seconds)
-    for case, original, ours, x in (*extractors(), fnet()):
-        rows += measured("in a model of transformers", case, original, ours, x, options.seconds)
+        ours = [replacement_of(module)]
+        if isinstance(ours[0], KFrontend):
+            ours.append(replacement_of(module, symmetric=True))
+        rows += measured("module", case, original, ours, x, options.seconds)
+    rows += trained(options.seconds)
+    for case, original, made, x in (*extractors(), fnet()):
+        rows += measured("in a model of transformers", case, original, made, x, options.seconds)
     show(TITLE, rows)
     if options.json:
         add(options.json, TITLE, cpu_setting(torch.get_num_threads()), rows)

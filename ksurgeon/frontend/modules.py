@@ -31,7 +31,7 @@ def replacement_of(module: nn.Module, **options: Any) -> KFrontend | KFilters:
 
     Args:
         module: one that ``known_name`` knows.
-        options: ``radices`` and ``start``, as of ``KFrontend``.
+        options: ``radices``, ``symmetric`` and ``start``, as of ``KFrontend``.
 
     Raises:
         StructureError: it is set to do what is not known here; the message says what.

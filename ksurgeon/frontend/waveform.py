@@ -38,7 +38,9 @@ def prepared(x: Tensor, lengths: Tensor | None, pipeline: Pipeline) -> Tensor:
     if p.pad_mode != "reflect":
         return F.pad(x, (left, right), mode=p.pad_mode)
     if lengths is None and max(left, right) < x.shape[1]:
-        return F.pad(x, (left, right), mode="reflect")
+        # What F.pad does, which takes five times as long.
+        ends = x[:, 1 : left + 1].flip(1), x[:, x.shape[1] - right - 1 : -1].flip(1)
+        return torch.cat([ends[0], x, ends[1]], 1)
     return _reflected(x, lengths if p.pad_clips else None, left, right)
 
 

@@ -178,8 +178,10 @@ def _given(radices: tuple[int, ...], inner: int, large: int) -> Layout:
 
 
 @lru_cache(maxsize=1024)
-def transform_radices(n: int) -> tuple[int, ...]:
+def transform_radices(n: int, symmetric: bool = False) -> tuple[int, ...]:
     """Radices of the cheapest mixed-radix transform of size n: multiplications, and 16 for an entry moved.
+
+    Ascending; descending where it is ``symmetric``, since what comes after the first radix is then halved.
 
     Raises:
         StructureError: n is below 1.
@@ -195,4 +197,5 @@ def transform_radices(n: int) -> tuple[int, ...]:
                 cost, rest = best[size // r]
                 options.append((cost + r + _MOVE, tuple(sorted((*rest, r)))))
         best[size] = min(options)
-    return best[n][1] or (1,)
+    radices = best[n][1] or (1,)
+    return radices[::-1] if symmetric else radices

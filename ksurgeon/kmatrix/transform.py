@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ksurgeon.errors import StructureError
 from ksurgeon.kernels.eager import is_eager
 from ksurgeon.kmatrix.held import factors_of
+from ksurgeon.kmatrix.kept import kept
 from ksurgeon.kmatrix.matrix import multiply
 from ksurgeon.kmatrix.offload import fetched
 from ksurgeon.kmatrix.patterns import Pattern
@@ -23,6 +24,8 @@ from ksurgeon.kmatrix.transforms import (
     dft_factors,
     digit_reversal,
     hadamard_factors,
+    symmetric_bins,
+    symmetric_factor,
 )
 
 __all__ = ["KTransform", "TransformKind", "count_parameters"]
@@ -65,11 +68,14 @@ class KTransform(nn.Module):
         others: further dimensions, along which the same Fourier transform is taken as ``torch.fft`` does it,
             with ``norm``: those whose size a model leaves open.
         radices: of the factors; the cheapest if left out.
+        symmetric: of "rdft": the factors hold one of each pair of conjugate columns, as an FFT of real
+            input does, which is about two thirds of the parameters and multiplications.
         start: "exact", "random" (keeps the variance) or "empty".
         device, dtype: of the parameters, real.
 
     Raises:
-        StructureError: a size that the transform cannot have, or radices that do not multiply to it.
+        StructureError: a size that the transform cannot have, radices that do not multiply to it, or
+            ``symmetric`` for another kind.
     """
 
     def __init__(
@@ -83,22 +89,30 @@ class KTransform(nn.Module):
         others: Sequence[int] = (),
         norm: str = "backward",
         radices: Sequence[int] | None = None,
+        symmetric: bool = False,
         start: str = "exact",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if symmetric and kind != "rdft":
+            raise StructureError(
+                f'symmetric = true is for the Fourier transform of real input ("rdft"), not for "{kind}"'
+            )
+        self.symmetric = symmetric
         self.kind, self.n, self.dim, self.scale, self.others = kind, n, dim, scale, tuple(others)
         self.norm = norm
         half = n // 2 + 1
         self.in_features = half if kind == "irdft" else n
         self.out_features = half if kind == "rdft" else n
         self.column = None if column is None else tuple(torch.as_tensor(column, dtype=torch.float64).tolist())
-        self.radices = transform_radices(n) if radices is None else tuple(radices)
+        self.radices = transform_radices(n, symmetric) if radices is None else tuple(radices)
         self.site = ""
         self.replaced: tuple[tuple[str, nn.Module], ...] = ()
         order, exact = self._exact()
         self.register_buffer("order", None if order is None else order.to(device), persistent=False)
+        bins = symmetric_bins(n, self.radices[0]).to(device) if symmetric else None
+        self.register_buffer("bins", bins, persistent=False)
         self.factors = nn.ParameterList(
             nn.Parameter(torch.empty(factor.shape, device=device, dtype=dtype)) for factor in exact
         )
@@ -121,7 +135,8 @@ class KTransform(nn.Module):
         given = {name: facts[name] for name in names if name in facts}
         n = int(facts["n"])
         structure.patterns(n, n)
-        return cls(facts["transform"], n, dim, radices=structure.radices(n), **given, **options)
+        options = {"radices": structure.radices(n), "symmetric": structure.symmetric, **given, **options}
+        return cls(facts["transform"], n, dim, **options)
 
     @property
     def is_complex(self) -> bool:
@@ -143,7 +158,9 @@ class KTransform(nn.Module):
         else:
             order = digit_reversal(radices)
             factors = dft_factors(n, radices, inverse=kind in ("idft", "irdft"))
-        if kind == "rdft":
+        if self.symmetric:
+            factors = [symmetric_factor(factor, radices[0]) for factor in factors]
+        elif kind == "rdft":
             stride = n // radices[-1]
             factors[-1] = factors[-1][:, :, : -(-self.out_features // stride)]
         elif kind == "irdft":
@@ -168,13 +185,42 @@ class KTransform(nn.Module):
         The caller has put its entries in order: ``x.index_select(dim, self.order)``. They are first
         multiplied by ``window``, in the same order, where one is given.
         """
-        factors = self.real_factors(takes="real", gives="both")
-        if window is not None:
-            a, d, _, c = factors[0].shape
-            factors[0] = factors[0] * window.view(a, d, 1, c)
-        y = multiply(x, tuple(factors), dim, 1, self.n, Pattern.of(factors[-1].shape).out_features, False)
         dim = dim % x.dim()
-        return y.unflatten(dim, (2, y.shape[dim] // 2)).narrow(dim + 1, 0, self.out_features)
+        y = self.ordered(self.as_computed(x, dim, window), dim + 1)
+        if self.symmetric:
+            index = torch.arange(self.out_features, device=y.device)
+            mirrored = index % self.radices[0] > self.radices[0] // 2
+            signs = torch.stack([torch.ones_like(index), torch.where(mirrored, -1, 1)])
+            y = y * signs.to(y.dtype).view(2, -1, *[1] * (y.dim() - dim - 2))
+        return y
+
+    def as_computed(self, x: Tensor, dim: int, window: Tensor | None = None) -> Tensor:
+        """``parts`` in the order in which they are computed, with some that nobody asked for; where the
+        transform is symmetric the conjugates of some."""
+        factors = self._real_chain(x, "real", "both", window)
+        y = multiply(x, factors, dim, 1, self.n, Pattern.of(factors[-1].shape).out_features, False)
+        return y.unflatten(dim, (2, y.shape[dim] // 2))
+
+    def ordered(self, y: Tensor, dim: int) -> Tensor:
+        """The frequencies from zero up, of what is in the order in which it was computed."""
+        if self.symmetric:
+            return y.index_select(dim, self.bins)  # type: ignore[arg-type]
+        return y.narrow(dim, 0, self.out_features)
+
+    def _real_chain(
+        self, x: Tensor, takes: Literal["real", "both"], gives: Literal["real", "both"], window: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The chain in real arithmetic for ``x``, its inputs multiplied by ``window``."""
+        sources = [*self._held(), *([] if window is None else [window])]
+
+        def make() -> tuple[Tensor, ...]:
+            first, *rest = self.real_factors(takes=takes, gives=gives)
+            if window is not None:
+                a, d, _, c = first.shape
+                first = first * window.view(a, d, 1, c)
+            return first, *rest
+
+        return kept(self, (takes, gives), sources, make) if is_eager(x, sources) else make()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map dimension ``dim`` of ``x`` from ``in_features`` to ``out_features`` entries."""
@@ -209,7 +255,7 @@ class KTransform(nn.Module):
         else:
             x = x if x.is_complex() else torch.complex(x, torch.zeros_like(x))
             both = torch.view_as_real(x).movedim(-1, dim + 1).flatten(dim, dim + 1).to(dtype)
-            factors = tuple(self.real_factors(takes="both", gives=gives))
+            factors = self._real_chain(both, "both", gives, None)
             y = multiply(both, factors, dim, 1, 2 * self.n, Pattern.of(factors[-1].shape).out_features, False)
             if gives == "real":
                 return y
@@ -247,7 +293,7 @@ class KTransform(nn.Module):
         factors = self._held()
         if not is_eager(x, factors) or x.dtype not in (dtype, dtype.to_complex()):
             return False
-        started = _started(self.kind, self.n, self.scale, self.radices, dtype)
+        started = _started(self.kind, self.n, self.scale, self.radices, self.symmetric, dtype)
         return all(torch.equal(now, then) for now, then in zip(factors, started, strict=True))
 
     @torch.no_grad()
@@ -258,13 +304,14 @@ class KTransform(nn.Module):
 
     def extra_repr(self) -> str:
         radices = "·".join(str(factor.shape[2]) for factor in self.factors)
-        return f"{self.kind}, n={self.n}, dim={self.dim}, radices {radices}"
+        symmetric = ", symmetric" if self.symmetric else ""
+        return f"{self.kind}, n={self.n}, dim={self.dim}, radices {radices}{symmetric}"
 
 
 @lru_cache(maxsize=32)
 def _started(
-    kind: TransformKind, n: int, scale: float, radices: tuple[int, ...], dtype: torch.dtype
+    kind: TransformKind, n: int, scale: float, radices: tuple[int, ...], symmetric: bool, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     with torch.inference_mode(False), torch.device("cpu"):
-        made = KTransform(kind, n, scale=scale, radices=radices, dtype=dtype)
+        made = KTransform(kind, n, scale=scale, radices=radices, symmetric=symmetric, dtype=dtype)
     return tuple(factor.detach() for factor in made.factors)

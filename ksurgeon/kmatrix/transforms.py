@@ -20,6 +20,8 @@ __all__ = [
     "dft_factors",
     "digit_reversal",
     "hadamard_factors",
+    "symmetric_bins",
+    "symmetric_factor",
 ]
 
 Part = Literal["both", "real"]
@@ -79,6 +81,24 @@ def _roots(turns: Tensor, size: int, inverse: bool = False) -> Tensor:
         if quarter * size % 4 == 0:
             roots[quarter * size // 4] = torch.tensor(value)
     return roots[turns]
+
+
+def symmetric_factor(factor: Tensor, radix: int) -> Tensor:
+    """What of a factor of a DFT whose first radix is ``radix`` belongs to outputs 0 … radix // 2 of the first
+    stage: of real input the others are their conjugates, in reverse."""
+    half, stride = radix // 2 + 1, factor.shape[1]
+    if stride == 1:
+        return factor[:, :, :half]
+    return factor.unflatten(1, (stride // radix, radix))[:, :, :half].flatten(1, 2)
+
+
+def symmetric_bins(n: int, radix: int) -> Tensor:
+    """Where the frequencies 0 … n // 2 stand in what such factors give; those whose remainder by ``radix`` is
+    above half of it stand there as their conjugates."""
+    frequencies = torch.arange(n // 2 + 1)
+    mirrored = frequencies % radix > radix // 2
+    there = torch.where(mirrored, n - frequencies, frequencies)
+    return there % radix + (radix // 2 + 1) * (there // radix)
 
 
 def dct_factors(
@@ -160,7 +180,7 @@ def as_real(
         a, d, b, c = factor.shape[:4]
         re, im = (factor.real, factor.imag) if factor.is_complex() else factor.unbind(-1)
         # (part out, out, in, part in) where strides rise: the part stays next to the digit that comes next.
-        whole = torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)], 2)
+        whole = torch.stack([re, -im, im, re], -1).view(a, d, b, c, 2, 2).permute(0, 1, 4, 2, 3, 5)
         if position == 0 and takes == "real":
             whole = whole[..., :1]
         if position == len(factors) - 1 and gives == "real":

@@ -148,7 +148,7 @@ def _filterbank(
     assert isinstance(structure, Butterfly)
     options: dict[str, Any] = {"start": start}
     if "n" in site.facts:
-        options["radices"] = structure.radices(site.facts["n"])
+        options |= {"radices": structure.radices(site.facts["n"]), "symmetric": structure.symmetric}
     return replacement_of(model.get_submodule(site.path), **options), 0.0 if start == "exact" else None
 
 

@@ -153,6 +153,30 @@ def test_the_outermost_is_the_site():
     near(model(x), expected)
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_a_rule_may_ask_for_the_symmetry_of_real_input(power, tmp_path):
+    model, x = Around(Spectrogram(power=power)).eval(), torch.randn(3, 700)
+    fresh, expected = copy.deepcopy(model), model(x)
+    structure = {"structure": "butterfly", "symmetric": True}
+    part = {"find": "filterbank", "with": structure, "start": "exact"}
+    rule = ksurgeon.Rule.model_validate({"schema": 1, "name": "symmetric", "replace": [part]})
+    conversion = ksurgeon.convert(model, rule, x)
+    assert model.front.dft.symmetric
+    assert conversion.results[0].parameters_after == sum(p.numel() for p in model.front.parameters())
+    near(model(x), expected)
+    with torch.no_grad():
+        for factor in model.front.dft.factors:
+            factor.mul_(1 + 0.1 * torch.rand_like(factor))
+    trained = model(x)
+    assert (trained - expected).abs().max() > 0.01 * expected.abs().max()
+    with torch.no_grad():
+        near(model(x), trained)
+    trained.square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.front.parameters())
+    ksurgeon.save(model, tmp_path / "model")
+    near(ksurgeon.load(tmp_path / "model", model=fresh)(x), trained)
+
+
 def test_a_module_used_twice_is_replaced_once():
     class Twice(nn.Module):
         def __init__(self):

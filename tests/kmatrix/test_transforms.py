@@ -111,6 +111,66 @@ def test_modules(n, dim):
     close(KTransform("circulant", n, dim, column=[1.0] + [0.0] * (n - 1))(x), x, 3e-7)
 
 
+def moved(module):
+    """With factors as training leaves them."""
+    with torch.no_grad():
+        for factor in module.factors:
+            factor.add_(torch.randn_like(factor), alpha=0.1)
+    return module
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("dim", [1, -1])
+def test_the_symmetry_of_real_input(n, dim):
+    """Exact at first, with fewer parameters; trained, what its chain of factors gives by the definition."""
+    x = torch.randn(2, n, 3, dtype=torch.float64).movedim(1, dim if dim > 0 else 2)
+    whole = KTransform("rdft", n, dim, dtype=torch.float64)
+    for radices in radices_of(n) | {None}:
+        module = KTransform("rdft", n, dim, radices=radices, symmetric=True, dtype=torch.float64)
+        expected = torch.fft.rfft(x, dim=dim)
+        close(module(x), expected)  # torch.fft's in eager inference, the chain's below
+        close(module(x.clone().requires_grad_()).detach(), expected)
+        assert module.is_exact()
+    if len(transform_radices(n)) > 1:
+        assert sum(f.numel() for f in module.factors) < sum(f.numel() for f in whole.factors)
+    moved(module)
+    with torch.no_grad():
+        trained = module(x)
+    close(trained, module(x.clone().requires_grad_()).detach())
+    first, half = module.radices[0], module.radices[0] // 2 + 1
+    chain = [torch.view_as_complex(factor) for factor in module.factors]
+    y = apply_chain(x.movedim(dim, -1)[..., module.order].to(torch.complex128), chain)
+    y = y.unflatten(-1, (n // first, half))
+    k = torch.arange(n // 2 + 1)
+    other = k % first >= half
+    there = torch.where(other, n - k, k)
+    found = y[..., there // first, there % first]
+    close(trained.movedim(dim, -1), torch.where(other, found.conj(), found))
+
+
+def test_a_changed_factor_is_not_an_old_one():
+    """In eager inference the chain in real arithmetic is kept, until an entry changes, however it does."""
+    module, x, window = moved(KTransform("rdft", 24)), torch.randn(24, 5), torch.rand(24)
+
+    def again():
+        return module.parts(x.clone().requires_grad_(), 0, window).detach()
+
+    with torch.no_grad():
+        before = module.parts(x, 0, window)
+        assert near(before, again())
+        for factor in module.factors:
+            factor.data[..., 0, 1].neg_()
+            assert near(module.parts(x, 0, window), again())
+        window *= 2
+        assert near(module.parts(x, 0, window), again())
+        assert not near(module.parts(x, 0, window), before)
+        assert near(module.parts(x, 0), module.parts(x.clone().requires_grad_(), 0).detach())
+        z = torch.complex(x, x)
+        module = moved(KTransform("dft", 24, 0))
+        for given in (x, z, x, z):
+            assert near(module(given), module(given.clone().requires_grad_()).detach())
+
+
 def test_the_other_dimensions_are_left_open():
     x = torch.randn(2, 7, 12)
     module = KTransform("dft", 12, 2, others=(1,))
@@ -139,6 +199,7 @@ def test_learnable_and_like_any_module():
         (lambda: transform_radices(0), "at least 1"),
         (lambda: KTransform("circulant", 4), "first column"),
         (lambda: KTransform("dft", 4, start="exactly"), "exact, random or empty"),
+        (lambda: KTransform("dft", 4, symmetric=True), "of real input"),
     ],
 )
 def test_errors(call, message):

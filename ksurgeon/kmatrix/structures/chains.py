@@ -108,10 +108,14 @@ class Chain(Base):
 
 
 class Butterfly(Base):
-    """One butterfly matrix B, its entries in digit-reversed order before it: what a transform is exactly."""
+    """One butterfly matrix B, its entries in digit-reversed order before it: what a transform is exactly.
+
+    With ``symmetric`` it has the symmetry of an FFT of real input, and two thirds of the parameters.
+    """
 
     structure: Literal["butterfly"] = "butterfly"
     radix: RadixField = "auto"
+    symmetric: bool = False
 
     def radices(self, n: int) -> tuple[int, ...]:
         """Radices of a butterfly matrix of size n.
@@ -120,7 +124,7 @@ class Butterfly(Base):
             StructureError: the radices given do not multiply to n.
         """
         if self.radix == "auto":
-            return transform_radices(n)
+            return transform_radices(n, self.symmetric)
         if isinstance(self.radix, int):
             return (
                 layout(n, n, 1, self.radix).radices if max(prime_factors(n), default=1) <= self.radix else ()
@@ -138,7 +142,7 @@ class Butterfly(Base):
         return butterfly_patterns(radices)
 
     def __str__(self) -> str:
-        return f"butterfly, radix {show_radix(self.radix)}"
+        return f"butterfly, radix {show_radix(self.radix)}{', symmetric' if self.symmetric else ''}"
 
 
 class Dense(Base):
