@@ -66,6 +66,11 @@ def testing(places: dict[str, str]) -> list[tuple[Tensor, Tensor]]:
     return _pieces(corpus(places["speech"]).test)
 
 
+def unaligned(places: dict[str, str]) -> list[dict[str, Tensor]]:
+    """The pieces of ``training`` as inputs of ``connectionist``: waves, and the label of each frame."""
+    return [{"waves": wave, "frames": labels} for wave, labels in training(places)]
+
+
 def _pieces(utterances: list[Utterance]) -> list[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(utterances), generator=torch.Generator().manual_seed(0)).tolist()
     labels = torch.cat([utterances[i].labels for i in order])
@@ -99,8 +104,11 @@ class Recogniser(nn.Module):
         self.lstm = nn.LSTM(mels, width, layers, batch_first=True, bidirectional=True, dropout=0.2)
         self.output = nn.Linear(2 * width, labels)
 
-    def forward(self, waves: Tensor) -> Tensor:
-        """Logits ``(batch, frames, labels)`` of waves ``(batch, samples)``, or ``(batch, 1, samples)``."""
+    def forward(self, waves: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Logits ``(batch, frames, labels)`` of waves ``(batch, samples)``, or ``(batch, 1, samples)``.
+
+        ``frames``, the label of each frame, is for a loss that is given the inputs; it changes nothing here.
+        """
         features = self.norm(self.frontend(waves.flatten(1)).transpose(1, 2)).transpose(1, 2)
         logits: Tensor = self.output(self.lstm(features)[0])
         return logits
@@ -219,13 +227,34 @@ def _mel(hertz: float) -> float:
     return 2595 * math.log10(1 + hertz / 700)
 
 
+def connectionist(model: nn.Module, inputs: dict[str, Tensor], progress: float) -> Tensor:
+    """Connectionist temporal classification (Graves et al., 2006) of each example: only the order of its
+    labels is known, and the model's last label is the blank.
+
+    Args:
+        inputs: "waves" ``(batch, samples)`` and "frames" ``(batch, frames)``, the label of each frame.
+
+    Returns:
+        Losses ``(batch,)``, for each label of the example.
+    """
+    scores = model(inputs["waves"]).log_softmax(-1)
+    batch, frames, labels = scores.shape
+    orders = [torch.unique_consecutive(row) for row in inputs["frames"]]
+    lengths = torch.tensor([len(order) for order in orders])
+    losses = F.ctc_loss(
+        scores.transpose(0, 1), torch.cat(orders), torch.full((batch,), frames), lengths, labels - 1, "none"
+    )
+    return losses / lengths.to(losses)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, places: dict[str, str]) -> dict[str, float]:
     """Phone errors for each phone of the test's utterances: as they are, with white noise of 10 and 0 dB, and
     6 % slower and faster, as another sampling rate makes them.
 
     Phones are told by a hidden Markov model in which all labels follow one another alike, as often as in
-    training; silence is no phone.
+    training, or, where the model has a blank beside the labels, by its likeliest label of each frame. Silence
+    is no phone.
     """
     held = corpus(places["speech"])
     changes = sum(int((u.labels.diff() != 0).sum()) for u in held.train)
@@ -238,7 +267,9 @@ def evaluate(model: nn.Module, places: dict[str, str]) -> dict[str, float]:
         for utterance, how in product(held.test, ways):
             scores = model(_changed(utterance.wave, random, **how)[None])[0].log_softmax(-1)
             expected = _phones(utterance.labels.tolist(), silent)
-            wrong += _distance(_phones(_most_likely(scores, share), silent), expected)
+            blank = scores.shape[1] > len(held.names)
+            labels = scores.argmax(1).tolist() if blank else _most_likely(scores, share)
+            wrong += _distance(_phones(labels, silent | {len(held.names)}), expected)
             phones += len(expected)
         found[f"phone_errors{condition}"] = wrong / phones
     return found

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise, product
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -175,6 +176,32 @@ def test_the_most_likely_labels():
     best = max(product(range(3), repeat=6), key=likelihood)
     assert SPEECH["_most_likely"](scores, share) == list(best)
     assert SPEECH["_most_likely"](scores, 1e-9) == [int(scores.sum(0).argmax())] * 6
+
+
+def test_the_loss_of_unaligned_phones():
+    """Against the likelihood of all sequences that tell the same phones, blanks among them."""
+    logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2))
+    frames = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    losses = function("speech.py:connectionist")(lambda waves: logits, {"waves": None, "frames": frames}, 0.5)
+    for scores, phones, loss in zip(logits.log_softmax(-1), ([0, 1], [1]), losses, strict=True):
+        told = [p for p in product(range(3), repeat=5) if SPEECH["_phones"](list(p), {2}) == phones]
+        likelihoods = torch.stack([scores[range(5), list(path)].sum() for path in told])
+        assert float(loss) == pytest.approx(-float(likelihoods.logsumexp(0)) / len(phones), rel=1e-5)
+
+
+def test_a_blank_is_no_phone(places):
+    """A recogniser with a blank beside the labels is told by its likeliest label of each frame."""
+    corpus = SPEECH["corpus"](places["speech"])
+    told = {len(u.wave): u.labels for u in corpus.test}
+
+    def model(waves):
+        scores = torch.nn.functional.one_hot(told[waves.shape[1]], 4).float()[None]
+        between = scores[0].argmax(1).diff(prepend=scores[0].argmax(1)[:1]) != 0
+        scores[0, between] = torch.tensor([0.0, 0.0, 0.0, 1.0])  # the first frame of each is blank
+        return 10 * scores
+
+    with patch.dict(SPEECH, {"_CONDITIONS": {"": [{}]}}):
+        assert SPEECH["evaluate"](model, places) == {"phone_errors": 0.0}
 
 
 def test_how_many_phones_are_wrong():
