@@ -192,10 +192,10 @@ def test_the_loss_of_unaligned_phones():
 def test_a_blank_is_no_phone(places):
     """A recogniser with a blank beside the labels is told by its likeliest label of each frame."""
     corpus = SPEECH["corpus"](places["speech"])
-    told = {len(u.wave): u.labels for u in corpus.test}
+    told = {float(u.wave.sum()): u.labels for u in corpus.test}
 
     def model(waves):
-        scores = torch.nn.functional.one_hot(told[waves.shape[1]], 4).float()[None]
+        scores = torch.nn.functional.one_hot(told[float(waves[0].sum())], 4).float()[None]
         between = scores[0].argmax(1).diff(prepend=scores[0].argmax(1)[:1]) != 0
         scores[0, between] = torch.tensor([0.0, 0.0, 0.0, 1.0])  # the first frame of each is blank
         return 10 * scores
