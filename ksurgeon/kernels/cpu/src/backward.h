@@ -27,12 +27,16 @@ void gather(const BackwardCall<T>& call, const void* from, int64_t features, int
   for (int64_t r = 0, part; r < count; r += part) {
     const int64_t image = (at + r) / call.columns, column = (at + r) % call.columns;
     part = smaller(count - r, call.columns - column);
+    if (!converted) {
+      const T* source = (const T*)from + image * features * call.columns + column;
+      turn(source, call.columns, to + r * call.row, call.row, features, part);
+      continue;
+    }
     for (int64_t k = 0; k < features; ++k) {
       const int64_t start = (image * features + k) * call.columns + column;
-      const T* source = converted ? line : (const T*)from + start;
-      if (converted) Storage<T>::load(call.kind, from, start, line, part, TILE_ROWS);
+      Storage<T>::load(call.kind, from, start, line, part, TILE_ROWS);
       for (int64_t p = 0; p < planes; ++p)
-        for (int64_t c = 0; c < part; ++c) to[(r + c) * call.row + p * call.plane + k] = source[p * TILE_ROWS + c];
+        for (int64_t c = 0; c < part; ++c) to[(r + c) * call.row + p * call.plane + k] = line[p * TILE_ROWS + c];
     }
   }
 }
@@ -49,12 +53,16 @@ void scatter(const BackwardCall<T>& call, const T* from, int64_t features, int64
   for (int64_t r = 0, part; r < count; r += part) {
     const int64_t image = (at + r) / call.columns, column = (at + r) % call.columns;
     part = smaller(count - r, call.columns - column);
+    if (!converted) {
+      T* target = (T*)to + image * features * call.columns + column;
+      turn(from + r * call.row, call.row, target, call.columns, part, features);
+      continue;
+    }
     for (int64_t k = 0; k < features; ++k) {
       const int64_t start = (image * features + k) * call.columns + column;
-      T* target = converted ? line : (T*)to + start;
       for (int64_t p = 0; p < planes; ++p)
-        for (int64_t c = 0; c < part; ++c) target[p * TILE_ROWS + c] = from[(r + c) * call.row + p * call.plane + k];
-      if (converted) Storage<T>::store(call.kind, line, to, start, part, TILE_ROWS);
+        for (int64_t c = 0; c < part; ++c) line[p * TILE_ROWS + c] = from[(r + c) * call.row + p * call.plane + k];
+      Storage<T>::store(call.kind, line, to, start, part, TILE_ROWS);
     }
   }
 }

@@ -8,6 +8,7 @@
 #include "columns.h"
 #include "run_columns.h"
 #include "gradient.h"
+#include "turn.h"
 #include "backward.h"
 #include "measure.h"
 #include "run_quads.h"

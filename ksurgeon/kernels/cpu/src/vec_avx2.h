@@ -5,6 +5,7 @@ template <> struct Vec<float> {
   using Reg = __m256;
   using Inputs = Reg;
   using Sum = float;
+  static constexpr bool MERGES = false;
   static constexpr int N = 8;
   static Reg zero() { return _mm256_setzero_ps(); }
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
@@ -39,6 +40,7 @@ template <> struct Vec<double> {
   using Reg = __m256d;
   using Inputs = Reg;
   using Sum = double;
+  static constexpr bool MERGES = false;
   static constexpr int N = 4;
   static Reg zero() { return _mm256_setzero_pd(); }
   static Reg load(const double* p) { return _mm256_loadu_pd(p); }

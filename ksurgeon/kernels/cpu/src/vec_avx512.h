@@ -30,6 +30,8 @@ template <> struct Vec<float> {
   }
   static Index next(Index i, Index step) { return _mm512_add_epi32(i, step); }
   static Reg permute(Reg v, Index i) { return _mm512_permutexvar_ps(i, v); }
+  static constexpr bool MERGES = true;
+  static Reg merge(Reg a, Reg b, Index i) { return _mm512_permutex2var_ps(a, i, b); }  // lanes of b from N on
 };
 
 template <> struct Vec<double> {
@@ -57,6 +59,8 @@ template <> struct Vec<double> {
   }
   static Index next(Index i, Index step) { return _mm512_add_epi64(i, step); }
   static Reg permute(Reg v, Index i) { return _mm512_permutexvar_pd(i, v); }
+  static constexpr bool MERGES = true;
+  static Reg merge(Reg a, Reg b, Index i) { return _mm512_permutex2var_pd(a, i, b); }
 };
 
 // Lanes of four bytes: inputs without a sign, weights with one, sums of 32 bits, which are exact.

@@ -3,6 +3,7 @@ template <class T> struct Vec {
   typedef T Reg __attribute__((vector_size(16)));
   using Inputs = Reg;
   using Sum = T;
+  static constexpr bool MERGES = false;
   static constexpr int N = 16 / sizeof(T);
   static Reg zero() { return Reg{}; }
   static Reg load(const T* p) {
