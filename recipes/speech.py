@@ -94,15 +94,19 @@ class Recogniser(nn.Module):
 
     Args:
         frontend: from waves ``(batch, samples)`` to features ``(batch, frames, mels)``.
+        blank: whether there is one more output, for no label.
     """
 
-    def __init__(self, frontend: nn.Module, labels: int, mels: int, width: int, layers: int) -> None:
+    def __init__(
+        self, frontend: nn.Module, labels: int, mels: int, width: int, layers: int, blank: bool
+    ) -> None:
         super().__init__()
+        self.blank = labels if blank else None
         self.frontend = frontend
         # Each feature has mean 0 and spread 1 over an utterance.
         self.norm = nn.InstanceNorm1d(mels, affine=True)
         self.lstm = nn.LSTM(mels, width, layers, batch_first=True, bidirectional=True, dropout=0.2)
-        self.output = nn.Linear(2 * width, labels)
+        self.output = nn.Linear(2 * width, labels + blank)
 
     def forward(self, waves: Tensor, frames: Tensor | None = None) -> Tensor:
         """Logits ``(batch, frames, labels)`` of waves ``(batch, samples)``, or ``(batch, 1, samples)``.
@@ -115,7 +119,12 @@ class Recogniser(nn.Module):
 
 
 def recogniser(
-    frontend: str = "features", labels: int = 39, mels: int = 40, width: int = 96, layers: int = 2
+    frontend: str = "features",
+    labels: int = 39,
+    mels: int = 40,
+    width: int = 96,
+    layers: int = 2,
+    blank: bool = False,
 ) -> nn.Module:
     """A recogniser of phones.
 
@@ -124,6 +133,8 @@ def recogniser(
             a matrix of filters; "random", the same from random numbers; "dense", with a dense matrix that
             starts as the DFT; "convolution", free filters of the waveform, or "sinc", band-pass filters
             whose edges are learned (SincNet), and the logarithm of their energies.
+        labels: at least as many as the data have.
+        blank: whether it tells a blank beside them, as ``connectionist`` needs it.
 
     Raises:
         ValueError: another front end.
@@ -137,7 +148,7 @@ def recogniser(
     }
     if frontend not in made:
         raise ValueError(f'the front end is {", ".join(made)}, got "{frontend}"')
-    return Recogniser(made[frontend](mels), labels, mels, width, layers)
+    return Recogniser(made[frontend](mels), labels, mels, width, layers, blank)
 
 
 def _features(mels: int, **options: Any) -> KFrontend:
@@ -227,9 +238,9 @@ def _mel(hertz: float) -> float:
     return 2595 * math.log10(1 + hertz / 700)
 
 
-def connectionist(model: nn.Module, inputs: dict[str, Tensor], progress: float) -> Tensor:
+def connectionist(model: Recogniser, inputs: dict[str, Tensor], progress: float) -> Tensor:
     """Connectionist temporal classification (Graves et al., 2006) of each example: only the order of its
-    labels is known, and the model's last label is the blank.
+    labels is known, and the model has a blank.
 
     Args:
         inputs: "waves" ``(batch, samples)`` and "frames" ``(batch, frames)``, the label of each frame.
@@ -238,17 +249,17 @@ def connectionist(model: nn.Module, inputs: dict[str, Tensor], progress: float) 
         Losses ``(batch,)``, for each label of the example.
     """
     scores = model(inputs["waves"]).log_softmax(-1)
-    batch, frames, labels = scores.shape
+    batch, frames, _ = scores.shape
     orders = [torch.unique_consecutive(row) for row in inputs["frames"]]
     lengths = torch.tensor([len(order) for order in orders])
     losses = F.ctc_loss(
-        scores.transpose(0, 1), torch.cat(orders), torch.full((batch,), frames), lengths, labels - 1, "none"
+        scores.transpose(0, 1), torch.cat(orders), torch.full((batch,), frames), lengths, model.blank, "none"
     )
     return losses / lengths.to(losses)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, places: dict[str, str]) -> dict[str, float]:
+def evaluate(model: Recogniser, places: dict[str, str]) -> dict[str, float]:
     """Phone errors for each phone of the test's utterances: as they are, with white noise of 10 and 0 dB, and
     6 % slower and faster, as another sampling rate makes them.
 
@@ -259,17 +270,16 @@ def evaluate(model: nn.Module, places: dict[str, str]) -> dict[str, float]:
     held = corpus(places["speech"])
     changes = sum(int((u.labels.diff() != 0).sum()) for u in held.train)
     share = changes / sum(len(u.labels) for u in held.train)
-    silent = {number for number, name in enumerate(held.names) if name in _SILENCES}
-    random = torch.Generator().manual_seed(0)
+    silent: set[int | None] = {number for number, name in enumerate(held.names) if name in _SILENCES}
+    random, blank = torch.Generator().manual_seed(0), model.blank
     found: dict[str, float] = {}
     for condition, ways in _CONDITIONS.items():
         wrong = phones = 0
         for utterance, how in product(held.test, ways):
             scores = model(_changed(utterance.wave, random, **how)[None])[0].log_softmax(-1)
             expected = _phones(utterance.labels.tolist(), silent)
-            blank = scores.shape[1] > len(held.names)
-            labels = scores.argmax(1).tolist() if blank else _most_likely(scores, share)
-            wrong += _distance(_phones(labels, silent | {len(held.names)}), expected)
+            labels = _most_likely(scores, share) if blank is None else scores.argmax(1).tolist()
+            wrong += _distance(_phones(labels, silent | {blank}), expected)
             phones += len(expected)
         found[f"phone_errors{condition}"] = wrong / phones
     return found
@@ -308,7 +318,7 @@ def _most_likely(scores: Tensor, share: float) -> list[int]:
     return path[::-1]
 
 
-def _phones(labels: list[int], silent: set[int]) -> list[int]:
+def _phones(labels: list[int], silent: set[int | None]) -> list[int]:
     return [label for label, _ in groupby(labels) if label not in silent]
 
 

@@ -30,7 +30,7 @@ class KFrontend(nn.Module):
         filters: structure of the matrix of filters; left out, one dense factor that holds them exactly,
             otherwise a K-matrix fitted to them.
         radices: of the DFT; the cheapest if left out.
-        symmetric: whether the DFT keeps the symmetry of an FFT of real input, with two thirds of the
+        symmetric: whether the DFT keeps the symmetry of an FFT of real input, with about 0.7 of the
             parameters and multiplications.
         start: how the DFT starts: "exact", "random" or "empty".
         device, dtype: of the parameters; double precision where the pipeline asks for it.
@@ -152,7 +152,7 @@ class KFrontend(nn.Module):
             )
         frames = x.unfold(1, size, p.hop)[:, :count]
         whole = p.power is None or x.is_cuda
-        at_once = max(_COLUMNS // x.shape[0], 1)
+        at_once = max(_COLUMNS // max(x.shape[0], 1), 1)
         if whole or torch.is_grad_enabled() or torch.compiler.is_compiling() or count <= at_once:
             return self._of_frames(frames)
         # What is in the cache need not be fetched again.

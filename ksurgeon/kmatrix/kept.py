@@ -7,7 +7,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-__all__ = ["kept"]
+__all__ = ["forget", "kept"]
+
+_LARGEST = 512 * 1024  # bytes of the sources; what is larger is computed in every call
 
 
 class _Kept(NamedTuple):
@@ -21,19 +23,30 @@ _KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 
 def kept(
-    module: nn.Module, form: Hashable, sources: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]
+    module: nn.Module,
+    form: Hashable,
+    sources: Sequence[Tensor],
+    make: Callable[[Sequence[Tensor]], Sequence[Tensor]],
 ) -> tuple[Tensor, ...]:
-    """What ``make`` returned for the same module, form and entries of ``sources``; called anew otherwise.
+    """``make(sources)``, or what it returned for the same module, form and entries of ``sources``.
 
     The same tensors are returned again, so that the kernels need not pack them again. One result is kept for
-    a module, and all entries are compared in every call: it is for few and small tensors, in eager inference.
+    a module, and all entries are compared in every call.
     """
+    if sum(source.nbytes for source in sources) > _LARGEST:
+        return tuple(make(sources))
     last = _KEPT.get(module)
     if last is None or last.form != form or not _are_equal(sources, last.sources):
         with torch.inference_mode(False), torch.no_grad():
-            last = _Kept(form, tuple(source.clone() for source in sources), tuple(make()))
-        _KEPT[module] = last
+            # Another thread may write to the sources meanwhile, but not to these.
+            own = tuple(source.clone() for source in sources)
+            last = _KEPT[module] = _Kept(form, own, tuple(make(own)))
     return last.result
+
+
+def forget(module: nn.Module) -> None:
+    """Keep nothing for the module."""
+    _KEPT.pop(module, None)
 
 
 def _are_equal(now: Sequence[Tensor], then: Sequence[Tensor]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ksurgeon.errors import StructureError
 from ksurgeon.kernels.eager import is_eager
 from ksurgeon.kmatrix.held import factors_of
-from ksurgeon.kmatrix.kept import kept
+from ksurgeon.kmatrix.kept import forget, kept
 from ksurgeon.kmatrix.matrix import multiply
 from ksurgeon.kmatrix.offload import fetched
 from ksurgeon.kmatrix.patterns import Pattern
@@ -69,7 +69,8 @@ class KTransform(nn.Module):
             with ``norm``: those whose size a model leaves open.
         radices: of the factors; the cheapest if left out.
         symmetric: of "rdft": the factors hold one of each pair of conjugate columns, as an FFT of real
-            input does, which is about two thirds of the parameters and multiplications.
+            input does: about 0.7 of the parameters and multiplications with several radices, the first of
+            them large, and no fewer with one.
         start: "exact", "random" (keeps the variance) or "empty".
         device, dtype: of the parameters, real.
 
@@ -211,16 +212,21 @@ class KTransform(nn.Module):
         self, x: Tensor, takes: Literal["real", "both"], gives: Literal["real", "both"], window: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The chain in real arithmetic for ``x``, its inputs multiplied by ``window``."""
-        sources = [*self._held(), *([] if window is None else [window])]
+        factors = list(self._held())
 
-        def make() -> tuple[Tensor, ...]:
-            first, *rest = self.real_factors(takes=takes, gives=gives)
-            if window is not None:
+        def make(sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            first, *rest = as_real(sources[: len(factors)], takes=takes, gives=gives)
+            for along in sources[len(factors) :]:
                 a, d, _, c = first.shape
-                first = first * window.view(a, d, 1, c)
+                first = first * along.view(a, d, 1, c)
             return first, *rest
 
-        return kept(self, (takes, gives), sources, make) if is_eager(x, sources) else make()
+        sources = [*factors, *([] if window is None else [window])]
+        if is_eager(x, sources):
+            return kept(self, (takes, gives), sources, make)
+        if not torch.compiler.is_compiling():
+            forget(self)
+        return make(sources)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map dimension ``dim`` of ``x`` from ``in_features`` to ``out_features`` entries."""
@@ -236,8 +242,12 @@ class KTransform(nn.Module):
                 f"expected {self.in_features} entries along dimension {self.dim}, got a tensor of shape "
                 f"{tuple(x.shape)}; this transform is learnable, and so of a fixed size"
             )
+        if self.kind == "rdft" and x.is_complex():
+            raise ValueError(
+                f'a transform "rdft" takes real tensors, got {x.dtype}; "dft" takes complex ones'
+            )
         dtype = self.factors[0].dtype
-        if self.kind in _PLAIN and self.is_untouched(x) and not (self.kind == "rdft" and x.is_complex()):
+        if self.kind in _PLAIN and self.is_untouched(x):
             options = {"n": self.n} if self.kind == "irdft" else {}
             y = _PLAIN[self.kind](x, dim=dim, **options)
             return self._along_others(y if self.scale == 1 else y * self.scale)
@@ -288,8 +298,8 @@ class KTransform(nn.Module):
     def is_untouched(self, x: Tensor) -> bool:
         """Whether ``torch.fft`` gives the same for ``x``: eager inference with factors nobody has trained."""
         dtype = self.factors[0].dtype
-        if self.kind not in _PLAIN or dtype not in (torch.float32, torch.float64):
-            return False
+        if self.kind not in _PLAIN or dtype not in (torch.float32, torch.float64) or not x.numel():
+            return False  # torch.fft may not take a batch of none
         factors = self._held()
         if not is_eager(x, factors) or x.dtype not in (dtype, dtype.to_complex()):
             return False

@@ -7,6 +7,7 @@ from torch import nn
 import ksurgeon
 from ksurgeon.errors import SurgeryError
 from ksurgeon.frontend import KFilters, KFrontend
+from ksurgeon.frontend.pipeline import Pipeline
 
 CASES = {
     "torchaudio.transforms": {
@@ -249,6 +250,16 @@ def test_double_precision_stays():
     expected = model(x)
     ksurgeon.replace_modules(model, "filterbank", x)
     assert (model(x) - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, None])
+def test_no_waveforms(power):
+    made = KFrontend(Pipeline(n_fft=32, hop=8, window=torch.hann_window(32), pad=(16, 16), power=power))
+    with torch.no_grad():
+        assert made(torch.randn(0, 100)).shape == (0, 13, 17)
+    found = made(torch.randn(0, 100))
+    assert found.shape == (0, 13, 17)
+    found.abs().sum().backward()
 
 
 def test_long_batches_are_worked_on_in_pieces():

@@ -171,6 +171,31 @@ def test_a_changed_factor_is_not_an_old_one():
             assert near(module(given), module(given.clone().requires_grad_()).detach())
 
 
+def test_what_is_kept_is_of_the_factors_it_is_kept_for(monkeypatch):
+    """Though another thread writes to them while the chain is made."""
+    module, x = moved(KTransform("rdft", 24)), torch.randn(3, 24)
+    later = []
+
+    def slow(factors, **options):
+        if not later:
+            later.append(module.factors[0].data.mul_(2))
+        return as_real(factors, **options)
+
+    monkeypatch.setattr("ksurgeon.kmatrix.transform.as_real", slow)
+    with torch.no_grad():
+        module(x)
+        module.factors[0].data.div_(2)
+        found = module(x)
+    assert near(found, module(x.clone().requires_grad_()).detach())
+
+
+def test_complex_input_of_a_real_transform_is_refused():
+    z = torch.randn(2, 24, dtype=torch.complex64)
+    for module in (KTransform("rdft", 24), moved(KTransform("rdft", 24, symmetric=True))):
+        with pytest.raises(ValueError, match=r"takes real tensors.*complex64"):
+            module(z)
+
+
 def test_the_other_dimensions_are_left_open():
     x = torch.randn(2, 7, 12)
     module = KTransform("dft", 12, 2, others=(1,))

@@ -178,30 +178,56 @@ def test_the_most_likely_labels():
     assert SPEECH["_most_likely"](scores, 1e-9) == [int(scores.sum(0).argmax())] * 6
 
 
+class Told(torch.nn.Module):
+    """Logits of waves as a function gives them."""
+
+    def __init__(self, logits, blank=None):
+        super().__init__()
+        self.logits, self.blank = logits, blank
+
+    def forward(self, waves):
+        return self.logits(waves)
+
+
 def test_the_loss_of_unaligned_phones():
     """Against the likelihood of all sequences that tell the same phones, blanks among them."""
     logits = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2))
     frames = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    losses = function("speech.py:connectionist")(lambda waves: logits, {"waves": None, "frames": frames}, 0.5)
+    model = Told(lambda waves: logits, 2)
+    losses = function("speech.py:connectionist")(model, {"waves": None, "frames": frames}, 0.5)
     for scores, phones, loss in zip(logits.log_softmax(-1), ([0, 1], [1]), losses, strict=True):
         told = [p for p in product(range(3), repeat=5) if SPEECH["_phones"](list(p), {2}) == phones]
         likelihoods = torch.stack([scores[range(5), list(path)].sum() for path in told])
         assert float(loss) == pytest.approx(-float(likelihoods.logsumexp(0)) / len(phones), rel=1e-5)
 
 
-def test_a_blank_is_no_phone(places):
-    """A recogniser with a blank beside the labels is told by its likeliest label of each frame."""
+@pytest.mark.parametrize("outputs", [3, 9])
+def test_a_blank_is_no_phone(outputs, places):
+    """Also where the recogniser has more labels than the data."""
     corpus = SPEECH["corpus"](places["speech"])
-    told = {float(u.wave.sum()): u.labels for u in corpus.test}
+    labels = {float(u.wave.sum()): u.labels for u in corpus.test}
 
-    def model(waves):
-        scores = torch.nn.functional.one_hot(told[float(waves[0].sum())], 4).float()[None]
-        between = scores[0].argmax(1).diff(prepend=scores[0].argmax(1)[:1]) != 0
-        scores[0, between] = torch.tensor([0.0, 0.0, 0.0, 1.0])  # the first frame of each is blank
-        return 10 * scores
+    def logits(waves):
+        told = labels[float(waves[0].sum())].clone()
+        told[told.diff(prepend=told[:1]) != 0] = outputs  # the first frame of each phone
+        return 10 * torch.nn.functional.one_hot(told, outputs + 1).float()[None]
 
     with patch.dict(SPEECH, {"_CONDITIONS": {"": [{}]}}):
-        assert SPEECH["evaluate"](model, places) == {"phone_errors": 0.0}
+        assert SPEECH["evaluate"](Told(logits, outputs), places) == {"phone_errors": 0.0}
+
+
+def test_more_labels_than_the_data_have_are_no_blank(places):
+    """Phones are those of the likeliest sequence, not of each frame."""
+    corpus = SPEECH["corpus"](places["speech"])
+    labels = {float(u.wave.sum()): u.labels for u in corpus.test}
+
+    def logits(waves):
+        told = labels[float(waves[0].sum())].clone()
+        told[5::7] = 4  # a frame of something else now and then
+        return torch.nn.functional.one_hot(told, 5).float()[None]
+
+    with patch.dict(SPEECH, {"_CONDITIONS": {"": [{}]}}):
+        assert SPEECH["evaluate"](Told(logits), places) == {"phone_errors": 0.0}
 
 
 def test_how_many_phones_are_wrong():

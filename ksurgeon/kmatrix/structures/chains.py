@@ -110,7 +110,8 @@ class Chain(Base):
 class Butterfly(Base):
     """One butterfly matrix B, its entries in digit-reversed order before it: what a transform is exactly.
 
-    With ``symmetric`` it has the symmetry of an FFT of real input, and two thirds of the parameters.
+    With ``symmetric`` it has the symmetry of an FFT of real input, which saves most where the first radix is
+    large; the automatic ones then descend.
     """
 
     structure: Literal["butterfly"] = "butterfly"
