@@ -67,6 +67,7 @@ def functions_of(recipe: Recipe) -> list[str]:
     """Every function that the recipe names, once."""
     stages = (*recipe.train, *((recipe.calibrate,) if recipe.calibrate else ()))
     named = [recipe.prepare, recipe.evaluate, *(stage.transform for stage in stages)]
+    named += [recipe.quick.evaluate] if recipe.quick is not None else []
     models = (recipe.model, *(variant.model for variant in recipe.variants))
     places = [model.name for model in models if model is not None] + [stage.data for stage in stages]
     places += [stage.test for stage in recipe.train if stage.test is not None]

@@ -54,7 +54,10 @@ def opened(
         name,
         weights=filled(weights, places),
         seed=recipe.seed,
-        options={**model.options, **leave},
+        options={
+            **{n: filled(v, places) if isinstance(v, str) else v for n, v in model.options.items()},
+            **leave,
+        },
         input_size=model.input_size,
     )
     return replace(loaded, model=loaded.model.to(device))
