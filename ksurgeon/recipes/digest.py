@@ -30,7 +30,7 @@ def digest_of(recipe: Recipe, variant: Variant, options: dict[str, Any]) -> str:
     defaults = FROM_SCRATCH if recipe.is_from_scratch else {}
     parts = {**recipe.model_dump(mode="json", exclude=free), "train": stages, "defaults": defaults}
     own = variant.model_dump(mode="json", exclude={"baseline", *_unset(variant)})
-    told = [parts, own, options]
+    told: list[Any] = [parts, own, options]
     before = recipe.before(variant)
     if before is not None:
         told.append(digest_of(recipe, before, options))
