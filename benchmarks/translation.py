@@ -12,7 +12,6 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,11 +84,11 @@ def _inputs(batch: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def built(name: str, kind: str, **changes: int) -> nn.Module:
+def built(name: str, kind: str, **changes: int) -> Any:
     """The recipe's Transformer of a size of ``MODELS``; "converted" by the rule "decoder", without a fit."""
     torch.manual_seed(0)
     marian = find_function("translation.py:marian", RecipeError, recipe_named("translation").folder)
-    model: nn.Module = marian(_folder(), **(MODELS[name] | changes)).eval()
+    model = marian(_folder(), **(MODELS[name] | changes)).eval()
     if kind == "converted":
         rule = load_rule("decoder").model_dump()
         rule["replace"] = [{**part, "start": "orthogonal"} for part in rule["replace"]]
@@ -110,10 +109,12 @@ def opened(name: str) -> Maker:
     model = built(model_name, kind, **changes)
     if runtime == "CTranslate2":
         return in_ctranslate2(model, _inputs, precision, _TOKENS)
-    if runtime == "ONNX":
-        return _in_onnx(model, precision, kernels=kind == "converted")
-    if precision == "int8":
+    kernels = kind == "converted"
+    if precision == "int8" and (runtime != "ONNX" or kernels):
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())  # else it is left, as tied
         quantize(model)
+    if runtime == "ONNX":
+        return _in_onnx(model, "float32" if kernels else precision, kernels)
     if runtime == "torch-int8":
         model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -125,7 +126,7 @@ def opened(name: str) -> Maker:
         given = _inputs(batch)
         if runtime == "generate":
             asked = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False, "num_beams": 1}
-            return lambda: model.generate(**given, **asked)  # type: ignore[operator]
+            return lambda: model.generate(**given, **asked)
         source, step = Source(model), Step(model)
         if runtime == "compiled":
             torch.compiler.reset()  # each case has code for its own sizes
@@ -137,8 +138,8 @@ def opened(name: str) -> Maker:
 
 def _in_onnx(model: Any, precision: str, kernels: bool) -> Maker:
     def make(batch: int, threads: int) -> Callable[[], object]:
-        given, own = _inputs(batch), deepcopy(model)  # int8 changes the layers
-        config, source, step = own.config, Source(own), Step(own)
+        given, config = _inputs(batch), model.config
+        source, step = Source(model), Step(model)
         with torch.inference_mode():
             keys, values = (part.clone() for part in source(*given.values()))
         layers, _, heads, _, width = keys.shape

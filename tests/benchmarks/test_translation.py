@@ -108,6 +108,8 @@ def test_ctranslate2_gives_the_same(tiny):
         "converted, generate bfloat16",
         "converted, step int8",
         "converted, prepacked bfloat16",
+        "converted, ONNX int8",
+        "dense, ONNX int8",
         "dense, step float32",
         "dense, shallower float32",
         "dense, narrower float32",
