@@ -13,7 +13,7 @@ from ksurgeon.calibrate.preprocess import IGNORED
 from ksurgeon.errors import RecipeError
 from ksurgeon.models.functions import find_function
 
-__all__ = ["dynamic_conv", "evaluate", "evaluate_some", "marian", "smoothed", "translated"]
+__all__ = ["dynamic_conv", "evaluate", "evaluate_some", "marian", "sequences", "smoothed", "translated"]
 
 _SMOOTHING = 0.1
 _BATCH = 64
@@ -125,6 +125,16 @@ def _evaluated(model: nn.Module, pairs: list[tuple[str, str]]) -> dict[str, floa
             found[f"{name}{ending}"] = metric.corpus_score(ours, [english]).score
             found[f"{name}_signature"] = str(metric.get_signature())
     return found
+
+
+def sequences(places: dict[str, str], teacher: nn.Module) -> list[dict[str, str]]:
+    """The training's German sentences with the teacher's own translations (Kim and Rush, 2016), greedy.
+
+    Those of which it gives nothing are left out.
+    """
+    german = [source for source, _ in _pairs(places["train"])]
+    ours = translated(teacher.eval(), german)
+    return [{"source": s, "target": t} for s, t in zip(german, ours, strict=True) if t]
 
 
 @torch.no_grad()

@@ -138,7 +138,8 @@ def _train(
         TrainingError: all failed.
     """
     settings = settings_of(job.recipe, job.variant, stage, job.options)
-    data = stage_data(job.recipe, stage, student, job.places, settings)
+    taught = teacher if stage.kind == "distill" else None
+    data = stage_data(job.recipe, stage, student, job.places, settings, taught)
     loss = find_function(stage.loss, RecipeError, job.recipe.folder) if stage.loss else None
     several = stage.trials > 1
     trials: list[Trained | None] = []

@@ -160,7 +160,8 @@ class TrainStage(BaseModel):
 
     Attributes:
         kind: "distill", "finetune" without a teacher, or "train" from scratch.
-        data: as every command takes it, or a function, which may take the places.
+        data: as every command takes it, or a function, which may take the places, and of a distillation the
+            teacher, too.
         transform: function that turns one example's value into what the model takes, in place of the
             preprocessing that belongs to the model.
         test: data that are held out and all evaluated; a share of ``data``, if left out.

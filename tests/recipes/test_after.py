@@ -136,6 +136,28 @@ def test_a_variant_begins_with_what_another_has_learned(folder, monkeypatch):
     assert not (folder / "other").exists(), "nothing comes after it"
 
 
+def test_data_that_the_teacher_makes(run, folder):
+    """They are made when it has learned, and the check before does not make them."""
+    (folder / "nets.py").write_text(
+        NETS
+        + """
+
+def labelled_by(places, teacher):
+    assert places["kind"] == "plain"
+    torch.save(teacher.state_dict(), "teacher.pt")
+    values = [value for value, _ in labelled()]
+    return [(value, int(teacher(value[None]).argmax())) for value in values]
+"""
+    )
+    distilled = 'only = ["distilled"]\ndata = "nets.py:labelled'
+    (folder / "tiny.toml").write_text(RECIPE.replace(f'{distilled}"', f'{distilled}_by"'))
+    done = run("run", "tiny.toml", LEAVE, "--yes", "--device", "cpu", "--jobs", 1, "--seeds", 1)
+    assert done.status == 0, done.err
+    asked = torch.load(folder / "teacher.pt")
+    trained = load_file(folder / "runs" / "tiny" / "dense" / "seed-0" / "model.safetensors")
+    assert all(torch.equal(asked[name], trained[name]) for name in trained)
+
+
 def test_a_model_that_is_not_there(folder):
     each = jobs(folder, loaded(folder))
     with pytest.raises(Exception, match=r"dense/seed-0/model\.safetensors: no such file"):

@@ -206,6 +206,16 @@ def test_measures(places):
     assert told["bleu"] < 90 and told["token_accuracy"] < 1
 
 
+def test_sequences_are_the_teachers(places):
+    """In the order of the sentences, and without those of which nothing came."""
+    model = Knows(places)
+    german = [source for source, _ in TRANSLATION["_pairs"](places["train"])]
+    found = function("translation.py:sequences")(places, model)
+    assert found == [{"source": s, "target": " ".join(WORDS[word] for word in s.split())} for s in german]
+    model.generate = lambda input_ids, **_: torch.zeros_like(input_ids)
+    assert function("translation.py:sequences")(places, model) == []
+
+
 @pytest.mark.parametrize("make", ["marian", "dynamic_conv"])
 def test_the_rule_decoder_takes_the_decoder_alone(places, make):
     sizes = {"width": 64, "inner": 128, "encoder_layers": 1, "decoder_layers": 1}
