@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, from_numpy, nn
 
 from benchmarks.workers import Maker
 from ksurgeon import export_model, onnx_library, quantize
 
-__all__ = ["in_ctranslate2", "in_onnx", "in_openvino", "is_there"]
+__all__ = ["in_ctranslate2", "in_onnx", "in_openvino", "is_there", "onnx_session", "run_named"]
 
 Inputs = Callable[[int], Any]
 """A model's inputs, from a batch size."""
@@ -33,30 +33,55 @@ def _arrays(names: list[str], given: Any) -> dict[str, Any]:
 
 def in_onnx(model: nn.Module, inputs: Inputs, precision: str, kernels: bool) -> Maker:
     """ONNX Runtime; int8 by the operators of our layers with ``kernels``, without by its own quantization."""
-    import onnxruntime
+    file = _in_file(model, inputs(2), precision, kernels)
+
+    def make(batch: int, threads: int) -> Callable[[], object]:
+        session = onnx_session(file, threads, kernels)
+        names = [of.name for of in session.get_inputs()]
+        arrays = _arrays(names, inputs(batch))
+        return lambda: session.run(None, arrays)
+
+    return make
+
+
+def _in_file(model: nn.Module, inputs: Any, precision: str, kernels: bool) -> Path:
     from onnxruntime.quantization import quantize_dynamic
 
     folder = Path(tempfile.mkdtemp())
     file = folder / "model.onnx"
     if precision == "int8" and kernels:
         quantize(model)
-    export_model(model, file, inputs(2), kernels=kernels)
+    export_model(model, file, inputs, kernels=kernels)
     if precision == "int8" and not kernels:
         quantize_dynamic(file, folder / "int8.onnx")
         file = folder / "int8.onnx"
+    return file
 
-    def make(batch: int, threads: int) -> Callable[[], object]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        if kernels:
-            options.register_custom_ops_library(onnx_library())
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        names = [of.name for of in session.get_inputs()]
-        arrays = _arrays(names, inputs(batch))
-        return lambda: session.run(None, arrays)
 
-    return make
+def onnx_session(file: Path, threads: int, kernels: bool) -> Any:
+    """A session of ONNX Runtime, with our operators where ``kernels`` says so."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if kernels:
+        options.register_custom_ops_library(onnx_library())
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def run_named(
+    model: nn.Module, inputs: dict[str, Tensor], precision: str, threads: int, kernels: bool
+) -> Callable[..., list[Tensor]]:
+    """What runs a module with inputs of these shapes in ONNX Runtime: tensors in that order, and tensors."""
+    session = onnx_session(_in_file(model, inputs, precision, kernels), threads, kernels)
+    taken = {of.name for of in session.get_inputs()}
+
+    def run(*given: Tensor) -> list[Tensor]:
+        arrays = {n: x.numpy() for n, x in zip(inputs, given, strict=True) if n in taken}
+        return [from_numpy(array) for array in session.run(None, arrays)]
+
+    return run
 
 
 def in_openvino(model: nn.Module, inputs: Inputs, precision: str) -> Maker:

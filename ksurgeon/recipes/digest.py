@@ -30,7 +30,10 @@ def digest_of(recipe: Recipe, variant: Variant, options: dict[str, Any]) -> str:
     defaults = FROM_SCRATCH if recipe.is_from_scratch else {}
     parts = {**recipe.model_dump(mode="json", exclude=free), "train": stages, "defaults": defaults}
     own = variant.model_dump(mode="json", exclude={"baseline", *_unset(variant)})
-    told = [parts, own, options]
+    told: list[Any] = [parts, own, options]
+    before = recipe.before(variant)
+    if before is not None:
+        told.append(digest_of(recipe, before, options))
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for file in _files(recipe, variant):
         with suppress(OSError):  # told by what needs it
@@ -40,7 +43,7 @@ def digest_of(recipe: Recipe, variant: Variant, options: dict[str, Any]) -> str:
 
 def _unset(variant: Variant) -> list[str]:
     """Of a variant, what earlier versions did not know, where it changes nothing."""
-    return [name for name in ("options", "settings") if not getattr(variant, name)]
+    return [name for name in ("options", "settings", "after") if not getattr(variant, name)]
 
 
 def _told(stage: TrainStage) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ksurgeon.errors import RecipeError
 from ksurgeon.surgery.folders import written_whole
 
-__all__ = ["descriptions", "unpack_deb", "unpack_wheel"]
+__all__ = ["descriptions", "package_lists", "unpack_deb", "unpack_wheel"]
 
 
 def unpack_wheel(requirement: str, folder: Path) -> Path:
@@ -42,6 +42,17 @@ def descriptions(folder: Path) -> list[str]:
         RecipeError: this is no Debian, or the list cannot be downloaded.
     """
     return (_once(folder / "descriptions", _descriptions) / "en.txt").read_text(encoding="utf-8").splitlines()
+
+
+def package_lists(folder: Path, languages: Sequence[str]) -> dict[str, str]:
+    """The descriptions of all of Debian's packages (bookworm, main), as apt's lists have them, by language.
+
+    Raises:
+        RecipeError: this is no Debian, or the lists cannot be downloaded.
+    """
+    name = "package-lists-" + "-".join(languages)
+    place = _once(folder / name, lambda place: _package_lists(place, languages))
+    return {language: (place / f"{language}.txt").read_text(encoding="utf-8") for language in languages}
 
 
 def _once(place: Path, make: Callable[[Path], None]) -> Path:
@@ -93,7 +104,15 @@ def _deb(package: str, place: Path) -> None:
 
 
 def _descriptions(place: Path) -> None:
-    """apt downloads them into lists of its own, as the system's may leave translations out."""
+    _package_lists(place, ("en",))
+    text = (place / "en.txt").read_text(encoding="utf-8")
+    paragraphs = dict.fromkeys(p for record in text.split("\n\n") for p in _paragraphs(record))
+    (place / "en.txt").write_text("\n".join(paragraphs) + "\n", encoding="utf-8")
+
+
+def _package_lists(place: Path, languages: Sequence[str]) -> None:
+    """A file LANGUAGE.txt for each; apt downloads into lists of its own, as the system's may leave
+    translations out."""
     (place / "parts").mkdir()
     (place / "lists" / "partial").mkdir(parents=True)
     (place / "sources.list").write_text("deb http://deb.debian.org/debian bookworm main\n")
@@ -103,16 +122,18 @@ def _descriptions(place: Path) -> None:
         f'Dir::Etc::sourcelist "{place}/sources.list";\n'
         f'Dir::State::lists "{place}/lists";\n'
         'APT::Sandbox::User "root";\n'
-        'Acquire::Languages {"en";};\n'
+        f"Acquire::Languages {{{' '.join(f'{chr(34)}{language}{chr(34)};' for language in languages)}}};\n"
     )
     environment = {**os.environ, "APT_CONFIG": str(place / "apt.conf")}
     _run(["apt-get", "update"], place, environment)
-    (file,) = (place / "lists").glob("*Translation-en*")
-    text = _run(["/usr/lib/apt/apt-helper", "cat-file", str(file)], place, environment)
-    paragraphs = dict.fromkeys(p for record in text.split("\n\n") for p in _paragraphs(record))
+    texts = {}
+    for language in languages:
+        (file,) = (place / "lists").glob(f"*Translation-{language}")
+        texts[language] = _run(["/usr/lib/apt/apt-helper", "cat-file", str(file)], place, environment)
     for other in sorted(place.rglob("*"), reverse=True):
         other.rmdir() if other.is_dir() else other.unlink()
-    (place / "en.txt").write_text("\n".join(paragraphs) + "\n", encoding="utf-8")
+    for language, text in texts.items():
+        (place / f"{language}.txt").write_text(text, encoding="utf-8")
 
 
 def _paragraphs(record: str) -> list[str]:

@@ -8,24 +8,30 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
 from ksurgeon.errors import RecipeError, TrainingError
 from ksurgeon.models.functions import find_function
 from ksurgeon.models.opening import LoadedModel
+from ksurgeon.models.weights import load_weights
 from ksurgeon.recipes.operate import operate
 from ksurgeon.recipes.prune import count_nonzero
 from ksurgeon.recipes.schema import Recipe, TrainStage, Variant
 from ksurgeon.recipes.scratch import opened, settings_of, stage_data
+from ksurgeon.surgery.folders import written_whole
 from ksurgeon.surgery.record import record_of
 from ksurgeon.surgery.storage import save
+from ksurgeon.surgery.tensors import TENSOR_FILE, tensors_of
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.log import Listener
 from ksurgeon.train.processes import device_of
 
-__all__ = ["Job", "carry_out", "evaluate", "seed_of_trial"]
+__all__ = ["Job", "Measures", "carry_out", "evaluate", "seed_of_trial"]
 
 Results = dict[str, Any]
+Measures = tuple[dict[str, float], dict[str, str]]
+"""Metrics by name, and texts that say how they were computed."""
 _APART = 100_000  # between the seeds of two trials
 
 
@@ -52,12 +58,27 @@ class Job:
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return f"{self.variant.name}, seed {self.recipe.seed}"
+        return self._called(self.variant)
+
+    @property
+    def needs(self) -> str | None:
+        """What the job is called whose model this one begins with."""
+        before = self.recipe.before(self.variant)
+        return self._called(before) if before is not None else None
+
+    @property
+    def begins_with(self) -> Path | None:
+        """The file of that model's weights."""
+        after = self.variant.after
+        return self.place.parents[1] / after / self.place.name / TENSOR_FILE if after is not None else None
 
     @property
     def work(self) -> Path:
         """Folder of checkpoints and logs."""
         return self.place.with_name(f"{self.place.name}.training")
+
+    def _called(self, variant: Variant) -> str:
+        return f"{variant.name}, seed {self.recipe.seed}"
 
 
 def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Results:
@@ -69,6 +90,11 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
     recipe, variant = job.recipe, job.variant
     if source is None:
         source = opened(recipe, variant, job.places, device_of(job.device), job.trust_remote_code)
+    if job.begins_with is not None:
+        load_weights(source.model, job.begins_with)
+    followed = any(other.after == variant.name for other in recipe.variants)
+    if followed:  # whatever happens now, others do not begin with the model of an earlier run
+        (job.place / TENSOR_FILE).unlink(missing_ok=True)
     begin = time.perf_counter()
     plans = job.work if recipe.seeds is not None else job.place.parent
     student = operate(recipe, variant, source, job.places, plans, job.resume, told)
@@ -79,7 +105,7 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
     }
     if not recipe.is_from_scratch:
         what = f"{variant.name} after surgery"
-        done["after_surgery"] = evaluate(recipe, student, job.places, told, what)
+        done["after_surgery"], _ = evaluate(recipe, student, job.places, told, what)
     done["training"] = []
     held_out: dict[str, float] = {}
     for number, stage in enumerate(recipe.stages_of(variant)):
@@ -89,12 +115,17 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
         done["training"].append(_plain(stage, variant.settings | job.options, trained, trials))
         if trained.best is not None and recipe.is_from_scratch:
             held_out = {**trained.best.student, "loss": trained.best.loss}
-    metrics = evaluate(recipe, student, job.places, told, f"{variant.name} after training")
+    metrics, about = evaluate(recipe, student, job.places, told, f"{variant.name} after training")
     taken = {f"held_out_{name}" if name in metrics else name: value for name, value in held_out.items()}
     done["after_training"] = taken | metrics
+    if about:
+        done["about"] = about
     if record_of(student) is not None:
         named = source.source.name if source.source.kind == "transformers" else None
         save(student, job.place, files_from=named)
+    elif followed:
+        with written_whole(job.place) as temporary:
+            save_file(tensors_of(student), temporary / TENSOR_FILE, metadata={"format": "pt"})
     return done
 
 
@@ -107,7 +138,8 @@ def _train(
         TrainingError: all failed.
     """
     settings = settings_of(job.recipe, job.variant, stage, job.options)
-    data = stage_data(job.recipe, stage, student, job.places, settings)
+    taught = teacher if stage.kind == "distill" else None
+    data = stage_data(job.recipe, stage, student, job.places, settings, taught)
     loss = find_function(stage.loss, RecipeError, job.recipe.folder) if stage.loss else None
     several = stage.trials > 1
     trials: list[Trained | None] = []
@@ -159,20 +191,20 @@ def _plain(
     }
 
 
-def evaluate(
-    recipe: Recipe, model: nn.Module, places: dict[str, str], told: Listener, what: str
-) -> dict[str, float]:
-    """The metrics of the recipe's own function; none where it has no such function.
+def evaluate(recipe: Recipe, model: nn.Module, places: dict[str, str], told: Listener, what: str) -> Measures:
+    """What the recipe's own function gives; nothing where it has no such function.
 
     Raises:
         RecipeError: the function is not there, or it raised.
     """
     if recipe.evaluate is None:
-        return {}
+        return {}, {}
     function = find_function(recipe.evaluate, RecipeError, recipe.folder)
     told.note(f"evaluating {what}")
     try:
-        metrics = {name: float(value) for name, value in function(model.eval(), places).items()}
+        found = function(model.eval(), places)
+        about = {name: value for name, value in found.items() if isinstance(value, str)}
+        metrics = {name: float(value) for name, value in found.items() if name not in about}
     except Exception as error:
         raise RecipeError(f"{recipe.evaluate} raised {type(error).__name__}: {error}") from error
     if "seconds" in metrics:
@@ -181,4 +213,6 @@ def evaluate(
             "give it another name"
         )
     told.note(f"{what}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    return metrics
+    for name, value in about.items():
+        told.note(f"{name}: {value}")
+    return metrics, about

@@ -105,7 +105,8 @@ class Variant(Base):
     that go over those of the recipe's model.
 
     ``settings`` go over those of every training that it has; ``baseline`` is the variant that it is compared
-    with, in place of the recipe's.
+    with, in place of the recipe's. ``after`` names the variant, trained from scratch, whose trained model of
+    the same seed this one is made from, and whose model is the teacher where this one is distilled.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
@@ -119,14 +120,23 @@ class Variant(Base):
     prune: Prune | None = None
     settings: dict[str, Any] = {}
     baseline: str | None = None
+    after: str | None = None
+
+    @property
+    def parts(self) -> tuple[Replacement | Insertion, ...]:
+        """Those of a rule of its own."""
+        return (*self.replace, *self.insert)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        parts = self.replace or self.insert
-        if sum(map(bool, (self.rule, self.plan, self.search, parts, self.prune))) > 1:
+        if sum(map(bool, (self.rule, self.plan, self.search, self.parts, self.prune))) > 1:
             raise ValueError("give one of rule, plan, search, prune, and replace or insert, or both")
         if self.model is not None and self.options:
             raise ValueError("give model with all its options, or options over those of the recipe's model")
+        if self.after is not None and (self.model is not None or self.options):
+            raise ValueError(
+                f'after = "{self.after}" has the model of that variant; leave model and options out'
+            )
         return self
 
 
@@ -150,7 +160,8 @@ class TrainStage(BaseModel):
 
     Attributes:
         kind: "distill", "finetune" without a teacher, or "train" from scratch.
-        data: as every command takes it, or a function, which may take the places.
+        data: as every command takes it, or a function, which may take the places, and of a distillation the
+            teacher, too.
         transform: function that turns one example's value into what the model takes, in place of the
             preprocessing that belongs to the model.
         test: data that are held out and all evaluated; a share of ``data``, if left out.
@@ -211,6 +222,7 @@ class Quick(Base):
     Attributes:
         only: names of the variants that are done; all, if left out.
         settings: go over those of every training.
+        evaluate: function in place of the recipe's own, which may take long.
         examples: of the calibration, in place of its own.
         trials: at most so many of a stage.
     """
@@ -218,5 +230,6 @@ class Quick(Base):
     only: tuple[str, ...] = ()
     seeds: PositiveInt | None = None
     settings: dict[str, Any] = {}
+    evaluate: str | None = None
     examples: PositiveInt | None = None
     trials: Annotated[int, Field(ge=1, strict=True)] = 1

@@ -1,14 +1,17 @@
 """What the texts of a recipe stand for: places in braces, data, and functions, which need leave."""
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
+
+from torch import nn
 
 from ksurgeon.errors import RecipeError
 from ksurgeon.models.functions import find_function
 from ksurgeon.recipes.schema import Recipe
 from ksurgeon.rules.load import data_folder
 
-__all__ = ["beside", "data_of", "filled", "functions_of", "require_leave"]
+__all__ = ["beside", "data_of", "filled", "functions_of", "is_made_by_teacher", "require_leave"]
 
 
 def filled(text: str, places: dict[str, str]) -> str:
@@ -28,8 +31,19 @@ def beside(recipe: Recipe, name: str) -> str:
     return f"{own.resolve()}:{function}" if colon and file.endswith(".py") and own.is_file() else name
 
 
-def data_of(recipe: Recipe, text: str, places: dict[str, str]) -> Any:
-    """Data as ``open_source`` takes them; a function is called, with the places if it takes an argument.
+def is_made_by_teacher(recipe: Recipe, text: str, places: dict[str, str]) -> bool:
+    """Whether the data are a function of the places and a teacher.
+
+    Raises:
+        RecipeError: the function is not there.
+    """
+    name = filled(text, places)
+    return _is_function(name) and _arguments(find_function(beside(recipe, name), RecipeError)) > 1
+
+
+def data_of(recipe: Recipe, text: str, places: dict[str, str], teacher: nn.Module | None = None) -> Any:
+    """Data as ``open_source`` takes them; a function is called, with the places if it takes an argument, and
+    with the teacher if it takes two.
 
     Raises:
         RecipeError: the function is not there, or it raised.
@@ -39,12 +53,16 @@ def data_of(recipe: Recipe, text: str, places: dict[str, str]) -> Any:
         return name
     function = find_function(beside(recipe, name), RecipeError)
     try:
-        data = function(places) if signature(function).parameters else function()
+        data = function(*(places, teacher)[: _arguments(function)])
     except Exception as error:
         raise RecipeError(f"{name} raised {type(error).__name__}: {error}") from error
     if data is None:
         raise RecipeError(f"{name} returned None; it has to return examples: is its return forgotten?")
     return data
+
+
+def _arguments(function: Callable[..., Any]) -> int:
+    return len(signature(function).parameters)
 
 
 def require_leave(recipe: Recipe, trust_remote_code: bool) -> None:
@@ -67,6 +85,7 @@ def functions_of(recipe: Recipe) -> list[str]:
     """Every function that the recipe names, once."""
     stages = (*recipe.train, *((recipe.calibrate,) if recipe.calibrate else ()))
     named = [recipe.prepare, recipe.evaluate, *(stage.transform for stage in stages)]
+    named += [recipe.quick.evaluate] if recipe.quick is not None else []
     models = (recipe.model, *(variant.model for variant in recipe.variants))
     places = [model.name for model in models if model is not None] + [stage.data for stage in stages]
     places += [stage.test for stage in recipe.train if stage.test is not None]

@@ -4,8 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -26,7 +25,8 @@ Finished = Callable[[Job, Results | None, str], None]
 
 
 def carry_out_all(jobs: Sequence[Job], count: int, told: Listener, finished: Finished) -> None:
-    """Carry out jobs in order, ``count`` at a time, with one thread each if they are several.
+    """Carry out jobs in order, ``count`` at a time, with one thread each if they are several; a job that
+    begins with what another one makes waits for that.
 
     An interrupt lets every process write a checkpoint first.
 
@@ -34,14 +34,15 @@ def carry_out_all(jobs: Sequence[Job], count: int, told: Listener, finished: Fin
         told: gives each job a listener of its own.
         finished: is told each job's results, or None and why there are none.
     """
-    waiting, idle = deque(jobs), list[_Worker]()
+    waiting, idle = list(jobs), list[_Worker]()
     busy: dict[Any, _Worker] = {}
     try:
         while waiting or busy:
-            while waiting and len(busy) < count:
+            while len(busy) < count and (job := _next(waiting, busy.values())) is not None:
+                waiting.remove(job)
                 worker = idle.pop() if idle else _Worker(one_thread=count > 1)
                 busy[worker.connection] = worker
-                worker.begin(waiting.popleft(), told)
+                worker.begin(job, told)
             for connection in wait(list(busy)):
                 worker = busy[connection]
                 try:
@@ -62,6 +63,12 @@ def carry_out_all(jobs: Sequence[Job], count: int, told: Listener, finished: Fin
             worker.process.terminate()
         for worker in workers:
             worker.end()
+
+
+def _next(waiting: Sequence[Job], busy: "Iterable[_Worker]") -> Job | None:
+    """The first job that needs none of those that are not done."""
+    open_jobs = {job.name for job in waiting} | {worker.job.name for worker in busy}
+    return next((job for job in waiting if job.needs not in open_jobs), None)
 
 
 class _Worker:

@@ -101,7 +101,7 @@ def run_recipe(
         if not results.get("dense", {}).get("metrics"):
             results["dense"] = {
                 "parameters": _count(source.model),
-                "metrics": evaluate(recipe, source.model, places, told, "the original"),
+                "metrics": evaluate(recipe, source.model, places, told, "the original")[0],
             }
     else:
         known = results["variants"]
@@ -129,6 +129,7 @@ def run_recipe(
         for variant in variants
         if not _is_done(results, variant, seed, recipe)
     ]
+    _require_models(pending)
     failures: dict[str, str] = {}
 
     def finished(job: Job, done: Results | None, failure: str) -> None:
@@ -159,6 +160,23 @@ def run_recipe(
             "again:\n" + "\n".join(f"{name}: {failure}" for name, failure in failures.items())
         )
     return results
+
+
+def _require_models(jobs: list[Job]) -> None:
+    """Return if every model that one of these jobs begins with is there, or made by one before.
+
+    Raises:
+        RecipeError: one is not.
+    """
+    made = {job.name for job in jobs}
+    for job in jobs:
+        file = job.begins_with
+        if file is not None and job.needs not in made and not file.is_file():
+            raise RecipeError(
+                f"variant {job.variant.name} begins with the trained model of {job.variant.after}, and there "
+                f"is no {file}; do that variant too (--only {job.variant.after}), and without --resume where "
+                "its results are there and its model is not"
+            )
 
 
 def _is_done(results: Results, variant: Variant, seed: int, recipe: Recipe) -> bool:

@@ -42,7 +42,8 @@ class Recipe(Base):
     Attributes:
         prepare: function that is given a folder, puts data and models there, and returns their places by
             name; a place stands in braces wherever it is used: ``data = "{sentences}"``.
-        evaluate: function that is given a model and these places, and returns metrics by name.
+        evaluate: function that is given a model and these places, and returns metrics by name, and texts that
+            say how they were computed.
         seeds: so many seeds, from ``seed`` on, of every variant; results then have their means and spread.
         baseline: variant that the others are compared with on the same seeds; the first, if left out.
         latency: whether the models' latency on one CPU thread is measured before they are trained.
@@ -79,9 +80,16 @@ class Recipe(Base):
 
     def model_of(self, variant: Variant) -> Model:
         """The variant's own model, or that of all with the variant's options."""
+        before = self.before(variant)
+        if before is not None:
+            return self.model_of(before)
         model = variant.model or self.model
         assert model is not None
         return model.model_copy(update={"options": model.options | variant.options})
+
+    def before(self, variant: Variant) -> Variant | None:
+        """The variant whose trained model this one is made from; None for one that is made anew."""
+        return next((each for each in self.variants if each.name == variant.after), None)
 
     def stages_of(self, variant: Variant) -> list[TrainStage]:
         """The variant's trainings in order."""
@@ -101,6 +109,7 @@ class Recipe(Base):
             )
         changed: dict[str, Any] = {
             "seeds": quick.seeds or self.seeds,
+            "evaluate": quick.evaluate or self.evaluate,
             "train": tuple(
                 stage.model_copy(update={"trials": min(stage.trials, quick.trials)}) for stage in self.train
             ),
@@ -112,9 +121,13 @@ class Recipe(Base):
     @model_validator(mode="after")
     def _kinds_go_together(self) -> Self:
         kinds = [stage.kind for stage in self.train]
-        if "train" in kinds and (kinds[0] != "train" or "distill" in kinds):
+        taught = {variant.name for variant in self.variants if variant.after is not None}
+        distilled = [stage for stage in self.train if stage.kind == "distill"]
+        alone = any(stage.only is None or not taught >= set(stage.only) for stage in distilled)
+        if "train" in kinds and (kinds[0] != "train" or alone):
             raise ValueError(
-                'kind = "train" comes first, and what follows is "train" or "finetune": there is no teacher'
+                'kind = "train" comes first, and what follows is "train" or "finetune": there is no teacher, '
+                "but for variants that come after another, which the stage names in only"
             )
         own = [variant.name for variant in self.variants if variant.model is not None or variant.options]
         if own and not self.is_from_scratch:
@@ -131,6 +144,24 @@ class Recipe(Base):
         for baseline in (self.baseline, *(variant.baseline for variant in self.variants)):
             if baseline is not None and baseline not in names:
                 raise ValueError(f"baseline is one of {', '.join(names)}, got {baseline}")
+        return self
+
+    @model_validator(mode="after")
+    def _models_are_trained_before(self) -> Self:
+        made_anew = list[str]()
+        for variant in self.variants:
+            if variant.after is None:
+                if not (variant.rule or variant.plan or variant.search or variant.parts or variant.prune):
+                    made_anew.append(variant.name)
+            elif not self.is_from_scratch:
+                raise ValueError(
+                    f'variant {variant.name} has after = "{variant.after}", which needs kind = "train"'
+                )
+            elif variant.after not in made_anew:
+                raise ValueError(
+                    f'variant {variant.name} has after = "{variant.after}"; name a variant that stands '
+                    f"before it and has no surgery: {', '.join(made_anew) or 'there is none'}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from ksurgeon.models.functions import find_function
 from ksurgeon.models.names import parse
 from ksurgeon.models.opening import LoadedModel, open_model
 from ksurgeon.recipes.operate import operate
-from ksurgeon.recipes.places import beside, data_of, filled
+from ksurgeon.recipes.places import beside, data_of, filled, is_made_by_teacher
 from ksurgeon.recipes.prune import count_nonzero
 from ksurgeon.recipes.schema import Recipe, TrainStage, Variant
 from ksurgeon.report.measure import milliseconds, multiplications, quartiles
@@ -54,16 +54,28 @@ def opened(
         name,
         weights=filled(weights, places),
         seed=recipe.seed,
-        options={**model.options, **leave},
+        options={
+            **{n: filled(v, places) if isinstance(v, str) else v for n, v in model.options.items()},
+            **leave,
+        },
         input_size=model.input_size,
     )
     return replace(loaded, model=loaded.model.to(device))
 
 
 def stage_data(
-    recipe: Recipe, stage: TrainStage, model: nn.Module, places: dict[str, str], settings: Settings
+    recipe: Recipe,
+    stage: TrainStage,
+    model: nn.Module,
+    places: dict[str, str],
+    settings: Settings,
+    teacher: nn.Module | None = None,
 ) -> Data:
-    """The stage's data for a model, with the transforms that the recipe names."""
+    """The stage's data for a model, with the transforms that the recipe names.
+
+    Args:
+        teacher: is given to a function that makes the data with it.
+    """
     transform, test_transform = (
         name and find_function(name, RecipeError, recipe.folder)
         for name in (stage.transform, stage.test_transform)
@@ -71,7 +83,7 @@ def stage_data(
     if stage.crop is not None:
         transform, test_transform = crops(**stage.crop.model_dump())
     return open_data(
-        data_of(recipe, stage.data, places),
+        data_of(recipe, stage.data, places, teacher),
         model,
         settings,
         preprocessor=transform,
@@ -106,6 +118,8 @@ def check_and_measure(
             model = operate(recipe, variant, source, places, folder, False, Listener())
             for stage in recipe.stages_of(variant):
                 settings = settings_of(recipe, variant, stage, options)
+                if is_made_by_teacher(recipe, stage.data, places):  # which has not learned anything yet
+                    continue
                 data = stage_data(recipe, stage, model, places, settings)
                 loss = find_function(stage.loss, RecipeError, recipe.folder) if stage.loss else None
                 check_examples(data, model, loss)

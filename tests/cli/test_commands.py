@@ -182,7 +182,7 @@ def test_export(run, tmp_path):
 def test_rules(run):
     listed = run("rules")
     assert all(name in listed.out for name in builtin_rules())
-    assert {"filterbank", "linear", "permutation", "shuffle", "transform"} <= set(builtin_rules())
+    assert {"decoder", "filterbank", "linear", "permutation", "shuffle", "transform"} <= set(builtin_rules())
     shown = run("rules", "show", "shuffle")
     assert "[[replace]]" in shown.out and 'find = "channel_shuffle"' in shown.out
 

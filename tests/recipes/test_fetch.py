@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from ksurgeon.errors import RecipeError
-from ksurgeon.recipes.fetch import unpack_deb
+from ksurgeon.recipes.fetch import descriptions, package_lists, unpack_deb
 
 
 def deb(file, members):
@@ -55,3 +55,26 @@ def test_a_package_that_there_is_not(apt, tmp_path):
     with pytest.raises(RecipeError, match="apt-get download nothing failed"):
         unpack_deb("nothing", tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_lists_of_packages(tmp_path, monkeypatch):
+    """apt is asked for the languages alone, and only the lists stay."""
+    german, english = "Package: a\nDescription-de: Spiel\n", "Package: a\nDescription-en: A good game\n"
+    monkeypatch.setattr(
+        "ksurgeon.recipes.fetch._run",
+        lambda command, where, environment=None: _apt(command, where, {"de": german, "en": english}),
+    )
+    assert package_lists(tmp_path, ("de", "en")) == {"de": german, "en": english}
+    kept = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.txt")}
+    assert kept == {"package-lists-de-en/de.txt", "package-lists-de-en/en.txt"}
+    assert descriptions(tmp_path) == ["A good game"]
+
+
+def _apt(command, where, lists):
+    if command[0] == "apt-get":
+        asked = (where / "apt.conf").read_text().split("Acquire::Languages ")[1]
+        for language in lists:
+            if f'"{language}";' in asked:
+                (where / "lists" / f"bookworm_Translation-{language}").write_text("packed")
+        return ""
+    return lists[command[-1].rpartition("-")[2]]

@@ -17,6 +17,7 @@ SHUFFLE = GOOD.replace('"linear"', '"channel_shuffle"')
 
 def test_built_in_rules_are_named_like_their_files_and_summarised():
     assert list(builtin_rules()) == [
+        "decoder",
         "filterbank",
         "linear",
         "low_rank",
@@ -137,8 +138,8 @@ def test_several_mistakes_are_told_together(tmp_path):
     [
         (
             "linaer",
-            'no rule is called "linaer"; did you mean linear? built-in rules: filterbank, linear, '
-            "low_rank, permutation, pointwise, shuffle, transform",
+            'no rule is called "linaer"; did you mean linear? built-in rules: decoder, '
+            "filterbank, linear, low_rank, permutation, pointwise, shuffle, transform",
         ),
         ("zzz", 'no rule is called "zzz"; built-in rules'),
         ("no/such", "no such rule file"),
