@@ -174,12 +174,6 @@ class KTransform(nn.Module):
         factors[-1] = factors[-1] * self.scale
         return order, [torch.view_as_real(f) for f in factors] if self.is_complex else factors
 
-    def real_factors(self, *, takes: Literal["real", "both"], gives: Literal["real", "both"]) -> list[Tensor]:
-        """The chain in real arithmetic, as ``as_real`` says; differentiable in the parameters."""
-        if not self.is_complex:
-            return list(self._held())
-        return as_real(list(self._held()), takes=takes, gives=gives)
-
     def parts(self, x: Tensor, dim: int, window: Tensor | None = None) -> Tensor:
         """Real and imaginary parts, along a new dimension before ``dim``, of the DFT of real ``x``.
 
@@ -298,10 +292,12 @@ class KTransform(nn.Module):
     def is_untouched(self, x: Tensor) -> bool:
         """Whether ``torch.fft`` gives the same for ``x``: eager inference with factors nobody has trained."""
         dtype = self.factors[0].dtype
-        if self.kind not in _PLAIN or dtype not in (torch.float32, torch.float64) or not x.numel():
-            return False  # torch.fft may not take a batch of none
+        if self.kind not in _PLAIN or dtype not in (torch.float32, torch.float64):
+            return False
         factors = self._held()
         if not is_eager(x, factors) or x.dtype not in (dtype, dtype.to_complex()):
+            return False
+        if not x.numel():  # which torch.fft may not take
             return False
         started = _started(self.kind, self.n, self.scale, self.radices, self.symmetric, dtype)
         return all(torch.equal(now, then) for now, then in zip(factors, started, strict=True))
