@@ -110,9 +110,10 @@ def opened(name: str) -> Maker:
     if runtime == "CTranslate2":
         return in_ctranslate2(model, _inputs, precision, _TOKENS)
     kernels = kind == "converted"
-    if precision == "int8" and (runtime != "ONNX" or kernels):
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())  # else it is left, as tied
-        quantize(model)
+    if precision == "int8":  # a head that is tied to the embedding stays as it is, in every runtime
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        if runtime != "ONNX" or kernels:
+            quantize(model)
     if runtime == "ONNX":
         return _in_onnx(model, "float32" if kernels else precision, kernels)
     if runtime == "torch-int8":

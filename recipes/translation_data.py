@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from hashlib import md5
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,7 @@ def libreoffice(folder: Path) -> dict[str, Path]:
     """36,000 pairs of the help of LibreOffice, 5 MB to download from Debian.
 
     Raises:
-        RecipeError: this is no Debian, or it cannot be downloaded.
+        RecipeError: this is no Debian, it cannot be downloaded, or sacrebleu is not installed.
     """
     return _from_debian(folder, "libreoffice")
 
@@ -54,7 +55,7 @@ def debian(folder: Path) -> dict[str, Path]:
     """97,000 pairs of manuals and package descriptions, 160 MB to download from Debian.
 
     Raises:
-        RecipeError: this is no Debian, or they cannot be downloaded.
+        RecipeError: this is no Debian, they cannot be downloaded, or sacrebleu is not installed.
     """
     return _from_debian(folder, "everything")
 
@@ -66,20 +67,22 @@ def parallel(folder: Path) -> dict[str, Path]:
     Pairs of the test that are empty or longer than 250 words are left out of it, which is logged.
 
     Raises:
-        RecipeError: a file is not there, or two have not as many lines.
+        RecipeError: a file is not there, two have not as many lines, or sacrebleu is not installed.
     """
+    _require_measures()
     root = Path("parallel").absolute()
-    absent = [
-        name for split in _SPLITS for name in (f"{split}.de", f"{split}.en") if not (root / name).is_file()
-    ]
+    files = [root / f"{split}.{language}" for split in _SPLITS for language in ("de", "en")]
+    absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise RecipeError(
             f"there is no {', '.join(absent)} in {root}; put the sentences there, one in each line"
         )
-    return _written(folder / "parallel", lambda left_out: _lines_of(root, left_out), _TALKS)
+    digest = md5(b"".join(md5(file.read_bytes()).digest() for file in files)).hexdigest()[:12]
+    return _written(folder / f"parallel-{digest}", lambda left_out: _lines_of(root, left_out), _TALKS)
 
 
 def _from_debian(folder: Path, name: str) -> dict[str, Path]:
+    _require_measures()
     pairs = find_function(f"translation_debian.py:{name}", RecipeError, Path(__file__).parent)
 
     def read(left_out: Counter[str]) -> Iterable[Line]:
@@ -87,6 +90,15 @@ def _from_debian(folder: Path, name: str) -> dict[str, Path]:
         return _apart(list(_once(lines, left_out)), left_out)
 
     return _written(folder / f"pairs-{name}", read, _MANUALS)
+
+
+def _require_measures() -> None:
+    """Return if sacrebleu is installed, rather than say so after hours of training."""
+    if find_spec("sacrebleu") is None:
+        raise RecipeError(
+            "sacrebleu is not installed, with which translations are measured: pip install "
+            "'ksurgeon[translation]'"
+        )
 
 
 def _split_of(document: str) -> str:
@@ -142,8 +154,10 @@ def _sound(lines: Iterable[Line], limits: _Limits, left_out: Counter[str]) -> It
         words = [len(side.split()) for side in (german, english)]
         if not min(words):
             left_out[_EMPTY] += 1
-        elif "\ufffd" in german or "\ufffd" in english:
+        elif any(sign in side for sign in ("\ufffd", "\0") for side in (german, english)):
             left_out[_BROKEN] += 1
+        elif any(token in side for token in (_PAD, _END) for side in (german, english)):
+            left_out[f"with {_PAD} or {_END} in them"] += 1
         elif max(words) > limits.most:
             left_out[f"of more than {limits.most} words"] += 1
         elif min(words) < limits.fewest:

@@ -10,8 +10,9 @@ _HEADS = re.compile(
     fc | last_linear | logits
     | (\w+_)?classifier(\.[1-9]\d*(\..*)?|\.out_proj|\.(low|high)_classifier)?
     | heads?(\..*)? | head_.*
-    | cls\..* | predictions\..* | pred_layer\..* | decode_head\.classifier
-    | (.*\.)?(lm_head | embed_out | output_projection | qa_outputs | score | proj_out | logits_proj
+    | pred_layer\..* | decode_head\.classifier
+    | (.*\.)?(cls | predictions
+        | lm_head | embed_out | output_projection | qa_outputs | score | proj_out | logits_proj
         | generator_lm_head | generator_predictions | vocab_transform | vocab_projector)(\..*)?
     """,
     re.VERBOSE,

@@ -60,7 +60,7 @@ def forget(folder: Path, variant: Variant) -> None:
 
 
 def _files(recipe: Recipe, variant: Variant) -> Iterator[Path]:
-    for name in functions_of(recipe.model_copy(update={"variants": (variant,)})):
+    for name in functions_of(recipe.model_copy(update={"variants": (variant,), "quick": None})):
         place = name.rpartition(":")[0]
         if place.endswith(".py"):
             own = recipe.folder / place

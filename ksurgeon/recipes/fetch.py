@@ -128,7 +128,7 @@ def _package_lists(place: Path, languages: Sequence[str]) -> None:
     _run(["apt-get", "update"], place, environment)
     texts = {}
     for language in languages:
-        (file,) = (place / "lists").glob(f"*Translation-{language}")
+        file = min((place / "lists").glob(f"*Translation-{language}*"))  # apt may compress it
         texts[language] = _run(["/usr/lib/apt/apt-helper", "cat-file", str(file)], place, environment)
     for other in sorted(place.rglob("*"), reverse=True):
         other.rmdir() if other.is_dir() else other.unlink()

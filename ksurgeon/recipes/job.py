@@ -15,6 +15,7 @@ from ksurgeon.errors import RecipeError, TrainingError
 from ksurgeon.models.functions import find_function
 from ksurgeon.models.opening import LoadedModel
 from ksurgeon.models.weights import load_weights
+from ksurgeon.recipes.after import BEGAN, MODEL, is_followed, model_file, sha256_of
 from ksurgeon.recipes.operate import operate
 from ksurgeon.recipes.prune import count_nonzero
 from ksurgeon.recipes.schema import Recipe, TrainStage, Variant
@@ -22,7 +23,7 @@ from ksurgeon.recipes.scratch import opened, settings_of, stage_data
 from ksurgeon.surgery.folders import written_whole
 from ksurgeon.surgery.record import record_of
 from ksurgeon.surgery.storage import save
-from ksurgeon.surgery.tensors import TENSOR_FILE, tensors_of
+from ksurgeon.surgery.tensors import tensors_of
 from ksurgeon.train.distill import Trained, distill, finetune
 from ksurgeon.train.log import Listener
 from ksurgeon.train.processes import device_of
@@ -70,7 +71,7 @@ class Job:
     def begins_with(self) -> Path | None:
         """The file of that model's weights."""
         after = self.variant.after
-        return self.place.parents[1] / after / self.place.name / TENSOR_FILE if after is not None else None
+        return model_file(self.place.parents[1] / after / self.place.name) if after is not None else None
 
     @property
     def work(self) -> Path:
@@ -90,11 +91,13 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
     recipe, variant = job.recipe, job.variant
     if source is None:
         source = opened(recipe, variant, job.places, device_of(job.device), job.trust_remote_code)
+    begun: Results = {}
     if job.begins_with is not None:
         load_weights(source.model, job.begins_with)
-    followed = any(other.after == variant.name for other in recipe.variants)
+        begun[BEGAN] = sha256_of(job.begins_with)
+    followed = is_followed(recipe, variant)
     if followed:  # whatever happens now, others do not begin with the model of an earlier run
-        (job.place / TENSOR_FILE).unlink(missing_ok=True)
+        model_file(job.place).unlink(missing_ok=True)
     begin = time.perf_counter()
     plans = job.work if recipe.seeds is not None else job.place.parent
     student = operate(recipe, variant, source, job.places, plans, job.resume, told)
@@ -102,6 +105,7 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
         "parameters": count_nonzero(student),
         "surgery_seconds": time.perf_counter() - begin,
         "device": str(device_of(job.device)),
+        **begun,
     }
     if not recipe.is_from_scratch:
         what = f"{variant.name} after surgery"
@@ -125,7 +129,8 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
         save(student, job.place, files_from=named)
     elif followed:
         with written_whole(job.place) as temporary:
-            save_file(tensors_of(student), temporary / TENSOR_FILE, metadata={"format": "pt"})
+            save_file(tensors_of(student), model_file(temporary), metadata={"format": "pt"})
+        done[MODEL] = sha256_of(model_file(job.place))
     return done
 
 

@@ -32,28 +32,34 @@ def beside(recipe: Recipe, name: str) -> str:
 
 
 def is_made_by_teacher(recipe: Recipe, text: str, places: dict[str, str]) -> bool:
-    """Whether the data are a function of the places and a teacher.
+    """Whether the data are a function that takes a ``teacher``.
 
     Raises:
         RecipeError: the function is not there.
     """
     name = filled(text, places)
-    return _is_function(name) and _arguments(find_function(beside(recipe, name), RecipeError)) > 1
+    return _is_function(name) and "teacher" in _parameters(find_function(beside(recipe, name), RecipeError))
 
 
 def data_of(recipe: Recipe, text: str, places: dict[str, str], teacher: nn.Module | None = None) -> Any:
     """Data as ``open_source`` takes them; a function is called, with the places if it takes an argument, and
-    with the teacher if it takes two.
+    with the teacher if it has a parameter of that name.
 
     Raises:
-        RecipeError: the function is not there, or it raised.
+        RecipeError: the function is not there, it raised, or it takes a teacher and there is none.
     """
     name = filled(text, places)
     if not _is_function(name):
         return name
     function = find_function(beside(recipe, name), RecipeError)
+    asked = _parameters(function)
+    if "teacher" in asked and teacher is None:
+        raise RecipeError(
+            f'{name} takes a teacher; only data of a training of kind = "distill" are made with one'
+        )
+    taught = {"teacher": teacher} if "teacher" in asked else {}
     try:
-        data = function(*(places, teacher)[: _arguments(function)])
+        data = function(*((places,) if asked - taught.keys() else ()), **taught)
     except Exception as error:
         raise RecipeError(f"{name} raised {type(error).__name__}: {error}") from error
     if data is None:
@@ -61,8 +67,11 @@ def data_of(recipe: Recipe, text: str, places: dict[str, str], teacher: nn.Modul
     return data
 
 
-def _arguments(function: Callable[..., Any]) -> int:
-    return len(signature(function).parameters)
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(signature(function).parameters)
+    except (TypeError, ValueError):  # some of C's functions tell nothing
+        return set()
 
 
 def require_leave(recipe: Recipe, trust_remote_code: bool) -> None:

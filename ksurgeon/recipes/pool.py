@@ -34,7 +34,7 @@ def carry_out_all(jobs: Sequence[Job], count: int, told: Listener, finished: Fin
         told: gives each job a listener of its own.
         finished: is told each job's results, or None and why there are none.
     """
-    waiting, idle = list(jobs), list[_Worker]()
+    waiting, idle, failed = list(jobs), list[_Worker](), set[str]()
     busy: dict[Any, _Worker] = {}
     try:
         while waiting or busy:
@@ -57,6 +57,11 @@ def carry_out_all(jobs: Sequence[Job], count: int, told: Listener, finished: Fin
                     del busy[connection]
                     worker.listener.close()
                     finished(worker.job, *end)
+                    if end[0] is None:
+                        failed.add(worker.job.name)
+            for job in [job for job in waiting if job.needs in failed]:
+                waiting.remove(job)
+                finished(job, None, f"{job.needs}, with whose model it begins, failed")
     finally:
         workers = [*busy.values(), *idle]
         for worker in workers:

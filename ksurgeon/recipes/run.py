@@ -13,6 +13,7 @@ from ksurgeon.errors import FolderError, RecipeError, TrainingStopped
 from ksurgeon.files import parse_json, read_regular
 from ksurgeon.kernels.cache import cache_folder, cpu_model
 from ksurgeon.models.functions import find_function
+from ksurgeon.recipes.after import is_followed, model_file, pending
 from ksurgeon.recipes.digest import digest_of, forget
 from ksurgeon.recipes.job import Job, carry_out, evaluate
 from ksurgeon.recipes.places import require_leave
@@ -93,6 +94,7 @@ def run_recipe(
     results, anew = _begin(recipe, variants, file, resume, options, quick)
     told = listener or Listener()
     places = _prepare(recipe, told)
+    undone = pending(recipe, variants, results, folder)
     source = None
     if not recipe.is_from_scratch:
         source = opened(recipe, recipe.variants[0], places, device_of(device), trust_remote_code)
@@ -114,7 +116,7 @@ def run_recipe(
         forget(folder, variant)
     if recipe.seeds:
         _write(file, results)
-    pending = [
+    work = [
         Job(
             recipe=recipe.model_copy(update={"seed": seed}),
             variant=variant,
@@ -125,11 +127,11 @@ def run_recipe(
             options=options,
             trust_remote_code=trust_remote_code,
         )
-        for seed in recipe.all_seeds
-        for variant in variants
-        if not _is_done(results, variant, seed, recipe)
+        for seed, variant in undone
     ]
-    _require_models(pending)
+    for job in work:  # whatever happens now, no other begins with the model of an earlier run
+        if is_followed(recipe, job.variant):
+            model_file(job.place).unlink(missing_ok=True)
     failures: dict[str, str] = {}
 
     def finished(job: Job, done: Results | None, failure: str) -> None:
@@ -143,12 +145,12 @@ def run_recipe(
 
     count = jobs or (cores() if recipe.is_from_scratch else 1)
     if count == 1 and not recipe.seeds:
-        for job in pending:
+        for job in work:
             told.note(f"variant {job.variant.name}")
             finished(job, carry_out(job, told, source), "")
         return results
     try:
-        carry_out_all(pending, count, told, finished)
+        carry_out_all(work, count, told, finished)
     except KeyboardInterrupt:
         raise TrainingStopped(
             f"interrupted; the trainings that are done stand in {file}, and the others go on from their last "
@@ -156,32 +158,10 @@ def run_recipe(
         ) from None
     if failures:
         raise RecipeError(
-            f"{len(failures)} of {len(pending)} trainings failed, the others are done; --resume tries them "
+            f"{len(failures)} of {len(work)} trainings failed, the others are done; --resume tries them "
             "again:\n" + "\n".join(f"{name}: {failure}" for name, failure in failures.items())
         )
     return results
-
-
-def _require_models(jobs: list[Job]) -> None:
-    """Return if every model that one of these jobs begins with is there, or made by one before.
-
-    Raises:
-        RecipeError: one is not.
-    """
-    made = {job.name for job in jobs}
-    for job in jobs:
-        file = job.begins_with
-        if file is not None and job.needs not in made and not file.is_file():
-            raise RecipeError(
-                f"variant {job.variant.name} begins with the trained model of {job.variant.after}, and there "
-                f"is no {file}; do that variant too (--only {job.variant.after}), and without --resume where "
-                "its results are there and its model is not"
-            )
-
-
-def _is_done(results: Results, variant: Variant, seed: int, recipe: Recipe) -> bool:
-    done = results["variants"].get(variant.name)
-    return bool(done) and (not recipe.seeds or str(seed) in done["seeds"])
 
 
 def _store(results: Results, job: Job, done: Results) -> None:
@@ -218,7 +198,8 @@ def _begin(
     quick: bool,
 ) -> tuple[Results, list[Variant]]:
     """The results that are there, or none yet; and the variants that begin now, which have no checkpoints."""
-    own = {variant.name: digest_of(recipe, variant, options) for variant in variants} if recipe.seeds else {}
+    counted = [*filter(None, map(recipe.before, variants)), *variants] if recipe.seeds else []
+    own = {variant.name: digest_of(recipe, variant, options) for variant in counted}
     results = require_own(recipe, file, quick)
     if resume and results is not None:
         before = results["digests"] if recipe.seeds else own

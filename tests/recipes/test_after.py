@@ -1,15 +1,18 @@
 """Variants that begin with the trained model of another, and have it for a teacher."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ksurgeon.errors import RecipeError
+from ksurgeon.recipes.after import BEGAN, MODEL, sha256_of
 from ksurgeon.recipes.digest import digest_of
 from ksurgeon.recipes.job import Job, carry_out
-from ksurgeon.recipes.pool import _next
+from ksurgeon.recipes.places import data_of
+from ksurgeon.recipes.pool import _next, carry_out_all
 from ksurgeon.recipes.schema import load_recipe
 from ksurgeon.train.log import Listener
 from tests.cli.conftest import LEAVE, run
@@ -156,6 +159,118 @@ def labelled_by(places, teacher):
     asked = torch.load(folder / "teacher.pt")
     trained = load_file(folder / "runs" / "tiny" / "dense" / "seed-0" / "model.safetensors")
     assert all(torch.equal(asked[name], trained[name]) for name in trained)
+
+
+def test_surgery_is_done_on_what_was_learned(folder):
+    """With an exact rule and no step, the student is the trained model."""
+    recipe = loaded(
+        folder,
+        (
+            'rule = "linear"',
+            '[[variants.replace]]\nfind = "linear"\nwith = { structure = "dense" }\nstart = "exact"',
+        ),
+        ("steps = 2", "steps = 1\nlr = 1e-12"),
+    )
+    each = jobs(folder, recipe)
+    carry_out(each["dense"], Listener())
+    carry_out(each["distilled"], Listener())
+    trained = load_file(folder / "dense" / "seed-0" / "model.safetensors")
+    student = load_file(folder / "distilled" / "seed-0" / "model.safetensors")
+    factors = {tuple(t.shape[2:]): t[0, 0] for name, t in student.items() if "factors" in name}
+    for name in ("0.weight", "2.weight"):
+        assert (factors[tuple(trained[name].shape)] - trained[name]).abs().max() < 1e-5
+
+
+def test_functions_with_further_parameters(folder):
+    """Only one called ``teacher`` is given the teacher, and asked for where there is none it is an error."""
+    (folder / "nets.py").write_text(
+        NETS
+        + """
+
+def few(places, limit=5):
+    return labelled()[:limit]
+
+
+def taught(places, teacher):
+    return labelled()
+"""
+    )
+    recipe = loaded(folder)
+    assert len(data_of(recipe, "nets.py:few", {"kind": "plain"}, torch.nn.Identity())) == 5
+    assert len(data_of(recipe, "nets.py:taught", {}, torch.nn.Identity())) == 64
+    with pytest.raises(RecipeError, match="takes a teacher; only data"):
+        data_of(recipe, "nets.py:taught", {})
+
+
+def test_what_is_done_anew(run, folder):
+    """A variant begins with the model that stands in the same results, whatever is done again, and how."""
+    command = ("run", "tiny.toml", LEAVE, "--yes", "--device", "cpu", "--jobs", 1, "--seeds", 1)
+    (folder / "tiny.toml").write_text(RECIPE)
+    assert run(*command).status == 0
+    file = folder / "runs" / "tiny" / "results.json"
+    model = folder / "runs" / "tiny" / "dense" / "seed-0" / "model.safetensors"
+
+    def told():
+        of = json.loads(file.read_text())["variants"]
+        return of["dense"]["seeds"]["0"][MODEL], of["distilled"]["seeds"]["0"][BEGAN]
+
+    first = told()
+    assert first[0] == first[1] == sha256_of(model)
+    # The model is gone, and all is done: nothing is to be done. The variant anew: its model is trained again.
+    model.unlink()
+    assert run(*command, "--resume").status == 0 and not model.exists()
+    results = json.loads(file.read_text())
+    del results["variants"]["distilled"]["seeds"]["0"]
+    file.write_text(json.dumps(results))
+    refused = run(*command, "--resume", "--only", "distilled")
+    assert refused.status == 1 and "do that variant too" in " ".join(refused.err.split())
+    assert "dense" in json.loads(file.read_text())["variants"], "nothing was lost"
+    assert run(*command, "--resume").status == 0
+    assert told()[0] == told()[1] == sha256_of(model)
+    # A model of other results, or one that was changed, is none to begin with.
+    refused = run(*command, "--only", "distilled")
+    assert refused.status == 1 and "the one of these results is not in" in " ".join(refused.err.split())
+    assert "dense" in json.loads(file.read_text())["variants"]
+    results = json.loads(file.read_text())
+    results["variants"]["dense"]["seeds"]["0"][MODEL] = "another"
+    file.write_text(json.dumps(results))
+    assert run(*command, "--resume").status == 0
+    assert told()[0] == told()[1] == sha256_of(model)
+    # A changed recipe of the model is one of another variant.
+    (folder / "tiny.toml").write_text(RECIPE.replace("lr = 0.01", "lr = 0.02"))
+    refused = run(*command, "--resume", "--only", "distilled")
+    assert refused.status == 1 and "results of another variant dense" in " ".join(refused.err.split())
+
+
+def test_what_follows_a_failure_is_not_begun(folder, monkeypatch):
+    recipe = loaded(folder)
+    work = [job for name, job in jobs(folder, recipe).items() if name != "other"]
+    begun, ends = [], {}
+
+    class Worker:
+        def __init__(self, one_thread):
+            self.connection, self.process = object(), SimpleNamespace(terminate=lambda: None)
+
+        def begin(self, job, told):
+            begun.append(job.variant.name)
+            self.job, self.listener = job, told.job(job.name)
+
+        def hear(self):
+            return None, "out of memory"
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr("ksurgeon.recipes.pool._Worker", Worker)
+    monkeypatch.setattr("ksurgeon.recipes.pool.wait", list)
+    carry_out_all(work, 2, Listener(), lambda job, done, why: ends.update({job.variant.name: (done, why)}))
+    assert begun == ["dense"]
+    assert ends["distilled"] == (None, "dense, seed 0, with whose model it begins, failed")
+
+
+def test_a_quick_run_changes_no_digest(folder):
+    recipes = (loaded(folder), loaded(folder, ('evaluate = "nets.py:evaluate_some"\n', "")))
+    assert len({digest_of(recipe, recipe.variants[0], {}) for recipe in recipes}) == 1
 
 
 def test_a_model_that_is_not_there(folder):

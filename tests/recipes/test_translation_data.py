@@ -59,6 +59,42 @@ def test_files_of_lines(tmp_path, monkeypatch, caplog):
     assert "left out of 9 pairs: 2 of more than 250 words, 2 with an empty side, 1 with bytes" in caplog.text
 
 
+def test_other_files_are_other_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parallel = function("translation_data.py:parallel")
+    for split in ("train", "valid", "test"):
+        write(tmp_path / "parallel", split, [f"eins {split}"], [f"one {split}"])
+    first = parallel(tmp_path / "cache")
+    assert parallel(tmp_path / "cache") == first
+    write(tmp_path / "parallel", "train", ["zwei", "ein <pad>", "null\0"], ["two", "a <pad>", "null\0"])
+    second = parallel(tmp_path / "cache")
+    assert pairs(first["train"]) == [("eins train", "one train")]
+    assert pairs(second["train"]) == [("zwei", "two")]
+    left_out = json.loads(second["train"].with_name("counts.json").read_text())["left_out"]
+    assert left_out == {"with <pad> or </s> in them": 1, "with bytes that are no UTF-8": 1}
+
+
+def test_documents_of_debian_are_in_one_split(apt, tmp_path):
+    """And no sentence of training is among those that are held out."""
+    german, english = {}, {}
+    for number in range(60):
+        for language, files in (("de", german), ("en-US", english)):
+            text = "".join(f'<p id="{k}">Das hier {number} ist {k} {language}</p>' for k in range(3))
+            both = f'<p id="both">In allen Seiten steht {language}</p>'
+            files[f"usr/share/libreoffice/help/{language}/text/page{number}.html"] = (text + both).encode()
+    deb(apt / "libreoffice-help-de.deb", german)
+    deb(apt / "libreoffice-help-en-us.deb", english)
+    places = function("translation_data.py:libreoffice")(tmp_path / "cache")
+    split_of = {}
+    for split in ("train", "valid", "test"):
+        for source, _ in pairs(places[split]):
+            if source.startswith("Das"):
+                assert split_of.setdefault(source.split()[2], split) == split
+    assert len(split_of) == 60 and len(set(split_of.values())) == 3
+    common = [split for split in ("train", "valid", "test") for s, _ in pairs(places[split]) if "allen" in s]
+    assert common == ["train"]
+
+
 def test_files_that_do_not_go_together(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parallel = function("translation_data.py:parallel")

@@ -55,3 +55,29 @@ def test_a_head_that_is_called_a_decoder_stays():
     model = transformers.BertForMaskedLM(config)
     with pytest.raises(MatchError):
         ksurgeon.convert(model, "decoder")
+
+
+def test_an_untied_head_within_a_decoder_stays():
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.BertConfig(vocab_size=40, **sizes)
+    decoder = transformers.BertConfig(vocab_size=40, is_decoder=True, add_cross_attention=True, **sizes)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(config, decoder)
+    both.decoder.tie_word_embeddings = both.tie_word_embeddings = False
+    model = transformers.EncoderDecoderModel(both)
+    tokens = torch.tensor([[5, 6, 7]])
+    conversion = ksurgeon.convert(model, "decoder", {"input_ids": tokens, "decoder_input_ids": tokens})
+    replaced = {decision.path for decision in conversion.plan.replacements}
+    assert replaced and not any("cls" in path for path in replaced)
+    assert all(path.startswith("decoder.") for path in replaced)
+
+
+def test_what_stands_beside_embeddings_stays():
+    config = transformers.OPTConfig(
+        vocab_size=40, hidden_size=64, word_embed_proj_dim=32, num_hidden_layers=1, num_attention_heads=4,
+        ffn_dim=128, max_position_embeddings=32, do_layer_norm_before=False,
+    )  # fmt: skip
+    conversion = ksurgeon.convert(transformers.OPTForCausalLM(config), "decoder")
+    replaced = {decision.path for decision in conversion.plan.replacements}
+    assert {path.rpartition(".")[2] for path in replaced} == {
+        "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2",
+    }  # fmt: skip
