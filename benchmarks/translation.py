@@ -58,11 +58,11 @@ _DENSE = (
 
 
 @cache
-def _folder() -> str:
+def _folder() -> tempfile.TemporaryDirectory[str]:
     """A vocabulary of numbers, of which the models read no more than how many there are."""
     from transformers import MarianConfig
 
-    place = tempfile.mkdtemp()
+    place = tempfile.TemporaryDirectory()
     MarianConfig(
         vocab_size=_WORDS,
         decoder_vocab_size=_WORDS,
@@ -74,7 +74,7 @@ def _folder() -> str:
         activation_function="relu",
         scale_embedding=True,
         max_position_embeddings=512,
-    ).save_pretrained(place)
+    ).save_pretrained(place.name)
     return place
 
 
@@ -88,7 +88,7 @@ def built(name: str, kind: str, **changes: int) -> Any:
     """The recipe's Transformer of a size of ``MODELS``; "converted" by the rule "decoder", without a fit."""
     torch.manual_seed(0)
     marian = find_function("translation.py:marian", RecipeError, recipe_named("translation").folder)
-    model = marian(_folder(), **(MODELS[name] | changes)).eval()
+    model = marian(_folder().name, **(MODELS[name] | changes)).eval()
     if kind == "converted":
         rule = load_rule("decoder").model_dump()
         rule["replace"] = [{**part, "start": "orthogonal"} for part in rule["replace"]]
@@ -110,7 +110,7 @@ def opened(name: str) -> Maker:
     if runtime == "CTranslate2":
         return in_ctranslate2(model, _inputs, precision, _TOKENS)
     kernels = kind == "converted"
-    if precision == "int8":  # a head that is tied to the embedding stays as it is, in every runtime
+    if precision == "int8":  # for a head that is tied to the embedding would stay in float32
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         if runtime != "ONNX" or kernels:
             quantize(model)

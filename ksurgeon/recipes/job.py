@@ -95,9 +95,6 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
     if job.begins_with is not None:
         load_weights(source.model, job.begins_with)
         begun[BEGAN] = sha256_of(job.begins_with)
-    followed = is_followed(recipe, variant)
-    if followed:  # whatever happens now, others do not begin with the model of an earlier run
-        model_file(job.place).unlink(missing_ok=True)
     begin = time.perf_counter()
     plans = job.work if recipe.seeds is not None else job.place.parent
     student = operate(recipe, variant, source, job.places, plans, job.resume, told)
@@ -127,7 +124,7 @@ def carry_out(job: Job, told: Listener, source: LoadedModel | None = None) -> Re
     if record_of(student) is not None:
         named = source.source.name if source.source.kind == "transformers" else None
         save(student, job.place, files_from=named)
-    elif followed:
+    elif is_followed(recipe, variant):
         with written_whole(job.place) as temporary:
             save_file(tensors_of(student), model_file(temporary), metadata={"format": "pt"})
         done[MODEL] = sha256_of(model_file(job.place))

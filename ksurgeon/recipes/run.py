@@ -13,7 +13,7 @@ from ksurgeon.errors import FolderError, RecipeError, TrainingStopped
 from ksurgeon.files import parse_json, read_regular
 from ksurgeon.kernels.cache import cache_folder, cpu_model
 from ksurgeon.models.functions import find_function
-from ksurgeon.recipes.after import is_followed, model_file, pending
+from ksurgeon.recipes.after import pending
 from ksurgeon.recipes.digest import digest_of, forget
 from ksurgeon.recipes.job import Job, carry_out, evaluate
 from ksurgeon.recipes.places import require_leave
@@ -129,9 +129,6 @@ def run_recipe(
         )
         for seed, variant in undone
     ]
-    for job in work:  # whatever happens now, no other begins with the model of an earlier run
-        if is_followed(recipe, job.variant):
-            model_file(job.place).unlink(missing_ok=True)
     failures: dict[str, str] = {}
 
     def finished(job: Job, done: Results | None, failure: str) -> None:

@@ -279,19 +279,24 @@ def test_a_model_that_is_not_there(folder):
         carry_out(each["distilled"], Listener())
 
 
-def test_a_training_that_fails_leaves_no_model_of_an_earlier_run(folder, monkeypatch):
-    each = jobs(folder, loaded(folder))
-    carry_out(each["dense"], Listener())
-    file = folder / "dense" / "seed-0" / "model.safetensors"
-    assert file.is_file()
-
-    def failing(*_, **__):
-        raise RecipeError("no")
-
-    monkeypatch.setattr("ksurgeon.recipes.job.finetune", failing)
-    with pytest.raises(RecipeError):
-        carry_out(each["dense"], Listener())
-    assert not file.exists()
+def test_nothing_begins_with_the_model_of_an_earlier_run(run, folder, monkeypatch):
+    """Though its file is still there when the training that would replace it fails."""
+    (folder / "tiny.toml").write_text(RECIPE)
+    command = ("run", "tiny.toml", LEAVE, "--yes", "--device", "cpu", "--jobs", 1, "--seeds", 1)
+    assert run(*command).status == 0
+    (folder / "nets.py").write_text(
+        NETS.replace("def net(kind):", "def net(kind):\n    import fail_in_workers")
+    )
+    (folder / "fail_in_workers.py").write_text(
+        "import multiprocessing\n\nif multiprocessing.parent_process():\n    raise RuntimeError('no')\n"
+    )
+    failed = run(*command)
+    told = " ".join(failed.err.split())
+    assert failed.status == 1 and "dense, seed 0, with whose model it begins, failed" in told
+    results = json.loads((folder / "runs" / "tiny" / "results.json").read_text())
+    assert not results["variants"]["distilled"]["seeds"]
+    refused = run(*command, "--resume", "--only", "distilled")
+    assert refused.status == 1 and "do that variant too" in " ".join(refused.err.split())
 
 
 def test_a_job_waits_for_what_it_begins_with(folder):

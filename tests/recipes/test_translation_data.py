@@ -74,6 +74,16 @@ def test_other_files_are_other_data(tmp_path, monkeypatch):
     assert left_out == {"with <pad> or </s> in them": 1, "with bytes that are no UTF-8": 1}
 
 
+@pytest.mark.parametrize("name", ["libreoffice", "debian", "parallel"])
+def test_sacrebleu_is_asked_for_before_the_training(name, tmp_path, monkeypatch):
+    prepare = function(f"translation_data.py:{name}")
+    monkeypatch.setitem(prepare.__globals__, "find_spec", lambda package: None)
+    with pytest.raises(
+        RecipeError, match=r"sacrebleu is not installed.*pip install 'ksurgeon\[translation\]'"
+    ):
+        prepare(tmp_path)
+
+
 def test_documents_of_debian_are_in_one_split(apt, tmp_path):
     """And no sentence of training is among those that are held out."""
     german, english = {}, {}
