@@ -53,23 +53,21 @@ class Step(nn.Module):
             position: of the token, ``(1,)``.
             mask: of the source, ``(batch, source)``.
             keys, values: as ``Source`` gives them.
-            past: keys and values of the tokens before, and places for others,
-                ``(layers, 2, batch, heads, places, width of a head)``.
+            past: keys and values of the tokens before, and places for others, where this token's are
+                written, ``(layers, 2, batch, heads, places, width of a head)``.
         """
         x = self.decoder.embed_tokens(token) * self.scale + self.decoder.embed_positions.weight[position]
         shown = mask[:, None, None].bool()
         before = (torch.arange(past.shape[-2], device=past.device) <= position)[None, None, None]
-        kept = []
         for layer, each_keys, each_values, own in zip(self.decoder.layers, keys, values, past, strict=True):
             attention = layer.self_attn
             mine = torch.stack([_heads(p(x), self.heads) for p in (attention.k_proj, attention.v_proj)])
-            own = own.index_copy(3, position, mine)
-            kept.append(own)
+            own.index_copy_(3, position, mine)
             x = layer.self_attn_layer_norm(x + self._look(attention, x, own[0], own[1], before))
             mixed = self._look(layer.encoder_attn, x, each_keys, each_values, shown)
             x = layer.encoder_attn_layer_norm(x + mixed)
             x = layer.final_layer_norm(x + layer.fc2(self.activation(layer.fc1(x))))
-        return self.head(x)[:, 0] + self.bias, torch.stack(kept)
+        return self.head(x)[:, 0] + self.bias, past
 
     def _look(self, attention: Any, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         query = _heads(attention.q_proj(x), self.heads)

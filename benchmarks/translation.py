@@ -85,13 +85,18 @@ def _inputs(batch: int) -> dict[str, Tensor]:
 
 
 def built(name: str, kind: str, **changes: int) -> Any:
-    """The recipe's Transformer of a size of ``MODELS``; "converted" by the rule "decoder", without a fit."""
+    """The recipe's Transformer of a size of ``MODELS``; "converted" by the rule "decoder", without a fit, or
+    "converted with head", as the recipe's variant distilled-head is."""
     torch.manual_seed(0)
     marian = find_function("translation.py:marian", RecipeError, recipe_named("translation").folder)
     model = marian(_folder().name, **(MODELS[name] | changes)).eval()
-    if kind == "converted":
-        rule = load_rule("decoder").model_dump()
-        rule["replace"] = [{**part, "start": "orthogonal"} for part in rule["replace"]]
+    if kind != "dense":
+        recipe = recipe_named("translation")
+        head = next(variant for variant in recipe.variants if variant.name == "distilled-head").replace
+        parts = load_rule("decoder").replace if kind == "converted" else head
+        starts = {"kaleidoscope": "orthogonal", "low_rank": "random"}
+        unfitted = [part.model_dump() | {"start": starts[part.structure.structure]} for part in parts]
+        rule = {"name": "unfitted", "replace": unfitted}
         inputs = _inputs(1)
         convert(model, Rule.model_validate(rule), {**inputs, "decoder_input_ids": inputs["input_ids"][:, :4]})
     return model
@@ -109,9 +114,10 @@ def opened(name: str) -> Maker:
     model = built(model_name, kind, **changes)
     if runtime == "CTranslate2":
         return in_ctranslate2(model, _inputs, precision, _TOKENS)
-    kernels = kind == "converted"
+    kernels = kind != "dense"
     if precision == "int8":  # for a head that is tied to the embedding would stay in float32
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        if isinstance(model.lm_head, nn.Linear):
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
         if runtime != "ONNX" or kernels:
             quantize(model)
     if runtime == "ONNX":
@@ -162,7 +168,7 @@ def _in_onnx(model: Any, precision: str, kernels: bool) -> Maker:
 def _rows(name: str, case: tuple[int, int], times: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     rows = rows_of(name, *case, times)
     for row in rows:
-        same = f"dense, {row['case']}"
+        same = f"dense, {row['case'].rpartition(', ')[2]}"
         row["wanted"] = {same: _WANTED[case[0]]} if same in row["ratios"] and case[1] == 1 else {}
     return rows
 
@@ -191,15 +197,16 @@ def main() -> None:
         ]
         for ways in (_BOTH, _DENSE)
     )
-    ways = [*(f"converted, {way}" for way in both), *(f"dense, {way}" for way in (*both, *dense))]
+    kinds = {"converted": both, "converted with head": both, "dense": [*both, *dense]}
+    ways = [f"{kind}, {way}" for kind, ways in kinds.items() for way in ways]
     cases = [(batch, threads) for threads in sorted({1, given.threads}) for batch in _WANTED]
     for name in given.models or MODELS:
         if given.profile:
-            kinds = {kind: built(name, kind) for kind in ("converted", "dense")}
+            models = {kind: built(name, kind) for kind in kinds}
             rows = [
                 row
                 for batch in _WANTED
-                for row in profile_rows(name, kinds, _inputs(batch), _TOKENS, given.seconds)
+                for row in profile_rows(name, models, _inputs(batch), _TOKENS, given.seconds)
             ]
         else:
             found = measure_in_turns(

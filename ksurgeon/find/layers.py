@@ -57,6 +57,8 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
         read = recording is not None and not recording.counts.get(id(module)) and id(weight) in recording.uses
         if recording is not None and read:
             vectors = recording.multiplied_by(weight)
+        tied = [name for name in names[id(weight)] if name != f"{path}.weight"]
+        reason = _reason(module, path, layer, recording, outside)
         sites.append(
             Site(
                 kind=layer.kind,
@@ -70,7 +72,8 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
                 read=read,
                 parts=parts_of(path, layer.in_features, layer.out_features) if layer.kind == "linear" else 1,
                 class_name=type(module).__name__,
-                reason=_reason(module, path, layer, recording, names, outside),
+                reason=reason or (f"its weight is tied to {', '.join(tied)}" if tied else None),
+                tied=() if reason else tuple(tied),
                 has_bias=getattr(module, "bias", None) is not None,
                 parameters=sum(p.numel() for p in module.parameters() if not _is_lazy(p)) or size,
                 weight_parameters=size,
@@ -159,7 +162,6 @@ def _reason(
     path: str,
     layer: Layer,
     recording: Recording | None,
-    names: dict[int, list[str]],
     outside: dict[int, str],
 ) -> str | None:
     if not path:
@@ -184,9 +186,6 @@ def _reason(
         return "hooks on its state dict or its loading may ask for its weight; remove them first"
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return "a hook waits for the gradient of its weight; remove it first"
-    shared = [name for name in names[id(weight)] if name != f"{path}.weight"]
-    if shared:
-        return f"its weight is tied to {', '.join(shared)}"
     if (kept := kept_outside(module, outside)) is not None:
         return kept
     if recording is None or recording.counts.get(id(module)):

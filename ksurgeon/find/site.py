@@ -40,6 +40,8 @@ class Site:
             dense weight at every call.
         parts: matrices of equal sizes that stand on top of each other in the weight: 3 for a fused query, key
             and value.
+        tied: other names of its weight, where these alone are the reason. A rule may say ``untie``: the
+            replacement then has parameters of its own, and the others keep the weight.
         facts: plain data about the map that only its kind knows how to read.
     """
 
@@ -65,6 +67,7 @@ class Site:
     parameter: str = ""
     read: bool = False
     parts: int = 1
+    tied: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property

@@ -126,7 +126,7 @@ def finish(model: Any, record: Record, planned: Mapping[str, Planned], config: K
     record.outcome.parameters = (_count(model) + saved, _count(model))
     attach(model, record if record.operations else None)
     inside = any(KINDS[part.find].is_original is not None for part in config.rule.parts)
-    left = any(not each.done for each in planned.values())
+    left = any(not each.done for each in planned.values()) or any(part.untie for part in config.rule.parts)
     if inside or left:
         rest = _rest(model, config)
         if rest is not None:

@@ -12,6 +12,7 @@ from ksurgeon.models import from_transformers
 from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.record import Record, signature
 from ksurgeon.surgery.replay import replay
+from ksurgeon.surgery.untied import TIED_KEYS
 
 __all__ = ["rebuild", "restore"]
 
@@ -119,7 +120,7 @@ def _graft(model: Any, record: Record) -> dict[str, Tensor]:
         vars(module).pop("_is_hf_initialized", None)
     model.__class__ = type(twin)
     held = ("_modules", "_parameters", "_buffers", "_forward_pre_hooks", "_forward_hooks")
-    vars(model).update({name: vars(twin)[name] for name in held})
+    vars(model).update({name: vars(twin)[name] for name in (*held, *TIED_KEYS) if name in vars(twin)})
     return kept
 
 

@@ -131,7 +131,7 @@ def _problem(decision: Decision, site: "Site | None") -> str | None:
         return (
             f"the plan is for {sizes[0]} → {sizes[1]}, the site is {site.in_features} → {site.out_features}"
         )
-    if site.reason is not None:
+    if site.reason is not None and not site.tied:
         return f"it cannot be replaced: {site.reason}"
     if decision.dim is not None and not site.is_along(decision.dim):
         return f"dim = {decision.dim} is not the dimension of the site; its dim is {site.dim}"

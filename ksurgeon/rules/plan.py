@@ -271,7 +271,7 @@ def _obstacle(site: "Site", part: Part) -> str | None:
 
 
 def _replace(site: "Site", number: int, part: Part) -> Decision:
-    if site.reason is not None:
+    if site.reason is not None and not (site.tied and part.untie):
         return _leave(site, site.reason, number)
     try:
         parts = site.parts if part.split else 1

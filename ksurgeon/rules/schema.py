@@ -146,7 +146,9 @@ class Replacement(_Base):
 
     A target is an exact module path, ``re:`` and a regular expression that matches the whole path, or a
     class name. No target at all means every site of the kind. With ``split``, a fused query, key and value
-    gets one matrix each instead of one for all. In Python, ``structure`` is what a rule file calls ``with``.
+    gets one matrix each instead of one for all. With ``untie``, also a layer whose weight is tied to another
+    module's is replaced, by a matrix of its own: an output head, of which the embedding keeps the weight.
+    In Python, ``structure`` is what a rule file calls ``with``.
     """
 
     find: Kind
@@ -155,6 +157,7 @@ class Replacement(_Base):
     where: Where = Where()
     unless_found: Kind | None = None
     split: bool = False
+    untie: bool = False
     structure: Structure = Field(alias="with")
     start: Start = Field(default_factory=_default_start)
 
@@ -224,6 +227,7 @@ class Insertion(_Base):
 
     find: ClassVar = INSERTION
     split: ClassVar = False
+    untie: ClassVar = False
     unless_found: ClassVar = None
 
     @property

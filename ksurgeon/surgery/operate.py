@@ -15,6 +15,7 @@ from ksurgeon.surgery.folded import FoldSwap
 from ksurgeon.surgery.inserted import InsertSwap
 from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
+from ksurgeon.surgery.untied import UntieSwap, untie_swaps
 
 __all__ = [
     "MatrixSwap",
@@ -103,7 +104,7 @@ class MatrixSwap:
         self.layer._modules["matrix"] = self.old
 
 
-Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap | FoldSwap
+Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap | FoldSwap | UntieSwap
 
 
 def swap_all(swaps: Iterable[Swap]) -> None:
@@ -156,6 +157,7 @@ def prepare(
         places = [_place(model, path) for path in (site.path, *site.aliases)]
         old = model.get_submodule(site.path)
         swaps.append(ModuleSwap(places, [old] * len(places), [new] * len(places)))
+        later += untie_swaps(model, site.path)
         _remember(new, site, [(places[0][1], old)])
         paths[site.path] = site.path
     for owner_path, found in inside.items():

@@ -180,7 +180,8 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: str | Pat
     own = model.state_dict()
     names = {memory_of(t, n): n for n, t in reversed(own.items())}
     wanted = {name: tensor for name, tensor in own.items() if name in set(names.values())}
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    made = getattr(model, "_keys_to_ignore_on_save", None) or ()  # transformers: computed when it is built
+    problems = [f"{name} is missing" for name in wanted if name not in tensors and name not in made]
     problems += [f"{name} is not part of the model" for name in tensors if name not in own]
     problems += [
         f"{name} is {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"

@@ -44,7 +44,7 @@ def own(model, inputs, source=None, step=None):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["dense", "converted"])
+@pytest.mark.parametrize("kind", ["dense", "converted", "converted with head"])
 def test_the_step_gives_what_the_whole_model_gives(tiny, kind):
     """Logits after every token of some target."""
     model, inputs = model_and_inputs(kind)
@@ -109,6 +109,8 @@ def test_ctranslate2_gives_the_same(tiny):
         "converted, step int8",
         "converted, prepacked bfloat16",
         "converted, ONNX int8",
+        "converted with head, step float32",
+        "converted with head, step int8",
         "dense, ONNX int8",
         "dense, step float32",
         "dense, shallower float32",
@@ -153,7 +155,7 @@ def test_what_is_wanted_of_which_row():
     times = {
         f"tiny: {way}": {"median": median, "low": median, "high": median, "best": median}
         for way, median in (
-            ("converted, step float32", 1.0),
+            ("converted with head, step float32", 1.0),
             ("dense, step float32", 3.0),
             ("dense, CTranslate2 int8", 0.5),
         )
