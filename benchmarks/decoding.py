@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Source", "Step", "greedy"]
+__all__ = ["Source", "Step", "greedy", "greedy_dynamic"]
 
 Run = Callable[..., Any]
 
@@ -92,6 +92,19 @@ def greedy(
     token, found = torch.full((batch, 1), config.decoder_start_token_id), []
     for position in torch.arange(tokens).split(1):
         logits, past = step(token, position, mask, keys, values, past)
+        token = logits.argmax(-1, keepdim=True)
+        found.append(token)
+    return torch.cat(found, 1)
+
+
+@torch.inference_mode()
+def greedy_dynamic(model: Any, inputs: dict[str, Tensor], tokens: int) -> Tensor:
+    """The same by the recipe translation's ``DynamicConvModel``, which keeps windows in place of a cache."""
+    source, mask = model.encode(inputs["input_ids"], inputs["attention_mask"])
+    token, states = torch.full_like(inputs["input_ids"][:, :1], model.config.decoder_start_token_id), None
+    found = []
+    for at in range(tokens):
+        logits, states = model.step(token, at, states or model.begin(source), mask)
         token = logits.argmax(-1, keepdim=True)
         found.append(token)
     return torch.cat(found, 1)

@@ -1,4 +1,5 @@
-"""Whole translations by a Transformer, its decoder dense and of K-matrices, and what could be run instead.
+"""Whole translations by a Transformer and by a DynamicConv model, their decoders dense and of K-matrices, and
+what could be run instead.
 
 ``python -m benchmarks.translation [MODEL …] --json FILE``. Greedy, with a cache, 24 tokens after 24, with
 random weights: what is written means nothing, how long it takes does. "generate" is transformers' own;
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks import results
 from benchmarks.ctranslate import in_ctranslate2
-from benchmarks.decoding import Source, Step, greedy
+from benchmarks.decoding import Source, Step, greedy, greedy_dynamic
 from benchmarks.instead import rows_of
 from benchmarks.prepared import recipe_named
 from benchmarks.profiled import profile_rows
@@ -43,6 +44,7 @@ MODELS: dict[str, dict[str, int]] = {
     "translate 256": {"width": 256, "inner": 1024, "encoder_layers": 3, "decoder_layers": 3},
     "translate 512": {"width": 512, "inner": 1024, "encoder_layers": 6, "decoder_layers": 6},
     "translate 512, 2048": {"width": 512, "inner": 2048, "encoder_layers": 6, "decoder_layers": 6},
+    "DynamicConv 512": {"width": 512, "inner": 1024, "encoder_layers": 7, "decoder_layers": 6},
 }
 _BOTH = (
     "generate float32", "generate bfloat16", "step float32", "step bfloat16", "step int8",
@@ -88,8 +90,9 @@ def built(name: str, kind: str, **changes: int) -> Any:
     """The recipe's Transformer of a size of ``MODELS``; "converted" by the rule "decoder", without a fit, or
     "converted with head", as the recipe's variant distilled-head is."""
     torch.manual_seed(0)
-    marian = find_function("translation.py:marian", RecipeError, recipe_named("translation").folder)
-    model = marian(_folder().name, **(MODELS[name] | changes)).eval()
+    function = "dynamic_conv" if _is_dynamic(name) else "marian"
+    build = find_function(f"translation.py:{function}", RecipeError, recipe_named("translation").folder)
+    model = build(_folder().name, **(MODELS[name] | changes)).eval()
     if kind != "dense":
         recipe = recipe_named("translation")
         head = next(variant for variant in recipe.variants if variant.name == "distilled-head").replace
@@ -100,6 +103,23 @@ def built(name: str, kind: str, **changes: int) -> Any:
         inputs = _inputs(1)
         convert(model, Rule.model_validate(rule), {**inputs, "decoder_input_ids": inputs["input_ids"][:, :4]})
     return model
+
+
+def _is_dynamic(name: str) -> bool:
+    return name.startswith("DynamicConv")
+
+
+def _ways(name: str, runtimes: list[str] | None) -> list[str]:
+    """The candidates of a model; of a DynamicConv model, whose head is no layer, those of the loop alone."""
+    ways = {"converted": _BOTH, "converted with head": _BOTH, "dense": (*_BOTH, *_DENSE)}
+    if _is_dynamic(name):
+        ways = dict.fromkeys(("converted", "dense"), ("step float32", "step bfloat16"))
+    return [
+        f"{kind}, {way}"
+        for kind, each in ways.items()
+        for way in each
+        if is_there(way) and (runtimes is None or way.split(" ")[0] in runtimes)
+    ]
 
 
 def opened(name: str) -> Maker:
@@ -131,6 +151,8 @@ def opened(name: str) -> Maker:
 
     def make(batch: int, threads: int) -> Callable[[], object]:
         given = _inputs(batch)
+        if _is_dynamic(model_name):
+            return lambda: greedy_dynamic(model, given, _TOKENS)
         if runtime == "generate":
             asked = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False, "num_beams": 1}
             return lambda: model.generate(**given, **asked)
@@ -189,29 +211,20 @@ def main() -> None:
     if unknown := set(given.models) - set(MODELS):
         parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
     share = check_quiet(given.busy)
-    both, dense = (
-        [
-            way
-            for way in ways
-            if is_there(way) and way.split(" ")[0] in (given.runtimes or [way.split(" ")[0]])
-        ]
-        for ways in (_BOTH, _DENSE)
-    )
-    kinds = {"converted": both, "converted with head": both, "dense": [*both, *dense]}
-    ways = [f"{kind}, {way}" for kind, ways in kinds.items() for way in ways]
     cases = [(batch, threads) for threads in sorted({1, given.threads}) for batch in _WANTED]
     for name in given.models or MODELS:
         if given.profile:
-            models = {kind: built(name, kind) for kind in kinds}
+            if _is_dynamic(name):
+                continue  # its parts have other names
+            models = {kind: built(name, kind) for kind in ("converted", "converted with head", "dense")}
             rows = [
                 row
                 for batch in _WANTED
                 for row in profile_rows(name, models, _inputs(batch), _TOKENS, given.seconds)
             ]
         else:
-            found = measure_in_turns(
-                __spec__.name, [f"{name}: {way}" for way in ways], cases, given.seconds, []
-            )
+            ways = [f"{name}: {way}" for way in _ways(name, given.runtimes)]
+            found = measure_in_turns(__spec__.name, ways, cases, given.seconds, [])
             rows = [row for case, times in found.items() for row in _rows(name, case, times)]
         results.show(name, rows)
         if given.json:

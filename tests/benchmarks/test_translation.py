@@ -6,7 +6,7 @@ from torch import nn
 
 import ksurgeon
 from benchmarks import ctranslate, profiled, runtimes, translation
-from benchmarks.decoding import Source, Step, greedy
+from benchmarks.decoding import Source, Step, greedy, greedy_dynamic
 from tests.near import near
 
 TINY = {"width": 32, "inner": 64, "encoder_layers": 2, "decoder_layers": 2}
@@ -121,6 +121,25 @@ def test_candidates_translate(tiny, way):
     with torch.inference_mode():
         found = translation.opened(f"tiny: {way}")(2, 1)()
     assert found.shape == (2, 10 if "generate" in way else 9)
+
+
+@pytest.mark.parametrize("kind", ["dense", "converted"])
+def test_dynamic_convolutions_translate(tiny, monkeypatch, kind):
+    """The loop gives what the recipe's own search does."""
+    monkeypatch.setitem(translation.MODELS, "DynamicConv tiny", TINY)
+    model = translation.built("DynamicConv tiny", kind)
+    inputs = translation._inputs(3)
+    found = greedy_dynamic(model, inputs, 9)
+    sure = model(**inputs, decoder_input_ids=torch.cat([torch.zeros_like(found[:, :1]), found[:, :-1]], 1))
+    assert found.tolist() == sure["logits"].argmax(-1).tolist()
+    with torch.inference_mode():
+        again = translation.opened(f"DynamicConv tiny: {kind}, step float32")(3, 1)()
+    assert again.tolist() == found.tolist()
+
+
+def test_candidates_of_models():
+    assert not any("head" in way for way in translation._ways("DynamicConv 512", None))
+    assert translation._ways("translate 256", ["torch-int8"]) == ["dense, torch-int8 float32"]
 
 
 def test_less_is_less(tiny):
