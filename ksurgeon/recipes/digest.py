@@ -30,6 +30,9 @@ def digest_of(recipe: Recipe, variant: Variant, options: dict[str, Any]) -> str:
     defaults = FROM_SCRATCH if recipe.is_from_scratch else {}
     parts = {**recipe.model_dump(mode="json", exclude=free), "train": stages, "defaults": defaults}
     own = variant.model_dump(mode="json", exclude={"baseline", *_unset(variant)})
+    for part in own["replace"]:
+        if not part["untie"]:
+            del part["untie"]  # earlier versions did not know it
     told: list[Any] = [parts, own, options]
     before = recipe.before(variant)
     if before is not None:
