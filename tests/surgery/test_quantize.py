@@ -217,6 +217,34 @@ def test_a_student_with_layers_in_int8_is_distilled() -> None:
     assert isinstance(student[1].matrix, Int8Matrix)
 
 
+def test_the_dense_layers_of_gpt2(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, n_positions=16)
+    model, ids = transformers.GPT2LMHeadModel(config).eval(), torch.arange(5)[None]
+    exact = model.transformer.h[0].mlp.c_fc.double()(torch.eye(32, dtype=torch.float64))
+    model.float()
+    assert list(ksurgeon.quantize(model, ["Conv1D"])) == [
+        f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+    with torch.no_grad():
+        want = model(ids).logits
+        assert relative(model.transformer.h[0].mlp.c_fc(torch.eye(32)).double(), exact) < 0.02
+        ksurgeon.save(model, tmp_path)
+        assert torch.equal(ksurgeon.load(tmp_path)(ids).logits, want)
+        ksurgeon.revert(model)
+        assert type(model.transformer.h[0].mlp.c_fc).__name__ == "Conv1D"
+        assert relative(model(ids).logits, want) < 0.05
+
+
+def test_in_channels_last() -> None:
+    """Which gives int8 factors, too, other strides."""
+    model, x = nn.Sequential(KLinear(32, 48), nn.Linear(48, 20)), torch.randn(3, 32)
+    ksurgeon.quantize(model)
+    with torch.no_grad():
+        want = model(x)
+        assert torch.equal(model.to(memory_format=torch.channels_last)(x), want)
+
+
 def test_transformers_save_and_load_it(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
