@@ -8,6 +8,7 @@ from torch import Tensor
 from ksurgeon.kernels import cpu, reference
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import int8 as by_library
+from ksurgeon.kernels.cpu.layout import lies_in_rows, new_result
 from ksurgeon.kernels.dispatch import chosen_backend
 from ksurgeon.kernels.eager import has_transforms, is_transformed
 
@@ -25,20 +26,23 @@ def apply_int8(
     second: Int8Chain = (),
     bias: Tensor | None = None,
     activation: str | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    """Multiply the vectors along the last dimension of ``x`` by the sum of two chains, add a bias, activate.
+    """Multiply the vectors along dimension ``dim`` of ``x`` by the sum of two chains, add a bias, activate.
 
     Before each factor every vector is quantized to integers from -127 to 127, its largest absolute entry
     being 127; products are summed exactly. One with an entry that is not finite gives NaN everywhere.
 
     Args:
-        x: real floating tensor ``(…, in_features)``.
+        x: real floating tensor, ``in_features`` along ``dim``.
         first, second: chains of equal sizes; the second may be empty.
         bias: ``(out_features,)``.
         activation: as of ``kernels.apply_chain``.
+        dim: the dimension that is mapped.
 
     Returns:
-        ``(…, out_features)`` in the dtype of ``x``, or in that of autocast.
+        A tensor of the shape of ``x``, ``out_features`` along ``dim``, in the dtype of ``x``, or in that of
+        autocast.
 
     Raises:
         ValueError: sizes that do not fit, or there is no activation of that name.
@@ -54,14 +58,14 @@ def apply_int8(
         or not cpu.is_available()
         or chosen_backend(x.device) != "cpu"
     ):
-        return _by_reference(x, first, second, bias, activation)
+        return _by_reference(x, first, second, bias, activation, dim)
     if has_transforms() if compiling else is_transformed(x) or torch._C._get_tracing_state() is not None:
-        return _by_reference(x, first, second, bias, activation)
+        return _by_reference(x, first, second, bias, activation, dim)
     if compiling or torch._C._len_torch_dispatch_stack() or type(x) is not Tensor:
         flat = [[tensor for pair in chain for tensor in pair] for chain in (first, second)]
-        y: Tensor = int8_chain(x, flat[0], flat[1], bias, activation)
+        y: Tensor = int8_chain(x, flat[0], flat[1], bias, activation, dim)
         return y
-    return by_library.forward(x, first, second, bias, activation)
+    return by_library.forward(x, first, second, bias, activation, dim)
 
 
 def at_once(
@@ -77,13 +81,19 @@ def at_once(
 
 
 def _by_reference(
-    x: Tensor, first: Int8Chain, second: Int8Chain, bias: Tensor | None, activation: str | None
+    x: Tensor,
+    first: Int8Chain,
+    second: Int8Chain,
+    bias: Tensor | None,
+    activation: str | None,
+    dim: int = -1,
 ) -> Tensor:
     exact = torch.promote_types(x.dtype, torch.float32)
-    y = _product(x.to(exact), first)
+    rows = x.movedim(dim, -1).to(exact)
+    y = _product(rows, first)
     if second:
-        y = y + _product(x.to(exact), second)
-    return activate(y if bias is None else y + bias.to(exact), activation).to(x.dtype)
+        y = y + _product(rows, second)
+    return activate(y if bias is None else y + bias.to(exact), activation).to(x.dtype).movedim(-1, dim)
 
 
 def _product(x: Tensor, chain: Int8Chain) -> Tensor:
@@ -99,8 +109,9 @@ def _product(x: Tensor, chain: Int8Chain) -> Tensor:
 
 _LIBRARY = torch.library.Library("ksurgeon", "FRAGMENT")
 _LIBRARY.define(
-    "int8_chain(Tensor x, Tensor[] first, Tensor[] second, Tensor? bias, str? activation=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "int8_chain(Tensor x, Tensor[] first, Tensor[] second, Tensor? bias, str? activation=None, "
+    "int dim=-1) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
 
 
@@ -115,9 +126,10 @@ def _int8_chain(
     second: Sequence[Tensor],
     bias: Tensor | None,
     activation: str | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    y = by_library.shortly(x, (*first, *second), bias, -1, activation)
-    return by_library.forward(x, _pairs(first), _pairs(second), bias, activation) if y is None else y
+    y = by_library.shortly(x, (*first, *second), bias, dim, activation)
+    return by_library.forward(x, _pairs(first), _pairs(second), bias, activation, dim) if y is None else y
 
 
 def _fake(
@@ -126,9 +138,10 @@ def _fake(
     second: Sequence[Tensor],
     bias: Tensor | None,
     activation: str | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    a, d, b = first[-1].shape
-    return x.new_empty(*x.shape[:-1], a * d * b)
+    (a, d, b), axis = first[-1].shape, dim % x.dim()
+    return new_result(x, axis, a * d * b, lies_in_rows(x, axis))
 
 
 _LIBRARY.impl("int8_chain", _int8_chain, "CPU")

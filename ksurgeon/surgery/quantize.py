@@ -1,4 +1,4 @@
-"""Linear layers in int8: K-layers, and dense ones as K-layers of one dense factor."""
+"""Linear layers and pointwise convolutions in int8: K-layers, and dense ones as those of one dense factor."""
 
 import warnings
 from collections import Counter
@@ -11,6 +11,7 @@ from torch import nn
 from ksurgeon.errors import MatchError, RuleError, StructureError
 from ksurgeon.find.inputs import ExampleInputs, require_weights
 from ksurgeon.kernels.cpu.int8 import LONGEST
+from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.int8 import Int8Matrix, quantized
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
@@ -25,7 +26,7 @@ from ksurgeon.surgery.sizes import count_bytes, count_parameters
 __all__ = ["quantize", "quantize_layers"]
 
 _READ = ("NonDynamicallyQuantizableLinear",)  # of nn.MultiheadAttention, which reads its weight
-_PART = " linear layers in int8"
+_PART = " layers in int8"
 
 
 def quantize(
@@ -35,22 +36,24 @@ def quantize(
     *,
     example_inputs: ExampleInputs | None = None,
 ) -> dict[str, float]:
-    """Quantize the linear layers of a model to int8, in place: K-layers and dense ones.
+    """Quantize the linear layers and pointwise convolutions of a model to int8, in place: K-layers and dense
+    ones.
 
     Weights are rounded to 255 steps, those of each output of a block of a factor by their largest one.
     In inference on a CPU the inputs of every factor are rounded as well, each vector by its largest entry
-    when it comes (dynamic quantization), and multiplied in int8. Neighbouring factors are multiplied out
-    first where that is faster. A dense layer becomes a ``KLinear`` of structure "dense". The result is saved,
-    loaded, reverted (to dense layers of the rounded weights) and exported like any converted model; quantized
-    weights cannot be trained, what is beside them can.
+    when it comes (dynamic quantization), and multiplied in int8; the vectors of a convolution are those of
+    its positions. Neighbouring factors are multiplied out first where that is faster. A dense layer becomes a
+    ``KLinear`` or ``KPointwiseConv`` of structure "dense". The result is saved, loaded, reverted (to dense
+    layers of the rounded weights) and exported like any converted model; quantized weights cannot be trained,
+    what is beside them can.
 
-    Left alone are convolutions, maps inside a forward, complex weights, weights tied to others or read by a
-    forward instead of the layer being called.
+    Left alone are larger and depthwise convolutions, maps inside a forward, complex weights, weights tied to
+    others or read by a forward instead of the layer being called.
 
     Args:
         model: changed in place; a call that raises leaves it as it was.
         targets: paths of layers, ``re:`` and a regular expression that matches the whole path, or class
-            names; every linear layer if left out.
+            names; every linear layer and pointwise convolution if left out.
         ignore: the same, of layers that stay as they are.
         example_inputs: as for ``convert``, for models whose layers only a run tells.
 
@@ -104,10 +107,10 @@ def quantize_layers(
             swaps.append(MatrixSwap(layer, matrix, new))
             errors[path] = _error(new, matrix)
         if not errors:
-            raise MatchError("no linear layer here can be quantized: their weights are complex, or too wide")
+            raise MatchError("no layer here can be quantized: their weights are complex, or too wide")
         for target in targets:
             if not any(matching((target,), _names(path, model.get_submodule(path))) for path in errors):
-                warnings.warn(f"the target {target!r} is no linear layer that can be quantized", stacklevel=3)
+                warnings.warn(f"the target {target!r} is no layer that can be quantized", stacklevel=3)
         swap_all(swaps)
         done += swaps
         _note(model, before, sizes, errors)
@@ -124,14 +127,17 @@ def _listed(names: Sequence[str]) -> tuple[str, ...]:
 
 def _dense_rule(targets: Sequence[str], ignore: Sequence[str]) -> Rule:
     try:
-        part = Replacement(
-            find="linear",
-            targets=tuple(targets),
-            ignore=(*ignore, *_READ),
-            where=Where(read=False, in_features=f"<={LONGEST}"),
-            **{"with": Dense()},  # type: ignore[arg-type]
-            start="exact",
-        )
+        parts = [
+            Replacement(
+                find=kind,
+                targets=tuple(targets),
+                ignore=(*ignore, *_READ),
+                where=Where(read=False, in_features=f"<={LONGEST}"),
+                **{"with": Dense()},  # type: ignore[arg-type]
+                start="exact",
+            )
+            for kind in ("linear", "pointwise_conv")
+        ]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         why = first["msg"].removeprefix("Value error, ")
@@ -139,10 +145,12 @@ def _dense_rule(targets: Sequence[str], ignore: Sequence[str]) -> Rule:
             f"targets or ignore of quantize: {first['input']!r}: {why}; give a path, a class name, or re: "
             "and an expression that matches whole paths"
         ) from error
-    return Rule(name="int8", replace=(part,))
+    return Rule(name="int8", replace=tuple(parts))
 
 
-def _layers(model: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> dict[str, KLinear]:
+def _layers(
+    model: nn.Module, targets: Sequence[str], ignore: Sequence[str]
+) -> dict[str, KLinear | KPointwiseConv]:
     """K-layers in floating numbers that are asked for, by path; not those that make a parameter, whose
     matrix is multiplied out in every call."""
     record = record_of(model)
@@ -151,10 +159,10 @@ def _layers(model: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
     made = {id(m) for o in operations if o.parameter for m in replacements_of(model, o)}
     found = {}
     for path, module in model.named_modules():
-        if not isinstance(module, KLinear) or id(module) in made or not isinstance(module.matrix, KMatrix):
+        if not isinstance(module, (KLinear, KPointwiseConv)) or not isinstance(module.matrix, KMatrix):
             continue
-        if any(holders[id(parameter)] > 1 for parameter in module.matrix.parameters()):
-            continue  # tied to others
+        if id(module) in made or any(holders[id(p)] > 1 for p in module.matrix.parameters()):
+            continue  # makes a parameter, or is tied to others
         names = _names(path, module)
         if (not targets or matching(tuple(targets), names)) and not matching(tuple(ignore), names):
             found[path] = module

@@ -9,6 +9,7 @@ from torch import nn
 
 from ksurgeon.errors import KsurgeonError, RecordError, StructureError
 from ksurgeon.find import Finder, Site
+from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.rules.plan import structure_cost
@@ -165,7 +166,7 @@ def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:
 
 def _to_int8(layer: nn.Module, operation: Operation) -> None:
     """Let a K-layer have int8 factors, whose values are to be loaded."""
-    if not isinstance(layer, KLinear) or operation.parameter:
+    if not isinstance(layer, (KLinear, KPointwiseConv)) or operation.parameter:
         raise RecordError(
             f"the record has a {type(layer).__name__} {operation.path!r} in int8: it is damaged"
         )

@@ -50,7 +50,7 @@ def test_dense_layers_and_k_layers() -> None:
     assert count_bytes(model) < 0.4 * sizes[1]
     record = record_of(model)
     assert record is not None and record.outcome is not None
-    assert record.outcome.parts[-1] == "3 linear layers in int8"
+    assert record.outcome.parts[-1] == "3 layers in int8"
     assert record.outcome.parameters == (32 * 48 + 48 + 48 * 48 + 48 * 8 + 8, sizes[0])
     assert all(operation.int8 for operation in record.operations)
     with pytest.raises(MatchError):
@@ -59,7 +59,7 @@ def test_dense_layers_and_k_layers() -> None:
 
 def test_targets_and_ignore() -> None:
     model = network()
-    with pytest.warns(UserWarning, match="the target 'nothing' is no linear layer"):
+    with pytest.warns(UserWarning, match="the target 'nothing' is no layer"):
         assert list(ksurgeon.quantize(model, ["re:[01]", "nothing"], ["1"])) == ["0"]
     assert list(ksurgeon.quantize(model, ignore=["3"])) == ["1"]
     assert [type(layer).__name__ for layer in model] == ["KLinear", "KLinear", "ReLU", "Linear"]
@@ -137,7 +137,7 @@ def test_what_fails_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SurgeryError, match='weights is "int8" or None'):
         ksurgeon.convert(model, RULE, x, weights="int4")  # type: ignore[arg-type]
     with pytest.raises(MatchError):
-        ksurgeon.quantize(nn.Sequential(nn.Conv2d(3, 4, 1)))
+        ksurgeon.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1, groups=4)))
 
 
 def test_tied_weights_stay_dense() -> None:
@@ -196,7 +196,7 @@ def test_errors_of_numbers_of_any_size_and_the_record() -> None:
     ksurgeon.quantize(more)
     record = record_of(more)
     assert record is not None and record.outcome is not None
-    assert record.outcome.parts == ["2 linear layers in int8"]
+    assert record.outcome.parts == ["2 layers in int8"]
 
 
 def test_reverted_layers_are_frozen_as_they_were() -> None:
