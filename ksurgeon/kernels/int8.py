@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ksurgeon.kernels import cpu, reference
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import int8 as by_library
+from ksurgeon.kernels.cpu import int8_copy as by_copy
 from ksurgeon.kernels.cpu.layout import lies_in_rows, new_result
-from ksurgeon.kernels.dispatch import chosen_backend
+from ksurgeon.kernels.dispatch import chosen_backend, is_plain_only
 from ksurgeon.kernels.eager import has_transforms, is_transformed
 
-__all__ = ["Int8Chain", "apply_int8", "at_once", "int8_chain"]
+__all__ = ["Int8Chain", "apply_int8", "at_once", "int8_chain", "linear_by_copy"]
 
 Int8Chain = Sequence[tuple[Tensor, Tensor]]
 """Of every factor in the order applied its values, int8 ``(a, d, b, c)``, and scales ``(a, d, b)``."""
@@ -78,6 +79,28 @@ def at_once(
     if torch.is_grad_enabled() or type(x) is not Tensor or cpu.is_special():
         return None
     return by_library.shortly(x, tensors, bias, dim, activation)
+
+
+def linear_by_copy(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """``F.linear(x, weight, bias)`` by an int8 copy of the floating weight ``(out, in)``, which is kept as
+    long as the weight stays what it is; in plain eager inference of one dtype on a CPU with compiled kernels.
+    None elsewhere."""
+    parts = (weight,) if bias is None else (weight, bias)
+    if (
+        torch.is_grad_enabled()
+        or type(x) is not Tensor
+        or not x.is_cpu
+        or not x.dim()
+        or x.shape[-1:] != weight.shape[1:]
+        or weight.shape[1] > by_library.LONGEST
+        or not cpu.is_available()
+        or cpu.is_special()
+        or is_plain_only()
+        or chosen_backend() != "cpu"
+        or not all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype is x.dtype for t in parts)
+    ):
+        return None
+    return by_copy.linear(x, weight, bias)
 
 
 def _by_reference(

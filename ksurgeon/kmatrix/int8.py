@@ -14,6 +14,7 @@ from ksurgeon.kernels.cpu.int8 import LONGEST
 from ksurgeon.kernels.cpu.layout import lies_in_rows
 from ksurgeon.kernels.dispatch import is_plain_only
 from ksurgeon.kernels.int8 import Int8Chain, apply_int8, at_once
+from ksurgeon.kernels.rounding import rounded
 from ksurgeon.kmatrix.matrix import KMatrix, multiply, resized
 from ksurgeon.kmatrix.merge import merge_counts, merge_plan
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
@@ -21,7 +22,6 @@ from ksurgeon.kmatrix.structures import Structure
 
 __all__ = ["Int8Factors", "Int8Matrix", "quantized"]
 
-LARGEST = 127
 _LARGEST_RADIX = 64
 _MOVE = 0.6  # what scaling an entry between factors takes, in instructions that multiply 64 weights
 
@@ -64,9 +64,8 @@ class Int8Factors(nn.Module):
     def set_(self, factors: Sequence[Tensor]) -> None:
         """Quantize factors of these patterns, each output of a block by its largest weight."""
         for (values, scale), factor in zip(self.pairs, factors, strict=True):
-            scale.copy_(factor.abs().amax(-1) / LARGEST)
-            steps = torch.where(scale > 0, scale, 1).float().unsqueeze(-1)
-            values.copy_((factor.float() / steps).round().clamp(-LARGEST, LARGEST))
+            for held, new in zip((values, scale), rounded(factor, scale.dtype), strict=True):
+                held.copy_(new)
 
     def extra_repr(self) -> str:
         return " · ".join(str(tuple(pattern)) for pattern in self.patterns)

@@ -17,6 +17,7 @@ from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
 
 __all__ = [
+    "ClassSwap",
     "MatrixSwap",
     "ModuleSwap",
     "ParameterSwap",
@@ -103,7 +104,22 @@ class MatrixSwap:
         self.layer._modules["matrix"] = self.old
 
 
-Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap | FoldSwap
+@dataclass
+class ClassSwap:
+    """A layer that computes what it did otherwise: a class derived from its own, or its own again."""
+
+    layer: nn.Module
+    before: type[nn.Module]
+    after: type[nn.Module]
+
+    def do(self) -> None:
+        self.layer.__class__ = self.after
+
+    def undo(self) -> None:
+        self.layer.__class__ = self.before
+
+
+Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap | ClassSwap | FoldSwap
 
 
 def swap_all(swaps: Iterable[Swap]) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -17,16 +18,19 @@ from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense
 from ksurgeon.rules.schema import Replacement, Rule, Where, matching
-from ksurgeon.surgery.carry_out import carry_out
+from ksurgeon.surgery.carry_out import carry_out, extended_record
 from ksurgeon.surgery.current import current_record, replacements_of
 from ksurgeon.surgery.operate import MatrixSwap, Swap, swap_all, undo_all
+from ksurgeon.surgery.quantize_tied import tied_heads, to_int8
 from ksurgeon.surgery.record import Outcome, Record, attach, record_of
+from ksurgeon.surgery.recorded import source_of
 from ksurgeon.surgery.sizes import count_bytes, count_parameters
 
 __all__ = ["quantize", "quantize_layers"]
 
 _READ = ("NonDynamicallyQuantizableLinear",)  # of nn.MultiheadAttention, which reads its weight
-_PART = " layers in int8"
+_PART, _TIED = " layers in int8", " tied output heads computed in int8"
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 def quantize(
@@ -34,6 +38,7 @@ def quantize(
     targets: Sequence[str] = (),
     ignore: Sequence[str] = (),
     *,
+    tied: bool = False,
     example_inputs: ExampleInputs | None = None,
 ) -> dict[str, float]:
     """Quantize the linear layers and pointwise convolutions of a model to int8, in place: K-layers and dense
@@ -50,11 +55,16 @@ def quantize(
     Left alone are larger and depthwise convolutions, maps inside a forward, complex weights, weights tied to
     others or read by a forward instead of the layer being called.
 
+    An output head tied to an embedding is the largest layer of a small decoder. With ``tied`` it becomes a
+    ``TiedInt8Linear``: the weight stays the embedding's, is trained and saved as before, and eager inference
+    on a CPU multiplies by a copy of it in int8, which takes a quarter of its memory in addition.
+
     Args:
         model: changed in place; a call that raises leaves it as it was.
         targets: paths of layers, ``re:`` and a regular expression that matches the whole path, or class
             names; every linear layer and pointwise convolution if left out.
         ignore: the same, of layers that stay as they are.
+        tied: whether to compute output heads that are tied to embeddings in int8, too.
         example_inputs: as for ``convert``, for models whose layers only a run tells.
 
     Returns:
@@ -73,7 +83,7 @@ def quantize(
         >>> list(ksurgeon.quantize(model))
         ['0']
     """
-    return quantize_layers(model, targets, ignore, example_inputs)[0]
+    return quantize_layers(model, targets, ignore, example_inputs, tied)[0]
 
 
 def quantize_layers(
@@ -81,10 +91,13 @@ def quantize_layers(
     targets: Sequence[str] = (),
     ignore: Sequence[str] = (),
     example_inputs: ExampleInputs | None = None,
+    tied: bool = False,
 ) -> tuple[dict[str, float], list[Swap]]:
     """What ``quantize`` gives, and what was done, in order."""
     require_weights(model)
     targets, ignore = _listed(targets), _listed(ignore)
+    heads = _asked(tied_heads(model) if tied else {}, targets, ignore)
+    begun = extended_record(model, source_of(model), False, example_inputs) if heads else None
     before, done, sizes = record_of(model), list[Swap](), (count_parameters(model), count_bytes(model))
     try:
         try:
@@ -92,7 +105,7 @@ def quantize_layers(
                 warnings.filterwarnings("ignore", "no example_inputs given|.*matches nothing", UserWarning)
                 done += carry_out(model, _dense_rule(targets, ignore), example_inputs).swaps
         except MatchError:
-            if not _layers(model, targets, ignore):
+            if not _layers(model, targets, ignore) and not heads:
                 raise
         swaps: list[Swap] = []
         errors: dict[str, float] = {}
@@ -106,6 +119,9 @@ def quantize_layers(
             made[id(matrix)] = new
             swaps.append(MatrixSwap(layer, matrix, new))
             errors[path] = _error(new, matrix)
+        for path, head in heads.items():
+            swap, errors[path] = to_int8(head)
+            swaps.append(swap)
         if not errors:
             raise MatchError("no layer here can be quantized: their weights are complex, or too wide")
         for target in targets:
@@ -113,7 +129,7 @@ def quantize_layers(
                 warnings.warn(f"the target {target!r} is no layer that can be quantized", stacklevel=3)
         swap_all(swaps)
         done += swaps
-        _note(model, before, sizes, errors)
+        _note(model, before, sizes, errors, begun, list(heads))
     except BaseException:
         undo_all(done)
         attach(model, before)
@@ -163,10 +179,17 @@ def _layers(
             continue
         if id(module) in made or any(holders[id(p)] > 1 for p in module.matrix.parameters()):
             continue  # makes a parameter, or is tied to others
-        names = _names(path, module)
-        if (not targets or matching(tuple(targets), names)) and not matching(tuple(ignore), names):
-            found[path] = module
-    return found
+        found[path] = module
+    return _asked(found, targets, ignore)
+
+
+def _asked(layers: dict[str, _Layer], targets: Sequence[str], ignore: Sequence[str]) -> dict[str, _Layer]:
+    names = {path: _names(path, layer) for path, layer in layers.items()}
+    return {
+        path: layer
+        for path, layer in layers.items()
+        if (not targets or matching(tuple(targets), names[path])) and not matching(tuple(ignore), names[path])
+    }
 
 
 def _names(path: str, layer: nn.Module) -> tuple[str, ...]:
@@ -184,14 +207,23 @@ def _error(new: Int8Matrix, old: KMatrix) -> float:
     return float((new.to_dense().double() - dense).norm()) / size if size else 0.0
 
 
-def _note(model: nn.Module, before: Record | None, sizes: tuple[int, int], errors: dict[str, float]) -> None:
+def _note(
+    model: nn.Module,
+    before: Record | None,
+    sizes: tuple[int, int],
+    errors: dict[str, float],
+    begun: Record | None,
+    heads: Sequence[str],
+) -> None:
     """Write the patterns of the int8 factors into the record, and what is true of the model now.
 
-    ``before`` is the record as it was, ``sizes`` were parameters and bytes, ``errors`` those of the layers.
+    ``before`` is the record as it was, ``sizes`` were parameters and bytes, ``errors`` those of the layers,
+    ``begun`` is one for a model without any, ``heads`` are the tied layers.
     """
-    record = current_record(model)
+    record = current_record(model) or begun
     if record is None:
         return
+    record.int8_tied += heads
     for operation in record.operations:
         for layer in replacements_of(model, operation):
             matrix = getattr(layer, "matrix", None)
@@ -207,7 +239,9 @@ def _note(model: nn.Module, before: Record | None, sizes: tuple[int, int], error
     record.outcome = Outcome(
         parameters=(past.parameters[0], count_parameters(model)),
         bytes=((past.bytes or sizes[1:] * 2)[0], count_bytes(model)),
-        parts=[*(part for part in past.parts if not part.endswith(_PART)), f"{len(layers)}{_PART}"],
+        parts=[part for part in past.parts if not part.endswith((_PART, _TIED))]
+        + [f"{len(layers)}{_PART}"] * bool(layers)
+        + [f"{len(record.int8_tied)}{_TIED}"] * bool(record.int8_tied),
         found=past.found or (record.outcome.found if record.outcome is not None else []),
     )
     attach(model, record)
