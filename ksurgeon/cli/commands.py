@@ -82,7 +82,8 @@ def convert(
         bool, typer.Option(help="fit to data front to back, each layer making up for those before it")
     ] = True,
     int8: Annotated[
-        bool, typer.Option("--int8", help="quantize all linear layers in the end, those that stay dense, too")
+        bool,
+        typer.Option("--int8", help="quantize linear layers and 1x1 convolutions in the end, dense ones too"),
     ] = False,
     fold: Annotated[
         bool, typer.Option("--fold", help="fold batch norms into the layers before them, for inference")

@@ -40,7 +40,12 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         return node(x, *factors, *_given(bias), **_facts(bias, activation))
 
     def int8_chain(
-        x: Any, first: Sequence[Any], second: Sequence[Any], bias: Any = None, activation: str | None = None
+        x: Any,
+        first: Sequence[Any],
+        second: Sequence[Any],
+        bias: Any = None,
+        activation: str | None = None,
+        dim: int = -1,
     ) -> Any:
         facts = {"first": len(first) // 2, **_facts(bias, activation)}
         return of_int8(x, *first, *second, *_given(bias), **facts)

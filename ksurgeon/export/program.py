@@ -19,6 +19,7 @@ from ksurgeon.find.inputs import ExampleInputs, call_model, is_offloaded, tensor
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import reference_only
 from ksurgeon.kmatrix.int8 import Int8Matrix
+from ksurgeon.kmatrix.int8_tied import TiedInt8Linear
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 
@@ -164,7 +165,7 @@ def _compare(
                 f"{[tuple(t.shape) for t in wanted]}"
             )
         largest = max(largest, _difference(wanted, got))
-        if any(isinstance(module, Int8Matrix) for module in model.modules()):
+        if any(isinstance(module, (Int8Matrix, TiedInt8Linear)) for module in model.modules()):
             # Rounding elsewhere moves what is rounded to integers by a step here and there, which later
             # layers make as large as all of that rounding is.
             with reference_only():

@@ -50,9 +50,10 @@ def _of_int8_chain(
     second: Sequence[_Shape],
     bias: object,
     activation: object = None,
+    dim: int = -1,
     **_: object,
 ) -> int:
-    return 2 * _vectors(x, -1) * sum(map(prod, (*first[::2], *second[::2])))
+    return 2 * _vectors(x, dim) * sum(map(prod, (*first[::2], *second[::2])))
 
 
 def _vectors(x: _Shape, dim: int) -> int:

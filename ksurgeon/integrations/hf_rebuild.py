@@ -75,11 +75,13 @@ def _rename(model: Any, record: Record) -> None:
             for each in record.folded
             if kept(each.norm)
         ]
+        tied = [rename(path) for path in record.int8_tied if kept(path)]
         paths = [o.path for o in operations] + [path for each in folded for path in (each.layer, each.norm)]
+        paths += tied
         if paths and all(_there(model, path) for path in paths):
-            record.operations, record.folded = operations, folded
+            record.operations, record.folded, record.int8_tied = operations, folded, tied
             return
-    paths = [o.path for o in record.operations] + [each.norm for each in record.folded]
+    paths = [o.path for o in record.operations] + [each.norm for each in record.folded] + record.int8_tied
     missing = next((path for path in paths if not _there(model, path)), "")
     raise RecordError(
         f"the record changes {missing!r}, which {type(model).__name__} does not have: the folder holds "

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ksurgeon.kernels import cpu, reference
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import int8 as by_library
-from ksurgeon.kernels.dispatch import chosen_backend
+from ksurgeon.kernels.cpu import int8_copy as by_copy
+from ksurgeon.kernels.cpu.layout import lies_in_rows, new_result
+from ksurgeon.kernels.dispatch import chosen_backend, is_plain_only
 from ksurgeon.kernels.eager import has_transforms, is_transformed
 
-__all__ = ["Int8Chain", "apply_int8", "at_once", "int8_chain"]
+__all__ = ["Int8Chain", "apply_int8", "at_once", "int8_chain", "linear_by_copy"]
 
 Int8Chain = Sequence[tuple[Tensor, Tensor]]
 """Of every factor in the order applied its values, int8 ``(a, d, b, c)``, and scales ``(a, d, b)``."""
@@ -25,20 +27,23 @@ def apply_int8(
     second: Int8Chain = (),
     bias: Tensor | None = None,
     activation: str | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    """Multiply the vectors along the last dimension of ``x`` by the sum of two chains, add a bias, activate.
+    """Multiply the vectors along dimension ``dim`` of ``x`` by the sum of two chains, add a bias, activate.
 
     Before each factor every vector is quantized to integers from -127 to 127, its largest absolute entry
     being 127; products are summed exactly. One with an entry that is not finite gives NaN everywhere.
 
     Args:
-        x: real floating tensor ``(…, in_features)``.
+        x: real floating tensor, ``in_features`` along ``dim``.
         first, second: chains of equal sizes; the second may be empty.
         bias: ``(out_features,)``.
         activation: as of ``kernels.apply_chain``.
+        dim: the dimension that is mapped.
 
     Returns:
-        ``(…, out_features)`` in the dtype of ``x``, or in that of autocast.
+        A tensor of the shape of ``x``, ``out_features`` along ``dim``, in the dtype of ``x``, or in that of
+        autocast.
 
     Raises:
         ValueError: sizes that do not fit, or there is no activation of that name.
@@ -54,14 +59,14 @@ def apply_int8(
         or not cpu.is_available()
         or chosen_backend(x.device) != "cpu"
     ):
-        return _by_reference(x, first, second, bias, activation)
+        return _by_reference(x, first, second, bias, activation, dim)
     if has_transforms() if compiling else is_transformed(x) or torch._C._get_tracing_state() is not None:
-        return _by_reference(x, first, second, bias, activation)
+        return _by_reference(x, first, second, bias, activation, dim)
     if compiling or torch._C._len_torch_dispatch_stack() or type(x) is not Tensor:
         flat = [[tensor for pair in chain for tensor in pair] for chain in (first, second)]
-        y: Tensor = int8_chain(x, flat[0], flat[1], bias, activation)
+        y: Tensor = int8_chain(x, flat[0], flat[1], bias, activation, dim)
         return y
-    return by_library.forward(x, first, second, bias, activation)
+    return by_library.forward(x, first, second, bias, activation, dim)
 
 
 def at_once(
@@ -76,14 +81,42 @@ def at_once(
     return by_library.shortly(x, tensors, bias, dim, activation)
 
 
+def linear_by_copy(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """``F.linear(x, weight, bias)`` by an int8 copy of the floating weight ``(out, in)``, which is kept as
+    long as the weight stays what it is; in plain eager inference of one dtype on a CPU with compiled kernels.
+    None elsewhere."""
+    parts = (weight,) if bias is None else (weight, bias)
+    if (
+        torch.is_grad_enabled()
+        or type(x) is not Tensor
+        or not x.is_cpu
+        or not x.dim()
+        or x.shape[-1:] != weight.shape[1:]
+        or weight.shape[1] > by_library.LONGEST
+        or not cpu.is_available()
+        or cpu.is_special()
+        or is_plain_only()
+        or chosen_backend() != "cpu"
+        or not all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype is x.dtype for t in parts)
+    ):
+        return None
+    return by_copy.linear(x, weight, bias)
+
+
 def _by_reference(
-    x: Tensor, first: Int8Chain, second: Int8Chain, bias: Tensor | None, activation: str | None
+    x: Tensor,
+    first: Int8Chain,
+    second: Int8Chain,
+    bias: Tensor | None,
+    activation: str | None,
+    dim: int = -1,
 ) -> Tensor:
     exact = torch.promote_types(x.dtype, torch.float32)
-    y = _product(x.to(exact), first)
+    rows = x.movedim(dim, -1).to(exact)
+    y = _product(rows, first)
     if second:
-        y = y + _product(x.to(exact), second)
-    return activate(y if bias is None else y + bias.to(exact), activation).to(x.dtype)
+        y = y + _product(rows, second)
+    return activate(y if bias is None else y + bias.to(exact), activation).to(x.dtype).movedim(-1, dim)
 
 
 def _product(x: Tensor, chain: Int8Chain) -> Tensor:
@@ -99,8 +132,9 @@ def _product(x: Tensor, chain: Int8Chain) -> Tensor:
 
 _LIBRARY = torch.library.Library("ksurgeon", "FRAGMENT")
 _LIBRARY.define(
-    "int8_chain(Tensor x, Tensor[] first, Tensor[] second, Tensor? bias, str? activation=None) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "int8_chain(Tensor x, Tensor[] first, Tensor[] second, Tensor? bias, str? activation=None, "
+    "int dim=-1) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
 
 
@@ -115,9 +149,10 @@ def _int8_chain(
     second: Sequence[Tensor],
     bias: Tensor | None,
     activation: str | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    y = by_library.shortly(x, (*first, *second), bias, -1, activation)
-    return by_library.forward(x, _pairs(first), _pairs(second), bias, activation) if y is None else y
+    y = by_library.shortly(x, (*first, *second), bias, dim, activation)
+    return by_library.forward(x, _pairs(first), _pairs(second), bias, activation, dim) if y is None else y
 
 
 def _fake(
@@ -126,9 +161,10 @@ def _fake(
     second: Sequence[Tensor],
     bias: Tensor | None,
     activation: str | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    a, d, b = first[-1].shape
-    return x.new_empty(*x.shape[:-1], a * d * b)
+    (a, d, b), axis = first[-1].shape, dim % x.dim()
+    return new_result(x, axis, a * d * b, lies_in_rows(x, axis))
 
 
 _LIBRARY.impl("int8_chain", _int8_chain, "CPU")

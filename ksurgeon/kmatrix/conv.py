@@ -107,7 +107,7 @@ class KPointwiseConv(HasComputed):
         kept = x
         if max(self.stride) > 1:
             steps = [slice(None, None, step) for step in self.stride]
-            kept = x[(..., *steps)]  # type: ignore[index]
+            kept = like_input(x[(..., *steps)], x)  # type: ignore[index]
         # As in KLinear: an attribute of a module takes as long as a small kernel.
         parameters = self._parameters
         matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_exporting
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu.int8 import LONGEST
+from ksurgeon.kernels.cpu.layout import lies_in_rows
 from ksurgeon.kernels.dispatch import is_plain_only
 from ksurgeon.kernels.int8 import Int8Chain, apply_int8, at_once
+from ksurgeon.kernels.rounding import rounded
 from ksurgeon.kmatrix.matrix import KMatrix, multiply, resized
 from ksurgeon.kmatrix.merge import merge_counts, merge_plan
 from ksurgeon.kmatrix.patterns import Pattern, check_chain
@@ -19,7 +22,6 @@ from ksurgeon.kmatrix.structures import Structure
 
 __all__ = ["Int8Factors", "Int8Matrix", "quantized"]
 
-LARGEST = 127
 _LARGEST_RADIX = 64
 _MOVE = 0.6  # what scaling an entry between factors takes, in instructions that multiply 64 weights
 
@@ -62,9 +64,8 @@ class Int8Factors(nn.Module):
     def set_(self, factors: Sequence[Tensor]) -> None:
         """Quantize factors of these patterns, each output of a block by its largest weight."""
         for (values, scale), factor in zip(self.pairs, factors, strict=True):
-            scale.copy_(factor.abs().amax(-1) / LARGEST)
-            steps = torch.where(scale > 0, scale, 1).float().unsqueeze(-1)
-            values.copy_((factor.float() / steps).round().clamp(-LARGEST, LARGEST))
+            for held, new in zip((values, scale), rounded(factor, scale.dtype), strict=True):
+                held.copy_(new)
 
     def extra_repr(self) -> str:
         return " · ".join(str(tuple(pattern)) for pattern in self.patterns)
@@ -157,14 +158,16 @@ class Int8Matrix(nn.Module):
         if bias is not None and bias.requires_grad and torch.is_grad_enabled():
             y = self.affine(x, dim)
             return activate(y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - 1 - dim % y.dim())), activation)
-        x = x if dim in (-1, x.dim() - 1) else x.movedim(dim, -1)
-        if self._padded:
-            parts = [self._padded_product(x, chain) for chain in (own, beside) if chain]
-            y = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-            y = activate(y if bias is None else y + bias.to(y.dtype), activation)
-        else:
-            y = apply_int8(x, own, beside, bias, activation)
-        return y if dim in (-1, y.dim() - 1) else y.movedim(-1, dim)
+        axis = dim % x.dim()
+        # Exported programs have a node for rows alone, and padding is slow between them.
+        if axis < x.dim() - 1 and (is_exporting() or (self._padded and lies_in_rows(x, axis))):
+            return self.affine(x.movedim(axis, -1), -1, bias, activation).movedim(-1, axis)
+        if not self._padded:
+            return apply_int8(x, own, beside, bias, activation, axis)
+        parts = [self._padded_product(x, chain, axis) for chain in (own, beside) if chain]
+        y = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        y = y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - 1 - axis))
+        return activate(y, activation)
 
     def _tensors(self) -> tuple[Tensor, ...]:
         # Looked up here: an attribute of a module takes as long as a small kernel.
@@ -173,10 +176,10 @@ class Int8Matrix(nn.Module):
         held: tuple[Tensor, ...] = tuple(own._buffers.values())
         return held if side is None else (*held, *side._buffers.values())
 
-    def _padded_product(self, x: Tensor, chain: Int8Chain) -> Tensor:
+    def _padded_product(self, x: Tensor, chain: Int8Chain, axis: int) -> Tensor:
         wide = chain[0][0].shape[0] * chain[0][0].shape[3] * chain[0][0].shape[1]
-        y = apply_int8(resized(x, x.dim() - 1, self.groups, wide), chain)
-        return resized(y, y.dim() - 1, self.groups, self.out_features)
+        y = apply_int8(resized(x, axis, self.groups, wide), chain, dim=axis)
+        return resized(y, axis, self.groups, self.out_features)
 
     def _dequantized(self, x: Tensor, dim: int, bias: Tensor | None, activation: str | None) -> Tensor:
         sizes = self.groups, self.in_features, self.out_features

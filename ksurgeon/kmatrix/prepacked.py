@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from ksurgeon.kernels import at_once, few_rows
 
-__all__ = ["PrepackedLinear"]
+__all__ = ["MOST_ROWS", "PrepackedLinear"]
 
 # The weight of each layer as a factor, which shares its memory and its version. It is no attribute, or a copy
 # of the module would have a copy of it.
 _FACTORS: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
-_MOST_ROWS = 8
+MOST_ROWS = 8
+"""Rows of the input up to which the kernels are faster."""
 
 is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 
@@ -27,7 +28,7 @@ class PrepackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map the last dimension of ``input`` from ``in_features`` to ``out_features``."""
-        if not is_compiling() and not is_grad_enabled() and input.numel() <= _MOST_ROWS * self.in_features:
+        if not is_compiling() and not is_grad_enabled() and input.numel() <= MOST_ROWS * self.in_features:
             weight, bias = self.weight, self.bias
             factor = _FACTORS.get(self)
             if factor is None or factor.data_ptr() != weight.data_ptr() or factor.shape[2:] != weight.shape:

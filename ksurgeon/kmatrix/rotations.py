@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.kmatrix.transposed import Transposed
 
 __all__ = ["Rotated", "Rotations", "patterns_of", "refuse_to_write", "rotated", "sources_of"]
 
@@ -167,15 +168,17 @@ def _blocks(angles: Tensor, radix: int) -> Tensor:
     return rounds.squeeze(-3)
 
 
+_COMPUTED = frozenset({Rotated, Rotations, Transposed})
+
+
 def sources_of(factors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The tensors that factors depend on: themselves, but for those that are computed."""
-    kind: type = type(factors)
-    return factors.sources if kind is Rotated or kind is Rotations else factors  # type: ignore[attr-defined]
+    return factors.sources if type(factors) in _COMPUTED else factors  # type: ignore[attr-defined]
 
 
 def patterns_of(factors: Sequence[Tensor]) -> tuple[Pattern, ...]:
     """The patterns of factors, which need not be computed for that."""
-    if type(factors) is Rotated:
+    if type(factors) is Rotated or type(factors) is Transposed:
         return factors.patterns
     return tuple(Pattern.of(factor.shape) for factor in factors)
 

@@ -86,7 +86,7 @@ class Way:
         layer = module if structure is None else build_layer(module, structure, "random")
         if self.precision == "bfloat16":
             return copy.deepcopy(layer).bfloat16()  # whose bias is the model's own
-        if self.precision == "int8" and not isinstance(module, nn.modules.conv._ConvNd):
+        if self.precision == "int8":
             layer = build_layer(module, Dense(), "exact") if as_it_is else layer
             assert isinstance(layer.matrix, KMatrix)
             layer._modules["matrix"] = quantized(layer.matrix)

@@ -39,7 +39,8 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
     console.rule(f"[bold]{escape(name)}[/] · rule {escape(', '.join(record.rules) or 'none')}", align="left")
     if not record.operations:
         console.print("Nothing is replaced in this model: every layer is the original's or a dense one.")
-        for part in record.outcome.parts if record.outcome is not None and record.folded else ():
+        changed = record.changes_something and record.outcome is not None
+        for part in record.outcome.parts if record.outcome is not None and changed else ():
             console.print(Text("  " + part))
         return
     if record.outcome is not None:

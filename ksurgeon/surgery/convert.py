@@ -60,8 +60,8 @@ def convert(
         examples, tokenizer, max_length: of the data.
         compensate: whether layers fitted to data are fitted front to back, each so that it makes up for the
             errors of those before it; for models whose order of layers does not depend on the data.
-        weights: "int8" quantizes all linear layers afterwards, those that stay dense, too (see ``quantize``),
-            as does a plan that was made for it.
+        weights: "int8" quantizes all linear layers and pointwise convolutions afterwards, those that stay
+            dense, too (see ``quantize``), as does a plan that was made for it.
         fold: whether batch norms are folded into the layers before them afterwards, where any can be (see
             ``fold``); for models that are to be used as they are, not trained on.
         seed: of random starting values.
@@ -130,7 +130,7 @@ def _fold(done: Conversion) -> None:
 
 
 def _quantize(done: Conversion) -> None:
-    """Let the linear layers of a converted model be in int8."""
+    """Let the layers of a converted model be in int8."""
     with done.undone():
         before, _ = outputs_and_errors(done.model, done.example_inputs, ())
     errors, swaps = quantize_layers(done.model, example_inputs=done.example_inputs)

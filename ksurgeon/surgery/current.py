@@ -4,6 +4,7 @@ from torch import nn
 
 from ksurgeon.errors import KsurgeonError, SurgeryError
 from ksurgeon.find.inputs import is_offloaded
+from ksurgeon.kmatrix.int8_tied import TiedInt8Linear
 from ksurgeon.models.opening import build, guess_sources, skeleton
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.computed import child_of
@@ -23,6 +24,7 @@ def standing_record(model: nn.Module) -> Record | None:
         return None
     record = record.model_copy(deep=True)
     record.folded = [each for each in record.folded if _is_folded(model, each)]
+    record.int8_tied = [path for path in record.int8_tied if _is_tied(model, path)]
     if any(operation.form == "dense" for operation in record.operations):
         return record  # a dense layer in the place of a shuffle is not told from those of the architecture
     stands = [operation for operation in record.operations if _stands(model, operation)]
@@ -63,6 +65,11 @@ def _is_folded(model: nn.Module, folded: Folded) -> bool:
     """Whether the two modules of a fold are still those."""
     layer, norm = (next(iter(modules_at(model, path)), None) for path in (folded.layer, folded.norm))
     return isinstance(norm, FoldedNorm) and getattr(layer, "bias", None) is not None
+
+
+def _is_tied(model: nn.Module, path: str) -> bool:
+    """Whether the layer is still computed in int8 by a copy of its weight."""
+    return any(isinstance(module, TiedInt8Linear) for module in modules_at(model, path))
 
 
 def _forget_measures(model: nn.Module, record: Record) -> None:

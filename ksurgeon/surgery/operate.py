@@ -18,6 +18,7 @@ from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
 from ksurgeon.surgery.untied import UntieSwap, untie_swaps
 
 __all__ = [
+    "ClassSwap",
     "MatrixSwap",
     "ModuleSwap",
     "ParameterSwap",
@@ -104,7 +105,22 @@ class MatrixSwap:
         self.layer._modules["matrix"] = self.old
 
 
-Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap | FoldSwap | UntieSwap
+@dataclass
+class ClassSwap:
+    """A layer that computes what it did otherwise: a class derived from its own, or its own again."""
+
+    layer: nn.Module
+    before: type[nn.Module]
+    after: type[nn.Module]
+
+    def do(self) -> None:
+        self.layer.__class__ = self.after
+
+    def undo(self) -> None:
+        self.layer.__class__ = self.before
+
+
+Swap = ModuleSwap | RewriteSwap | ParameterSwap | InsertSwap | MatrixSwap | ClassSwap | FoldSwap | UntieSwap
 
 
 def swap_all(swaps: Iterable[Swap]) -> None:

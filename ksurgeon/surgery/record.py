@@ -145,6 +145,7 @@ class Record(_Base):
     ``architecture`` gives name and shape of every tensor of the model before surgery; ``inputs`` describes
     the example inputs, which maps inside a ``forward`` are found again with; ``buffers`` gives the dtypes of
     buffers that are not part of the state; ``files`` are copies of what stood beside the original;
+    ``int8_tied`` are paths of layers with tied weights that are computed in int8;
     ``shared`` gives the first name of what has several (see ``sharing``), None where the save tells nothing.
     """
 
@@ -156,6 +157,7 @@ class Record(_Base):
     seed: int = 0
     operations: list[Operation] = []
     folded: list[Folded] = []
+    int8_tied: list[str] = []
     warnings: list[str] = []
     architecture: dict[str, tuple[int, ...]] = {}
     inputs: dict[str, Any] | None = None
@@ -173,7 +175,7 @@ class Record(_Base):
     @property
     def changes_something(self) -> bool:
         """Whether the model is another one than its architecture builds."""
-        return bool(self.operations or self.folded)
+        return bool(self.operations or self.folded or self.int8_tied)
 
     @property
     def stages(self) -> int:

@@ -9,12 +9,14 @@ from torch import nn
 
 from ksurgeon.errors import KsurgeonError, RecordError, StructureError
 from ksurgeon.find import Finder, Site
+from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.int8 import Int8Matrix
+from ksurgeon.kmatrix.int8_tied import TiedInt8Linear
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.rules.plan import structure_cost
 from ksurgeon.surgery.folded import FoldedNorm, FoldSwap, why_not
 from ksurgeon.surgery.kinds import KINDS
-from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
+from ksurgeon.surgery.operate import ClassSwap, Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import Folded, Operation, Record, inputs_from
 
 __all__ = ["replay"]
@@ -45,6 +47,10 @@ def replay(model: nn.Module, record: Record, room: int | None = None) -> list[Sw
             swap = FoldSwap(*_folded(model, each), has_values=False)
             swap_all([swap])
             done.append(swap)
+        for path in record.int8_tied:
+            tied = ClassSwap(_linear(model, path), nn.Linear, TiedInt8Linear)
+            swap_all([tied])
+            done.append(tied)
     except BaseException as error:
         undo_all(done)
         if isinstance(error, KsurgeonError) or not isinstance(error, Exception):
@@ -100,6 +106,19 @@ def _folded(model: nn.Module, folded: Folded) -> tuple[nn.Module, nn.Module]:
     raise RecordError(
         f"the record folds {folded.norm!r} into {folded.layer!r}, which this model does not have so: it is "
         "damaged, or was made with another version of the model's code"
+    )
+
+
+def _linear(model: nn.Module, path: str) -> nn.Module:
+    """The layer of a path, which is an ``nn.Linear``."""
+    try:
+        if type(layer := model.get_submodule(path)) is nn.Linear:
+            return layer
+    except AttributeError:
+        pass
+    raise RecordError(
+        f"the record computes {path!r} in int8, which is no nn.Linear of this model: it is damaged, or was "
+        "made with another version of the model's code"
     )
 
 
@@ -165,7 +184,7 @@ def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:
 
 def _to_int8(layer: nn.Module, operation: Operation) -> None:
     """Let a K-layer have int8 factors, whose values are to be loaded."""
-    if not isinstance(layer, KLinear) or operation.parameter:
+    if not isinstance(layer, (KLinear, KPointwiseConv)) or operation.parameter:
         raise RecordError(
             f"the record has a {type(layer).__name__} {operation.path!r} in int8: it is damaged"
         )

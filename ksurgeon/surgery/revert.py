@@ -5,6 +5,7 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from ksurgeon.kmatrix.int8_tied import TiedInt8Linear
 from ksurgeon.kmatrix.lazy import plain
 from ksurgeon.surgery.build import note
 from ksurgeon.surgery.computed import child_of, class_below, computed_names
@@ -13,6 +14,7 @@ from ksurgeon.surgery.fold import unfold
 from ksurgeon.surgery.inserted import InsertSwap, RemoveSwap, insertions_of
 from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.operate import (
+    ClassSwap,
     ModuleSwap,
     ParameterSwap,
     RewriteSwap,
@@ -32,7 +34,8 @@ def revert(model: nn.Module) -> nn.Module:
 
     A K-matrix that is still the map without parameters that it started as, such as a shuffle, gives way to
     the original modules and the original ``forward``; one that was inserted and is still the identity goes.
-    Every other K-module becomes the dense layer that computes the same. Folded batch norms are taken out of
+    Every other K-module becomes the dense layer that computes the same; tied layers that were computed in
+    int8 are computed by their own weight. Folded batch norms are taken out of
     the layers again (``unfold``).
 
     Raises:
@@ -50,6 +53,8 @@ def revert(model: nn.Module) -> nn.Module:
     swap_all(inserted)
     try:
         swaps, restored = _reversals(model, shapes)
+        tied = [module for module in model.modules() if type(module) is TiedInt8Linear]
+        swaps += [ClassSwap(layer, TiedInt8Linear, nn.Linear) for layer in tied]
         owners = new_owners(swaps)
         for gone in inserted:
             kind, site = kind_of(gone.new), str(getattr(gone.new, "site", ""))
@@ -71,7 +76,7 @@ def revert(model: nn.Module) -> nn.Module:
         undo_all(inserted)
         raise
     if record is not None:
-        record.folded = []
+        record.folded, record.int8_tied = [], []
         record.operations = [
             operation.model_copy(update={"form": "dense"})
             for operation in record.operations

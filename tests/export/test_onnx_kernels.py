@@ -83,6 +83,18 @@ def test_convolutions(tmp_path):
             torch.testing.assert_close(exported.run(x)[0], model(x), atol=1e-5, rtol=1e-4)
 
 
+def test_convolutions_in_int8(tmp_path):
+    model, x = images(), torch.randn(2, 3, 12, 10)
+    assert list(ksurgeon.quantize(model)) == ["1", "4", "6"]
+    exported = ksurgeon.export_model(model, tmp_path / "model.onnx", x, kernels=True)
+    assert sorted(nodes(exported.file)) == ["Columns", *["Int8Chain"] * 3]
+    with torch.no_grad():
+        for batch in (1, 5):
+            x = torch.randn(batch, 3, 12, 10)
+            got, want = exported.run(x)[0], model(x)
+            assert float((got - want).norm() / want.norm()) < 0.03
+
+
 SCRIPT = """
 import sys, numpy, onnxruntime
 options = onnxruntime.SessionOptions()

@@ -37,6 +37,14 @@ def test_as_many_as_of_the_same_products_of_pytorch(make, shape, gradients):
     assert got[0] == 2 * vectors * module.matrix.multiplications
 
 
+def test_a_convolution_in_int8():
+    model, x = torch.nn.Sequential(ksurgeon.KPointwiseConv(24, 24, groups=2)), torch.randn(2, 24, 6, 6)
+    ksurgeon.quantize(model)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    assert counter.get_total_flops() == 2 * 2 * 36 * model[0].matrix.factors.numel
+
+
 @pytest.mark.parametrize("make, shape", MODULES.values(), ids=MODULES)
 def test_a_backward_pass_alone(make, shape):
     module, x = make(), torch.randn(shape)

@@ -246,9 +246,18 @@ static bool int8_case(int threads) {
       fine = fine && (std::fabs(got - want[k]) <= most_off || close(got, want[k], 1e-4, "int8"));
     }
   }
+  const int64_t images = among({1, 2, 3});
+  Exact<float> flat(images * rows * in), xc(images * rows * in), yc(images * rows * out), yr(images * rows * out);
+  for (int64_t at = 0; at < images * rows * in; ++at)
+    xc.get()[(at / in / rows * in + at % in) * rows + at / in % rows] = flat.get()[at];
+  fine = fine && ks_rows(&chain, flat.get(), in, yr.get(), images * rows, bias.get(), 0, threads, KS_FLOAT32) == 1;
+  fine = fine && ks_columns(&chain, xc.get(), yc.get(), images, rows, bias.get(), 0, threads, KS_FLOAT32) == 1;
+  for (int64_t at = 0; at < images * rows * out; ++at)
+    fine = fine && close(yc.get()[(at / out / rows * out + at % out) * rows + at / out % rows], yr.get()[at], 1e-4, "int8 columns");
   for (int kind : {KS_BFLOAT16, KS_FLOAT16}) {  // whatever the bits are: that nothing is read or written beside it
     Exact<uint16_t> xh(rows * in), yh(rows * out), bh(out);
     fine = fine && ks_rows(&chain, xh.get(), in, yh.get(), rows, bh.get(), rng() % 7, threads, kind) == 1;
+    fine = fine && ks_columns(&chain, xh.get(), yh.get(), 1, rows, bh.get(), rng() % 7, threads, kind) == 1;
   }
   return fine;
 }

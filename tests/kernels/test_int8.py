@@ -93,6 +93,46 @@ def test_as_documented(name: str, rows: int, threads: int, dtype: torch.dtype, b
 
 
 @compiled
+@given(
+    name=st.sampled_from(sorted(CHAINS)),
+    images=st.sampled_from([0, 1, 3]),
+    columns=st.sampled_from([(1,), (7,), (8,), (3, 5), (13, 17), (4, 2, 3)]),
+    threads=st.sampled_from([1, 2, 3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
+    biased=st.booleans(),
+    activation=st.sampled_from([None, "relu"]),
+)
+def test_columns_are_as_rows(
+    name: str,
+    images: int,
+    columns: tuple[int, ...],
+    threads: int,
+    dtype: torch.dtype,
+    biased: bool,
+    activation: str | None,
+) -> None:
+    patterns = CHAINS[name]
+    ins, outs = patterns[0].in_features, patterns[-1].out_features
+    first, second = factors(patterns), factors([Pattern(1, outs, ins, 1)])
+    x = torch.randn(images, *columns, ins).to(dtype)
+    if images:
+        x.view(-1, ins)[-1, 0] = torch.nan
+    bias = torch.randn(outs).to(dtype) if biased else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for beside in ((), second.pairs):
+            want = by_library.forward(x, first.pairs, beside, bias, activation).movedim(-1, 1)
+            for vectors in (x.movedim(-1, 1), x.movedim(-1, 1).contiguous()):
+                for dim in (1, -len(columns) - 1):
+                    got = by_library.forward(vectors, first.pairs, beside, bias, activation, dim)
+                    assert got.is_contiguous() or vectors.movedim(1, -1).is_contiguous()
+                    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5, equal_nan=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+@compiled
 def test_two_chains_activation_and_any_strides() -> None:
     first, second = factors(CHAINS["Monarch"]), factors([Pattern(1, 8, 96, 1), Pattern(1, 64, 8, 1)])
     x = torch.randn(96, 5, 3).permute(2, 1, 0)

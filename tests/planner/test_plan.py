@@ -8,6 +8,7 @@ from torch import nn
 import ksurgeon
 from ksurgeon.errors import InputError, MatchError, PlanError
 from ksurgeon.find import find
+from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.structures import LowRank
 from ksurgeon.planner import Budget, steps
 from ksurgeon.planner import plan as make
@@ -324,6 +325,13 @@ def test_times_as_the_model_will_be_run(cache, tmp_path, precision):
         make(model, "params=0.5", data(), precision="int4")
     with pytest.raises(PlanError, match="threads at least 1"):
         make(model, "params=0.5", data(), threads=0)
+
+
+@pytest.mark.parametrize("structure", [None, LowRank(rank=4)], ids=["dense", "low rank"])
+def test_a_convolution_in_int8_is_measured_so(structure):
+    layer = Way(precision="int8").layer(nn.Conv2d(16, 24, 1), structure)
+    assert isinstance(layer, ksurgeon.KPointwiseConv) and isinstance(layer.matrix, Int8Matrix)
+    assert layer(torch.randn(1, 16, 3, 3)).shape == (1, 24, 3, 3)
 
 
 def test_sites_left_out_stay_as_they_are():

@@ -50,7 +50,7 @@ def test_dense_layers_and_k_layers() -> None:
     assert count_bytes(model) < 0.4 * sizes[1]
     record = record_of(model)
     assert record is not None and record.outcome is not None
-    assert record.outcome.parts[-1] == "3 linear layers in int8"
+    assert record.outcome.parts[-1] == "3 layers in int8"
     assert record.outcome.parameters == (32 * 48 + 48 + 48 * 48 + 48 * 8 + 8, sizes[0])
     assert all(operation.int8 for operation in record.operations)
     with pytest.raises(MatchError):
@@ -59,7 +59,7 @@ def test_dense_layers_and_k_layers() -> None:
 
 def test_targets_and_ignore() -> None:
     model = network()
-    with pytest.warns(UserWarning, match="the target 'nothing' is no linear layer"):
+    with pytest.warns(UserWarning, match="the target 'nothing' is no layer"):
         assert list(ksurgeon.quantize(model, ["re:[01]", "nothing"], ["1"])) == ["0"]
     assert list(ksurgeon.quantize(model, ignore=["3"])) == ["1"]
     assert [type(layer).__name__ for layer in model] == ["KLinear", "KLinear", "ReLU", "Linear"]
@@ -137,7 +137,7 @@ def test_what_fails_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SurgeryError, match='weights is "int8" or None'):
         ksurgeon.convert(model, RULE, x, weights="int4")  # type: ignore[arg-type]
     with pytest.raises(MatchError):
-        ksurgeon.quantize(nn.Sequential(nn.Conv2d(3, 4, 1)))
+        ksurgeon.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1, groups=4)))
 
 
 def test_tied_weights_stay_dense() -> None:
@@ -196,7 +196,7 @@ def test_errors_of_numbers_of_any_size_and_the_record() -> None:
     ksurgeon.quantize(more)
     record = record_of(more)
     assert record is not None and record.outcome is not None
-    assert record.outcome.parts == ["2 linear layers in int8"]
+    assert record.outcome.parts == ["2 layers in int8"]
 
 
 def test_reverted_layers_are_frozen_as_they_were() -> None:
@@ -215,6 +215,34 @@ def test_a_student_with_layers_in_int8_is_distilled() -> None:
     data = [{"input": torch.randn(8, 32)} for _ in range(8)]
     ksurgeon.distill(student, teacher, data, steps=3)
     assert isinstance(student[1].matrix, Int8Matrix)
+
+
+def test_the_dense_layers_of_gpt2(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, n_positions=16)
+    model, ids = transformers.GPT2LMHeadModel(config).eval(), torch.arange(5)[None]
+    exact = model.transformer.h[0].mlp.c_fc.double()(torch.eye(32, dtype=torch.float64))
+    model.float()
+    assert list(ksurgeon.quantize(model, ["Conv1D"])) == [
+        f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+    with torch.no_grad():
+        want = model(ids).logits
+        assert relative(model.transformer.h[0].mlp.c_fc(torch.eye(32)).double(), exact) < 0.02
+        ksurgeon.save(model, tmp_path)
+        assert torch.equal(ksurgeon.load(tmp_path)(ids).logits, want)
+        ksurgeon.revert(model)
+        assert type(model.transformer.h[0].mlp.c_fc).__name__ == "Conv1D"
+        assert relative(model(ids).logits, want) < 0.05
+
+
+def test_in_channels_last() -> None:
+    """Which gives int8 factors, too, other strides."""
+    model, x = nn.Sequential(KLinear(32, 48), nn.Linear(48, 20)), torch.randn(3, 32)
+    ksurgeon.quantize(model)
+    with torch.no_grad():
+        want = model(x)
+        assert torch.equal(model.to(memory_format=torch.channels_last)(x), want)
 
 
 def test_transformers_save_and_load_it(tmp_path: Path) -> None:

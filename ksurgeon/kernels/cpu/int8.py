@@ -1,30 +1,31 @@
-"""Rows of int8 factors by the library."""
+"""Int8 factors by the library."""
 
 import weakref
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ksurgeon.kernels.activation import check_activation
-from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory
+from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory, in_rows, lies_in_rows, new_result
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Guard, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import comparison_of
 from ksurgeon.kernels.cpu.quads import Quads
-from ksurgeon.kmatrix.patterns import Pattern, check_chain
+from ksurgeon.kmatrix.patterns import Pattern, axis_of, check_chain
 
-__all__ = ["LONGEST", "forward", "shortly"]
+__all__ = ["LONGEST", "STORED", "forward", "multiplied", "shortly"]
 
 Int8Chain = Sequence[tuple[Tensor, Tensor]]
 
-_STORED = (torch.float32, torch.bfloat16, torch.float16)
+STORED = (torch.float32, torch.bfloat16, torch.float16)
 LONGEST = (2**31 - 1) // (255 * 127)
 """Inputs of a block whose products are sure to add up to a number of 32 bits."""
 
 _TRIES = 3  # before nothing is compared, where another thread writes to the factors
 _threads = torch.get_num_threads
 if is_available():
-    _rows = library().ks_rows
+    _rows, _columns = library().ks_rows, library().ks_columns
 
 
 class _Pack:
@@ -51,7 +52,7 @@ class _Pack:
     def _recorded(self, tensors: Sequence[Tensor], memory: Sequence[Tensor]) -> object:
         """What ``_fast.product`` compares calls with, on vectors of the scales' dtype; None without it."""
         kind = tensors[1].dtype
-        if fast is None or self._guard is None or kind not in _STORED or len(self._versions) < len(tensors):
+        if fast is None or self._guard is None or kind not in STORED or len(self._versions) < len(tensors):
             return None
         return fast.record(
             tuple(tensors),
@@ -63,7 +64,7 @@ class _Pack:
             self.chain.address,
             self.chain.address,
             0,
-            0,
+            self.chain.address,
             FEWEST_COLUMNS,
             0,
             self._guard.address,
@@ -141,7 +142,12 @@ def shortly(
 
 
 def forward(
-    x: Tensor, first: Int8Chain, second: Int8Chain, bias: Tensor | None, activation: str | None
+    x: Tensor,
+    first: Int8Chain,
+    second: Int8Chain,
+    bias: Tensor | None,
+    activation: str | None,
+    dim: int = -1,
 ) -> Tensor:
     """What ``apply_int8`` gives, of plain tensors on the CPU; no gradients, no modes.
 
@@ -153,42 +159,50 @@ def forward(
     code = ACTIVATIONS.get(activation, -1)
     if code < 0:
         check_activation(activation)
-    if x.dtype not in (*_STORED, torch.float64):
+    if x.dtype not in (*STORED, torch.float64):
         raise ValueError(f"vectors of a real floating dtype are needed, got {x.dtype}")
     tensors = [tensor for pair in (*first, *second) for tensor in pair]
     given = x.dtype
-    x = x.detach().resolve_neg()
-    check_memory(x, "the input")
-    x = (x if given in _STORED else x.float()).contiguous()
-    if bias is not None:
-        bias = bias.detach().resolve_neg().to(x.dtype).contiguous()
-        check_memory(bias, "the bias")
+    x = x if given in STORED else x.float()
     chains = (first, second) if second else (first,)
     for attempt in range(_TRIES + 1):
         pack = _PACKS.get(id(tensors[0]))
         if pack is None or not pack.matches(tensors) or attempt == _TRIES:
             pack = _Pack(tensors, chains, guarded=attempt < _TRIES)
             pack.keep(tensors)
-        chain = pack.chain
-        if x.shape[-1] != chain.in_features:
-            raise ValueError(f"the chain takes vectors of {chain.in_features} entries, got {x.shape[-1]}")
-        if bias is not None and bias.shape != (chain.out_features,):
-            raise ValueError(f"the bias must have shape ({chain.out_features},), got {tuple(bias.shape)}")
-        y = x.new_empty(*x.shape[:-1], chain.out_features)
-        status = _rows(
-            chain.address,
-            x.data_ptr(),
-            chain.in_features,
-            y.data_ptr(),
-            x.numel() // chain.in_features,
-            None if bias is None else bias.data_ptr(),
-            code,
-            _threads(),
-            KINDS[x.dtype],
-        )
-        if status < 0:
-            raise MemoryError("not enough memory for the intermediate vectors of a product")
-        if status:
+        y = multiplied(pack.chain, x, dim, bias, code)
+        if y is not None:
             break
         _PACKS.pop(id(tensors[0]), None)  # they have changed behind the back of their version counters
+    assert y is not None  # nothing was compared
     return y if y.dtype is given else y.to(given)
+
+
+def multiplied(chain: Quads, x: Tensor, dim: int, bias: Tensor | None, code: int) -> Tensor | None:
+    """The product along ``dim`` by factors in the library's form, or None where they have changed since;
+    ``code`` is a KsActivation. It raises what ``forward`` does."""
+    x = x.detach().resolve_neg()
+    check_memory(x, "the input")
+    axis = axis_of(dim, x.dim())
+    by_rows, lies_so = in_rows(x, axis), lies_in_rows(x, axis)
+    source = (x.movedim(axis, -1) if by_rows else x).contiguous()
+    if x.shape[axis] != chain.in_features:
+        raise ValueError(f"the chain takes vectors of {chain.in_features} entries, got {x.shape[axis]}")
+    start = None
+    if bias is not None:
+        bias = bias.detach().resolve_neg().to(x.dtype).contiguous()
+        check_memory(bias, "the bias")
+        if bias.shape != (chain.out_features,):
+            raise ValueError(f"the bias must have shape ({chain.out_features},), got {tuple(bias.shape)}")
+        start = bias.data_ptr()
+    y = new_result(x, axis, chain.out_features, by_rows)
+    rest = start, code, _threads(), KINDS[x.dtype]
+    if by_rows:
+        rows = x.numel() // chain.in_features
+        status = _rows(chain.address, source.data_ptr(), chain.in_features, y.data_ptr(), rows, *rest)
+    else:
+        sizes = prod(x.shape[:axis]), prod(x.shape[axis + 1 :])
+        status = _columns(chain.address, source.data_ptr(), y.data_ptr(), *sizes, *rest)
+    if status < 0:
+        raise MemoryError("not enough memory for the intermediate vectors of a product")
+    return None if not status else y if lies_so or not by_rows else y.contiguous()

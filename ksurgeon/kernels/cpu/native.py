@@ -121,7 +121,7 @@ _SIGNATURES = {
 }
 
 
-_ABI = 6  # of ks_abi in api.cpp
+_ABI = 7  # of ks_abi in api.cpp
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:

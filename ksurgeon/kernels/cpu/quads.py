@@ -87,8 +87,10 @@ class Quads:
 
 def _as_quads(values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Packed weights, starts and scales, the latter in the order of outputs."""
-    padded = F.pad(values, (0, -values.shape[-1] % 4)).contiguous().view(torch.int32)
-    step, kind = Step(*padded.shape, None, 1), KINDS[torch.float32]
+    padded = F.pad(values, (0, -values.shape[-1] % 4))
+    shape = (*padded.shape[:3], padded.shape[3] // 4)
+    padded = padded.flatten().view(torch.int32)  # in channels_last some strides are 1 that count for nothing
+    step, kind = Step(*shape, None, 1), KINDS[torch.float32]
     packed = padded.new_empty(library().ks_size(step, kind))
     library().ks_pack(step, padded.data_ptr(), packed.data_ptr(), kind)
     starts = values.sum(-1, dtype=torch.int32).mul_(-128).transpose(1, 2)  # (a, b, d)

@@ -14,7 +14,7 @@ from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, fast, is_avai
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, record_of
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
 from ksurgeon.kmatrix.patterns import axis_of
-from ksurgeon.kmatrix.rotations import Rotated, sources_of
+from ksurgeon.kmatrix.rotations import sources_of
 
 __all__ = ["DTYPES", "backward", "forward", "shortly"]
 
@@ -35,8 +35,8 @@ def shortly(
     All checks of a product whose factors have been packed are made in one call of ``_fast``, where that was
     compiled.
     """
-    if type(factors) is Rotated:
-        factors = factors.sources
+    if type(factors) is not tuple:
+        factors = sources_of(factors)
     record = record_of(factors[0]) if factors else None
     code = ACTIVATIONS.get(activation, -1)
     if record is None or code < 0:

@@ -120,7 +120,7 @@ KS_EXPORT int ks_choose(const char* name) {
 KS_EXPORT int64_t ks_spin(int64_t times) { return table->spin(times); }
 KS_EXPORT float ks_read(const float* data, int64_t count) { return table->read_all(data, count); }
 
-KS_EXPORT int64_t ks_abi() { return 6; }  // as native.py has it: raised with every change of what is passed
+KS_EXPORT int64_t ks_abi() { return 7; }  // as native.py has it: raised with every change of what is passed
 
 KS_EXPORT int64_t ks_lanes(int is_double) { return table->lanes[is_double]; }
 
@@ -150,14 +150,14 @@ KS_EXPORT void ks_guard(KsGuard* guard) {
 KS_EXPORT int ks_changed(const KsGuard* guard) { return changed(guard, ROWS_TO_COMPARE); }
 
 // ks_rows and ks_columns return 0, and do nothing, where the factors have changed since they were packed, and -1
-// where memory is short. `kind` is a KsKind, `activation` a KsActivation.
+// where memory is short. `kind` is a KsKind, `activation` a KsActivation. Rows of int8 factors follow each other:
+// `x_row` is in_features.
 KS_EXPORT int ks_rows(const KsChain* chain, const void* x, int64_t x_row, void* y, int64_t count, const void* bias,
                       int activation, int threads, int kind) {
   if (changed(chain->guard, count)) return 0;
   expect_writes(y, count * chain->out_features * entry_bytes(kind));
   threads = ks_on_time(threads);
-  if (chain->quads)
-    return quads(*chain->quads, x, x_row, y, chain->out_features, count, bias, activation, threads, kind) ? 1 : -1;
+  if (chain->quads) return quads(*chain->quads, x, y, count, 0, bias, activation, threads, kind) ? 1 : -1;
   const auto rows = chain->packed == KS_BFLOAT16 ? half->rows : table->rows[is_double(kind)];
   return rows(*chain, x, x_row, y, chain->out_features, count, bias, activation, threads, kind) ? 1 : -1;
 }
@@ -167,6 +167,8 @@ KS_EXPORT int ks_columns(const KsChain* chain, const void* x, void* y, int64_t i
   if (changed(chain->guard, images * columns)) return 0;
   expect_writes(y, images * columns * chain->out_features * entry_bytes(kind));
   threads = ks_on_time(threads);
+  if (chain->quads)
+    return quads(*chain->quads, x, y, images * columns, columns, bias, activation, threads, kind) ? 1 : -1;
   return table->columns[is_double(kind)](*chain, x, y, images, columns, bias, activation, threads, kind) ? 1 : -1;
 }
 

@@ -164,7 +164,7 @@ struct Kernel {
   bool rows(const float* x, float* y, int64_t count) const {
     const float* added = bias.empty() ? nullptr : bias.data();
     if (kind == INT8_CHAIN)
-      return ks_run_quads()(quads, x, in_features, y, out_features, count, added, activation, 1, KS_FLOAT32);
+      return ks_run_quads()(quads, x, y, count, 0, added, activation, 1, KS_FLOAT32);
     return ks_table()->rows[0](chain, x, in_features, y, out_features, count, added, activation, 1, KS_FLOAT32);
   }
 

@@ -108,9 +108,8 @@ struct QuadsCall {
   const KsQuads& chain;
   int kind;
   const void* x;
-  int64_t x_row;
   void* y;
-  int64_t y_row, count;
+  int64_t count, columns;  // vectors in all, and in each image, where they are columns; else 0
   const float* bias;
   int activation;
   int64_t row, tile, next;
@@ -121,38 +120,81 @@ struct QuadsCall {
   const KsQuadStep* steps(int which) const { return chain.step + (which ? chain.steps[0] : 0); }
   // Inputs as numbers in float32: where they lie, or a copy in `line`.
   const float* inputs(int64_t r, float* line) const {
-    if (kind == KS_FLOAT32) return (const float*)x + r * x_row;
-    Storage<float>::load(kind, x, r * x_row, line, chain.in_features, 0);
+    if (kind == KS_FLOAT32) return (const float*)x + r * chain.in_features;
+    Storage<float>::load(kind, x, r * chain.in_features, line, chain.in_features, 0);
     return line;
   }
 };
 
-// Outputs from..to of a row, from the sums of both chains.
+// Columns from..from + count, of images of so many features, turned into rows of numbers, or back: `move` has those of
+// one feature, in memory from an entry on and in a buffer, and moves them either way.
+template <bool BACK, class Move>
+static inline void turned(const QuadsCall& call, int64_t features, int64_t from, int64_t count, float* rows, Move move) {
+  constexpr int64_t WIDE = 16;
+  float block[WIDE * TILE_ROWS];
+  for (const int64_t end = from + count; from < end;) {
+    const int64_t image = from / call.columns, column = from % call.columns;
+    const int64_t n = smaller(end - from, call.columns - column);
+    for (int64_t k = 0; k < features; k += WIDE) {
+      const int64_t wide = smaller(WIDE, features - k), at = (image * features + k) * call.columns + column;
+      if (!BACK)
+        for (int64_t i = 0; i < wide; ++i) move(at + i * call.columns, block + i * TILE_ROWS, n);
+      for (int64_t r = 0; r < n; ++r)
+        for (int64_t i = 0; i < wide; ++i) {
+          float &lies = block[i * TILE_ROWS + r], &stands = rows[r * call.row + k + i];
+          if (BACK) lies = stands;
+          else stands = lies;
+        }
+      if (BACK)
+        for (int64_t i = 0; i < wide; ++i) move(at + i * call.columns, block + i * TILE_ROWS, n);
+    }
+    from += n, rows += n * call.row;
+  }
+}
+
+static inline void from_columns(const QuadsCall& call, int64_t from, int64_t count, float* rows) {
+  turned<false>(call, call.chain.in_features, from, count, rows, [&](int64_t at, float* block, int64_t n) {
+    if (call.kind == KS_FLOAT32) memcpy(block, (const float*)call.x + at, n * sizeof(float));
+    else Storage<float>::load(call.kind, call.x, at, block, n, 0);
+  });
+}
+
+static inline void to_columns(const QuadsCall& call, int64_t from, int64_t count, float* rows) {
+  turned<true>(call, call.chain.out_features, from, count, rows, [&](int64_t at, float* block, int64_t n) {
+    if (call.kind == KS_FLOAT32) memcpy((float*)call.y + at, block, n * sizeof(float));
+    else Storage<float>::store(call.kind, block, call.y, at, n, 0);
+  });
+}
+
+// Outputs from..to of a row, from the sums of both chains; in `line` where they are columns.
 static inline void finish(const QuadsCall& call, int64_t r, const quad* const sums[2], const float scale[2],
                           int64_t from, int64_t to, float* line) {
-  const int64_t n = to - from;
-  const bool stored = call.kind != KS_FLOAT32;
-  float* y = stored ? line : (float*)call.y + r * call.y_row + from;
+  const int64_t n = to - from, at = r * call.chain.out_features + from;
+  const bool stored = call.kind != KS_FLOAT32 && !call.columns;
+  float* y = stored || call.columns ? line : (float*)call.y + at;
   const float* bias = call.bias ? call.bias + from : nullptr;
   for (int which = 0; which < call.chains(); ++which, bias = y)
     scaled_beside(sums[which] + from, call.steps(which)[call.chain.steps[which] - 1].scale + from, scale[which], bias, n,
                   y);
   activate(call.activation, y, n);
-  if (stored) Storage<float>::store(call.kind, line, call.y, r * call.y_row + from, n, 0);
+  if (stored) Storage<float>::store(call.kind, line, call.y, at, n, 0);
 }
 
-// What a thread needs for `rows` rows besides their sums: quads, a row of numbers, and scales.
+// What a thread needs for `rows` rows besides their sums: quads, a row of numbers, and scales; columns as rows.
 struct QuadsScratch {
   quad* quads;
-  float *line, *scale[2];
+  float *line, *scale[2], *taken;
   quad* sums;  // further buffers of rows
   QuadsScratch(const QuadsCall& call, int64_t rows, int64_t buffers) {
-    const int64_t numbers = (rows * (1 + buffers) + 1) * call.row + 2 * (rows + 16);
+    const int64_t copies = call.columns ? 1 : 0;
+    const int64_t numbers = (rows * (1 + buffers + copies) + 1) * call.row + 2 * (rows + 16);
     quads = (quad*)ks_scratch(numbers * 4);
     if (!quads) return;
     line = (float*)(quads + rows * call.row);
     sums = (quad*)(line + call.row);
-    scale[0] = (float*)(sums + rows * buffers * call.row), scale[1] = scale[0] + rows;
+    float* rest = (float*)(sums + rows * buffers * call.row);
+    taken = copies ? rest : nullptr;
+    scale[0] = rest + rows * copies * call.row, scale[1] = scale[0] + rows;
   }
 };
 
@@ -161,7 +203,7 @@ static inline void take_inputs(const QuadsCall& call, int which, int64_t j, int6
                                const quad* sums, const QuadsScratch& own) {
   const KsQuadStep* step = call.steps(which) + j;
   for (int64_t r = 0; r < rows; ++r) {
-    const float* x = j ? own.line : call.inputs(from + r, own.line);
+    const float* x = j ? own.line : own.taken ? own.taken + r * call.row : call.inputs(from + r, own.line);
     const Scale found(j ? scaled(sums + r * call.row, step[-1].scale, step[-1].a * step[-1].b * step[-1].d, own.line)
                         : largest_of(x, call.chain.in_features));
     to_quads(*step, x, found.in, own.quads + r * call.row);
@@ -208,6 +250,7 @@ static inline int64_t quads_tiled(void* context, int, int) {
   int64_t tiles = 0;
   for (int64_t at; (at = __atomic_fetch_add(&call.next, call.tile, __ATOMIC_RELAXED)) < call.count; ++tiles) {
     const int64_t rows = smaller(call.tile, call.count - at);
+    if (own.taken) from_columns(call, at, rows, own.taken);
     for (int which = 0; which < call.chains(); ++which) {
       quad* sums = own.sums + which * call.tile * call.row;
       for (int64_t j = 0; j < call.chain.steps[which]; ++j) {
@@ -222,21 +265,23 @@ static inline int64_t quads_tiled(void* context, int, int) {
     for (int64_t r = 0; r < rows; ++r) {
       const quad* sums[2] = {own.sums + r * call.row, own.sums + (call.tile + r) * call.row};
       const float scale[2] = {own.scale[0][r], own.scale[1][r]};
-      finish(call, at + r, sums, scale, 0, call.chain.out_features, own.line);
+      float* line = own.taken ? own.taken + r * call.row : own.line;
+      finish(call, at + r, sums, scale, 0, call.chain.out_features, line);
     }
+    if (own.taken) to_columns(call, at, rows, own.taken);
   }
   return tiles;
 }
 
-static bool run_quads(const KsQuads& chain, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
-                      const void* bias, int activation, int threads, int kind) {
+static bool run_quads(const KsQuads& chain, const void* x, void* y, int64_t count, int64_t columns, const void* bias,
+                      int activation, int threads, int kind) {
   if (!count) return true;
   const Bias<float> added(kind, bias, chain.out_features);
   if (added.failed(bias)) return false;
   const int64_t row = scratch_row<float>(chain.widest), work = chain.weights / 4;
-  QuadsCall call{chain, kind, x, x_row, y, y_row, count, added.data, activation, row, 0, 0, nullptr, {}};
+  QuadsCall call{chain, kind, x, y, count, columns, added.data, activation, row, 0, 0, nullptr, {}};
   threads = worth(threads, (count + READ) * work);
-  if (threads > 1 && count < 4 * threads) {
+  if (threads > 1 && count < 4 * threads && !columns) {
     call.shared = (quad*)malloc(4 * count * row * sizeof(quad));
     if (!call.shared) return false;
     ks_parallel(threads, quads_together, &call);
@@ -244,7 +289,7 @@ static bool run_quads(const KsQuads& chain, const void* x, int64_t x_row, void* 
     return call.next == 0;
   }
   threads = (int)smaller(threads, count);
-  call.tile = tile_rows<float>(row, 2 + call.chains(), count, threads);
+  call.tile = tile_rows<float>(row, 2 + call.chains() + (columns ? 1 : 0), count, threads);
   ks_parallel(threads, quads_tiled, &call);
   return call.next >= count;
 }

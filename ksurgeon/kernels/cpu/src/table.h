@@ -2,9 +2,10 @@
 #pragma once
 #include "chain.h"
 
-// Rows of int8 factors, from and to vectors of a kind that float32 can hold. Returns as KsTable::rows.
-typedef bool KsRunQuads(const KsQuads&, const void* x, int64_t x_row, void* y, int64_t y_row, int64_t count,
-                        const void* bias, int activation, int threads, int kind);
+// Int8 factors, from and to `count` vectors of a kind that float32 can hold, one after another (columns = 0) or in
+// images of `columns` columns each. Returns as KsTable::rows.
+typedef bool KsRunQuads(const KsQuads&, const void* x, void* y, int64_t count, int64_t columns, const void* bias,
+                        int activation, int threads, int kind);
 
 struct KsTable {
   const char* name;
