@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -93,6 +93,7 @@ def test_as_documented(name: str, rows: int, threads: int, dtype: torch.dtype, b
 
 
 @compiled
+@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(CHAINS)),
     images=st.sampled_from([0, 1, 3]),
