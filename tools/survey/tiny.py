@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ksurgeon.survey import tiny_transformers
+from tools.survey import tiny_transformers
 
 __all__ = ["LIBRARIES", "build", "names"]
 

@@ -17,8 +17,8 @@ from ksurgeon.rules.schema import Replacement, Rule
 from ksurgeon.surgery.convert import convert
 from ksurgeon.surgery.revert import revert
 from ksurgeon.surgery.storage import load, save
-from ksurgeon.survey.generating import generator_of, tokens
-from ksurgeon.survey.result import Trip
+from tools.survey.generating import generator_of, tokens
+from tools.survey.result import Trip
 
 __all__ = ["EXACT", "round_trip"]
 

@@ -7,8 +7,8 @@ import warnings
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from ksurgeon.survey.limits import OutOfTimeError, cpu_time, give_way, memory
-from ksurgeon.survey.result import Result
+from tools.survey.limits import OutOfTimeError, cpu_time, give_way, memory
+from tools.survey.result import Result
 
 __all__ = ["Task", "serve"]
 
@@ -56,7 +56,7 @@ def serve(connection: Connection, seconds: int, gibibytes: float) -> None:
 
 
 def _look(task: Task) -> Result:
-    from ksurgeon.survey.looking import look_at
+    from tools.survey.looking import look_at
 
     try:
         return look_at(*task)

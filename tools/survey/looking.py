@@ -10,11 +10,11 @@ from torch import nn
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.inputs import as_call, evaluating
 from ksurgeon.models.inputs import Inputs, inputs_for
-from ksurgeon.survey.movers import movers
-from ksurgeon.survey.oracle import Oracle
-from ksurgeon.survey.result import Result, State
-from ksurgeon.survey.round_trip import round_trip
-from ksurgeon.survey.tiny import build
+from tools.survey.movers import movers
+from tools.survey.oracle import Oracle
+from tools.survey.result import Result, State
+from tools.survey.round_trip import round_trip
+from tools.survey.tiny import build
 
 __all__ = ["compare", "look_at"]
 

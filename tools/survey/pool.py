@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ksurgeon.survey.result import Result
-from ksurgeon.survey.worker import Task, serve
 from ksurgeon.workers import cause_of_end
+from tools.survey.result import Result
+from tools.survey.worker import Task, serve
 
 __all__ = ["look_at_all"]
 

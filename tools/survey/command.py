@@ -1,4 +1,4 @@
-"""``ksurgeon survey``."""
+"""What ``python -m tools.survey`` does."""
 
 import os
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def run(
             raise FolderError(f"there is no folder {path.parent} to write {path.name} in; make it first")
         if path is not None:
             agree_on_file(path, yes=True)
-    from ksurgeon.survey import choose, page, summary, survey
+    from tools.survey import choose, page, summary, survey
 
     with status("listing the models"):
         tasks = choose(libraries, every, only, convert)

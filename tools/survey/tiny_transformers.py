@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ksurgeon.survey.tiny_exceptions import EXCEPTIONS, SIZES
+from tools.survey.tiny_exceptions import EXCEPTIONS, SIZES
 
 __all__ = ["NotInstalledError", "build", "names", "small_config"]
 

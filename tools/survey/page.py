@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from ksurgeon.survey.result import Result
-from ksurgeon.survey.tiny import LIBRARIES, names
+from tools.survey.result import Result
+from tools.survey.tiny import LIBRARIES, names
 
 __all__ = ["page", "share", "summary"]
 
@@ -14,13 +14,13 @@ _SIZES = re.compile(r",? ?\(\d[^)]*\)|\b\d+\b")
 _INTRODUCTION = """\
 # Linear maps found in timm, torchvision and transformers
 
-Made by `ksurgeon survey` with {versions}: small models with random weights (one of each module of timm,
-torchvision's for classification, detection and segmentation, every model type of transformers), each run once
-under an oracle that sees PyTorch's own operators, and once by the finder. *Found* are weights of matrix
-products that are a site or stand under a reason, *replaceable* are those without one; *missed* counts models
-with a weight in a product, a Fourier transform, or a module that only reorders its input, of which the finder
-is silent. Models that need a library that is not installed count as not buildable here. Shares are rounded
-down; seconds are CPU time of the finder.
+Made by `python -m tools.survey` with {versions}: small models with random weights (one of each module of
+timm, torchvision's for classification, detection and segmentation, every model type of transformers), each
+run once under an oracle that sees PyTorch's own operators, and once by the finder. *Found* are weights of
+matrix products that are a site or stand under a reason, *replaceable* are those without one; *missed*
+counts models with a weight in a product, a Fourier transform, or a module that only reorders its input, of
+which the finder is silent. Models that need a library that is not installed count as not buildable here.
+Shares are rounded down; seconds are CPU time of the finder.
 """
 
 

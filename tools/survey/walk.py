@@ -5,12 +5,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ksurgeon.errors import FolderError, ModelNotFoundError
-from ksurgeon.survey.limits import physical_memory
-from ksurgeon.survey.pool import look_at_all
-from ksurgeon.survey.result import Result, open_results
-from ksurgeon.survey.tiny import LIBRARIES, names
-from ksurgeon.survey.worker import Task
 from ksurgeon.workers import cores
+from tools.survey.limits import physical_memory
+from tools.survey.pool import look_at_all
+from tools.survey.result import Result, open_results
+from tools.survey.tiny import LIBRARIES, names
+from tools.survey.worker import Task
 
 __all__ = ["SECONDS", "choose", "cores", "survey"]
 
