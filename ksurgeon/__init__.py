@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ksurgeon.integrations import register
+from ksurgeon.kmatrix.fitter import register_fit
 
 if TYPE_CHECKING:
     from ksurgeon.errors import (
@@ -174,4 +175,11 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
+def _fit() -> Any:
+    from ksurgeon.fit import fit_
+
+    return fit_
+
+
 register()
+register_fit(_fit)

@@ -13,9 +13,9 @@ from ksurgeon.kernels.cpu.int8 import LONGEST
 from ksurgeon.kernels.dispatch import is_plain_only
 from ksurgeon.kernels.int8 import Int8Chain, apply_int8, at_once
 from ksurgeon.kmatrix.matrix import KMatrix, multiply, resized
-from ksurgeon.kmatrix.merge import merge_counts, merge_plan
-from ksurgeon.kmatrix.patterns import Pattern, check_chain
 from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.patterns.merge import merge_counts, merge_plan
+from ksurgeon.patterns.pattern import Pattern, check_chain
 
 __all__ = ["Int8Factors", "Int8Matrix", "quantized"]
 

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ksurgeon.errors import RecordError
 from ksurgeon.find.inputs import ExampleInputs, as_call
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.inputs import Inputs
 from ksurgeon.models.source import Source
+from ksurgeon.patterns.pattern import Pattern
 from ksurgeon.rules.schema import SiteKind
 
 __all__ = [

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ksurgeon.errors import TrainingError
 from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.subspace import wide
+from ksurgeon.patterns.pattern import Pattern
 from ksurgeon.rules.schema import matching
 from ksurgeon.surgery.kinds import kind_of
 from ksurgeon.train.settings import Settings

@@ -16,7 +16,7 @@ from ksurgeon.kernels.cpu.ops import chain_inference
 from ksurgeon.kernels.cpu.pack import forget
 from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
 from ksurgeon.kernels.eager import has_transforms
-from ksurgeon.kmatrix.rotations import Rotated, sources_of
+from ksurgeon.patterns.rotated import Rotated, sources_of
 
 __all__ = [
     "apply_chain",

@@ -11,7 +11,7 @@ from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Guard, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import comparison_of
 from ksurgeon.kernels.cpu.quads import Quads
-from ksurgeon.kmatrix.patterns import Pattern, check_chain
+from ksurgeon.patterns.pattern import Pattern, check_chain
 
 __all__ = ["LONGEST", "forward", "shortly"]
 

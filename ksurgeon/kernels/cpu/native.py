@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.cpu.openmp import use_openmp
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = [
     "ACTIVATIONS",

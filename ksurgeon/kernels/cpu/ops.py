@@ -12,8 +12,8 @@ from ksurgeon.kernels.cpu import run
 from ksurgeon.kernels.cpu.layout import in_rows, lies_in_rows, new_result
 from ksurgeon.kernels.cpu.pack import compare_all
 from ksurgeon.kernels.eager import is_transformed
-from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.rotations import Rotated
+from ksurgeon.patterns.pattern import Pattern
+from ksurgeon.patterns.rotated import Rotated
 
 __all__ = [
     "as_rotated",

@@ -18,7 +18,7 @@ from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.compiling import constant
 from ksurgeon.kernels.cuda import ops
 from ksurgeon.kernels.eager import has_transforms
-from ksurgeon.kmatrix.rotations import Rotated, sources_of
+from ksurgeon.patterns.rotated import Rotated, sources_of
 
 __all__ = ["apply_chain", "index_of", "is_available", "why_not"]
 

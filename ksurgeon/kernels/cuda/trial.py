@@ -25,8 +25,8 @@ from ksurgeon.kernels.cpu.layout import in_rows
 from ksurgeon.kernels.cuda import run
 from ksurgeon.kernels.cuda.launch import allows_tf32
 from ksurgeon.kernels.cuda.pack import Way
-from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.rotations import patterns_of
+from ksurgeon.patterns.pattern import Pattern
+from ksurgeon.patterns.rotated import patterns_of
 
 __all__ = ["Direction", "Key", "cache_of", "key_of", "way_of", "ways"]
 

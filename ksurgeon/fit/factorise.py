@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kmatrix.balance import balance_
-from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull, transposed_chain
 from ksurgeon.kmatrix.subspace import cholesky, leading, wide
+from ksurgeon.patterns.pattern import Pattern, check_chain, hull, transposed_chain
 
 __all__ = ["arranged", "factorise"]
 

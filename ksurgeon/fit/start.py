@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.factorise import factorise
-from ksurgeon.kmatrix.fit.problem import Problem, padded
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.fit.factorise import factorise
+from ksurgeon.fit.problem import Problem, padded
 from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Kaleidoscope, Structure
 from ksurgeon.kmatrix.subspace import wide
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["start"]
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.factorise import arranged
-from ksurgeon.kmatrix.fit.fitting import OnStep, fit_
-from ksurgeon.kmatrix.fit.problem import Problem
+from ksurgeon.fit.factorise import arranged
+from ksurgeon.fit.fitting import OnStep, fit_
+from ksurgeon.fit.problem import Problem
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern, check_chain, hull
 from ksurgeon.kmatrix.subspace import wide
+from ksurgeon.patterns.pattern import Pattern, check_chain, hull
 
 __all__ = ["FitReport", "low_rank_error", "measured_fit_", "two_factor_error"]
 

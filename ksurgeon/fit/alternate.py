@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from ksurgeon.errors import WeightsError
 from ksurgeon.kernels.reference import apply_factor
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.subspace import triangles
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["Metric", "OnSweep", "alternate", "as_columns", "outputs"]
 

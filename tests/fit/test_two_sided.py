@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ksurgeon.errors import StructureError, WeightsError
-from ksurgeon.kmatrix.fit import fit_
-from ksurgeon.kmatrix.fit.two_sided import TwoSided, triangle
+from ksurgeon.fit import fit_
+from ksurgeon.fit.two_sided import TwoSided, triangle
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank, LowRank, Monarch, MonarchLowRank
 

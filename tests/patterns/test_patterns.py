@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.patterns import (
+from ksurgeon.patterns.pattern import (
     Pattern,
     butterfly_patterns,
     check_chain,

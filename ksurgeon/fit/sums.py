@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ksurgeon.kmatrix.fit.alternate import OnSweep, alternate, as_columns, outputs
-from ksurgeon.kmatrix.fit.problem import Problem
-from ksurgeon.kmatrix.fit.start import start
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.fit.alternate import OnSweep, alternate, as_columns, outputs
+from ksurgeon.fit.problem import Problem
+from ksurgeon.fit.start import start
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.kmatrix.subspace import wide
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["fit_sum"]
 

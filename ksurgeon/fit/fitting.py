@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ksurgeon.fit.alternate import OnSweep, alternate, as_columns, outputs
+from ksurgeon.fit.problem import Problem
+from ksurgeon.fit.refine import OnStep, refine, relative_error, relative_errors
+from ksurgeon.fit.start import start
+from ksurgeon.fit.sums import fit_sum
 from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.exact import exact_factors
-from ksurgeon.kmatrix.fit.alternate import OnSweep, alternate, as_columns, outputs
-from ksurgeon.kmatrix.fit.problem import Problem
-from ksurgeon.kmatrix.fit.refine import OnStep, refine, relative_error, relative_errors
-from ksurgeon.kmatrix.fit.start import start
-from ksurgeon.kmatrix.fit.sums import fit_sum
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Structure, Sum
 from ksurgeon.kmatrix.subspace import wide
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["OnStep", "fit_", "fit_all_"]
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ksurgeon.errors import StructureError, WeightsError
-from ksurgeon.kmatrix.factorise import factorise
-from ksurgeon.kmatrix.fit.refine import product
-from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns, transposed_chain
+from ksurgeon.fit.factorise import factorise
+from ksurgeon.fit.refine import product
 from ksurgeon.kmatrix.radix import layout
+from ksurgeon.patterns.pattern import Pattern, butterfly_patterns, transposed_chain
 
 
 def drawn(patterns, dtype=torch.float64):

@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ksurgeon.errors import StructureError, WeightsError
-from ksurgeon.kmatrix.factorise import factorise
-from ksurgeon.kmatrix.fit import alternate as alternating
-from ksurgeon.kmatrix.fit import fit_, fit_all_, low_rank_error, measured_fit_, two_factor_error
-from ksurgeon.kmatrix.fit.alternate import alternate, as_columns
-from ksurgeon.kmatrix.fit.refine import product
+from ksurgeon.fit import alternate as alternating
+from ksurgeon.fit import fit_, fit_all_, low_rank_error, measured_fit_, two_factor_error
+from ksurgeon.fit.alternate import alternate, as_columns
+from ksurgeon.fit.factorise import factorise
+from ksurgeon.fit.refine import product
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import butterfly_patterns, transposed_chain
 from ksurgeon.kmatrix.structures import (
     ChainLowRank,
     GroupedKaleidoscope,
@@ -23,6 +22,7 @@ from ksurgeon.kmatrix.structures import (
     Monarch,
     MonarchLowRank,
 )
+from ksurgeon.patterns.pattern import butterfly_patterns, transposed_chain
 
 
 def moment(n: int, rank: int | None = None, dtype: torch.dtype = torch.float64) -> Tensor:

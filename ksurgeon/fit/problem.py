@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ksurgeon.errors import StructureError, WeightsError
+from ksurgeon.fit.alternate import Metric, as_columns
+from ksurgeon.fit.factorise import factorise
+from ksurgeon.fit.two_sided import triangle
 from ksurgeon.kmatrix.balance import balance_
-from ksurgeon.kmatrix.factorise import factorise
-from ksurgeon.kmatrix.fit.alternate import Metric, as_columns
-from ksurgeon.kmatrix.fit.two_sided import triangle
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.rotations import Rotations, refuse_to_write
 from ksurgeon.kmatrix.subspace import cholesky, wide
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["Problem", "padded"]
 

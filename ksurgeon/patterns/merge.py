@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ksurgeon.kmatrix.patterns import Pattern, hull
+from ksurgeon.patterns.pattern import Pattern, hull
 
 __all__ = ["merge_chain", "merge_counts", "merge_pair", "merge_plan", "widen", "widen_pair"]
 

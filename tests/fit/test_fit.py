@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from ksurgeon.errors import StructureError, WeightsError
-from ksurgeon.kmatrix.fit import fit_
-from ksurgeon.kmatrix.fit.refine import product
+from ksurgeon.fit import fit_
+from ksurgeon.fit.refine import product
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import butterfly_patterns, transposed_chain
 from ksurgeon.kmatrix.radix import layout
 from ksurgeon.kmatrix.structures import Chain, GroupedKaleidoscope, Kaleidoscope
+from ksurgeon.patterns.pattern import butterfly_patterns, transposed_chain
 
 
 def relative(matrix, weight):

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.merge import merge_chain, merge_pair, merge_plan, widen
-from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns, check_chain, hull
+from ksurgeon.patterns.merge import merge_chain, merge_pair, merge_plan, widen
+from ksurgeon.patterns.pattern import Pattern, butterfly_patterns, check_chain, hull
 
 
 def splits(n):

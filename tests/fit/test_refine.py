@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ksurgeon.kmatrix.fit.refine import product, refine, relative_error
+from ksurgeon.fit.refine import product, refine, relative_error
 from ksurgeon.kmatrix.matrix import KMatrix
 
 SIZES = [(12, 12, {}), (24, 96, {}), (96, 24, {"width": 2}), (37, 50, {}), (12, 18, {"groups": 3})]

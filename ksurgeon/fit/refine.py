@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.reference import apply_factor
-from ksurgeon.kmatrix.merge import merge_chain, widen
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.merge import merge_chain, widen
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["OnStep", "product", "refine", "relative_error", "relative_errors"]
 
