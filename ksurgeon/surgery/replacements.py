@@ -9,7 +9,7 @@ from torch import nn
 
 from ksurgeon.calibrate import Batches, SiteMoments, calibrate, harm_for
 from ksurgeon.calibrate.harm import HarmName, is_harm
-from ksurgeon.calibrate.lockstep import can_compensate
+from ksurgeon.calibrate.lockstep import can_compensate, require_greenlet
 from ksurgeon.errors import DataError
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import call_model
@@ -101,6 +101,8 @@ def build_replacements(
         known: dict[str, SiteMoments] = {}
         fitted = [site for decision, site in pairs if decision.start == "fit"]
         if batches is not None and fitted:
+            if compensate:
+                require_greenlet()
             with example_run(model):
                 outputs = call_model(model, batches.fit[0])
             name: HarmName = harm if is_harm(harm) else "auto"

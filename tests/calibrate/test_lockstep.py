@@ -1,5 +1,6 @@
 """Walking a model and its changed self side by side."""
 
+import sys
 from contextlib import closing, contextmanager, suppress
 
 import pytest
@@ -10,7 +11,8 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ksurgeon.calibrate import calibrate
+import ksurgeon
+from ksurgeon.calibrate import calibrate, lockstep
 from ksurgeon.calibrate.lockstep import affordable, can_compensate, in_lockstep
 from ksurgeon.calibrate.modes import _Modes
 from ksurgeon.errors import InputError, SurgeryError
@@ -269,3 +271,13 @@ def test_a_layer_inside_of_vmap_cannot_be_held():
     with pytest.raises(SurgeryError, match=r"calls layer inside of torch.func"):
         next(in_lockstep(model, find(model, batches[0]), batches))
     assert not hooks._has_any_global_hook()
+
+
+def test_without_greenlet_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(lockstep, "find_spec", lambda name: None)
+    model, batches = zoo.mlp().eval(), batches_for("mlp")
+    with pytest.raises(SurgeryError, match=r"pip install 'ksurgeon\[compensate\]'"):
+        ksurgeon.convert(model, "low_rank", batches[0], data=batches)
+    monkeypatch.setitem(sys.modules, "ksurgeon.calibrate.passes", None)  # not imported either
+    conversion = ksurgeon.convert(model, "low_rank", batches[0], data=batches, compensate=False)
+    assert conversion.results
