@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ksurgeon.integrations import register
+from ksurgeon.integrations import register_unless_refused
 from ksurgeon.kmatrix.fitter import register_fit
 
 if TYPE_CHECKING:
@@ -181,5 +181,5 @@ def _fit() -> Any:
     return fit_
 
 
-register()
+register_unless_refused()
 register_fit(_fit)
