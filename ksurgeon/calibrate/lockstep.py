@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
 
 from ksurgeon.calibrate.modes import without_autocast
@@ -18,6 +18,7 @@ from ksurgeon.errors import InputError, SurgeryError
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, tensors_of
 from ksurgeon.find.unchanged import example_run
+from ksurgeon.torch_private import forget_hook_with_kwargs
 
 if TYPE_CHECKING:
     from ksurgeon.calibrate.passes import Stop
@@ -180,7 +181,7 @@ def affordable(
 def _remove(hook: RemovableHandle) -> None:
     """Remove a global hook, with its flag for keyword arguments, which torch leaves to slow all modules."""
     hook.remove()
-    _global_forward_hooks_with_kwargs.pop(hook.id, None)
+    forget_hook_with_kwargs(hook.id)
 
 
 class _Sums:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from ksurgeon.calibrate.modes import OwnModes
 from ksurgeon.errors import SurgeryError
 from ksurgeon.find.inputs import ExampleInputs, call_model
+from ksurgeon.kernels.eager import has_transforms
 
 __all__ = ["HeldPass", "Stop", "end_all", "hold_at", "run_both"]
 
@@ -51,7 +51,7 @@ def hold_at(paths: Mapping[nn.Module, str], replacements: Mapping[str, nn.Module
         if path is None or not isinstance(run, HeldPass):
             return None
         if path not in replacements:
-            if torch._C._functorch.peek_interpreter_stack() is not None:
+            if has_transforms():
                 raise SurgeryError(
                     f"the model calls {path} inside of torch.func (vmap, grad or jvp), where it cannot be "
                     "held; fit it without error compensation"

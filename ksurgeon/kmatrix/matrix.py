@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from ksurgeon.errors import ExportError, StructureError
 from ksurgeon.kernels import apply_chain, at_once, beside
@@ -25,6 +24,7 @@ from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
 from ksurgeon.patterns.merge import merge_chain
 from ksurgeon.patterns.pattern import axis_of
 from ksurgeon.patterns.rotated import patterns_of, sources_of
+from ksurgeon.torch_private import has_any_global_hook
 
 __all__ = ["KMatrix", "Start", "like_input", "multiply", "resized"]
 
@@ -245,7 +245,7 @@ class KMatrix(nn.Module):
             and not (self._padded or side._padded or "forward" in side.__dict__)
             and not (side._forward_hooks or side._forward_pre_hooks)
             and not (side._backward_hooks or side._backward_pre_hooks)
-            and not _has_any_global_hook()
+            and not has_any_global_hook()
         )
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:

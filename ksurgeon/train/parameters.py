@@ -15,6 +15,7 @@ from ksurgeon.kmatrix.subspace import wide
 from ksurgeon.patterns.pattern import Pattern
 from ksurgeon.rules.schema import matching
 from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.torch_private import lerp_all_
 from ksurgeon.train.settings import Settings
 
 __all__ = ["Averaged", "balance_factors", "factors_of", "freeze", "make_optimiser", "parameter_groups"]
@@ -182,7 +183,7 @@ class Averaged:
         """Take in the parameters after a step; steps count from 1."""
         if self.decay:
             decay = min(self.decay, step / (step + 9))
-            torch._foreach_lerp_(self.values, list[Tensor](self.parameters), 1 - decay)
+            lerp_all_(self.values, list[Tensor](self.parameters), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ksurgeon.torch_private import TorchDispatchMode, pytree
 
 __all__ = ["Oracle"]
 
