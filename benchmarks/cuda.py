@@ -21,7 +21,7 @@ from benchmarks.timing import captured, eager, rotated
 from benchmarks.turns import compared
 from ksurgeon.kernels import reference
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.merge import merge_chain
+from ksurgeon.patterns.merge import merge_chain
 
 TITLE = "K-matrices on a GPU"
 DEVICE = "cuda"

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.results import add, cpu_setting, show, summary
-from ksurgeon.kmatrix.factorise import factorise
-from ksurgeon.kmatrix.fit.refine import relative_error
-from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns
+from ksurgeon.fit.factorise import factorise
+from ksurgeon.fit.refine import relative_error
 from ksurgeon.kmatrix.structures import Monarch
+from ksurgeon.patterns.pattern import Pattern, butterfly_patterns
 
 _FASTER, _NEARER = 3.0, 1 / 1.001
 # Seconds between turns: threads of one library's linear algebra spin on for a while, beside the next one's.

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.results import cpu_setting
 from ksurgeon import find_arrangement, neighbour_share
 from ksurgeon.kernels.cache import cache_folder
-from ksurgeon.recipes.fetch import unpack_deb
+from recipes.fetch import unpack_deb
 
 _PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
 _WIDTH = 960  # of the photographs that patches are cut from

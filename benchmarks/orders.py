@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.fit_models import language, of_two_radices
 from benchmarks.results import cpu_setting
 from ksurgeon.calibrate import calibrate, harm_for
-from ksurgeon.kmatrix.fit import fit_
+from ksurgeon.fit import fit_
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Monarch, Structure
 from ksurgeon.surgery.build import site_weight

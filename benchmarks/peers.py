@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.turns import Call
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.merge import merge_counts
+from ksurgeon.patterns.merge import merge_counts
 
 __all__ = ["butterfly_start", "monarch", "peers", "structured"]
 

@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ksurgeon.integrations import register
+from ksurgeon.integrations import register_unless_refused
+from ksurgeon.kmatrix.fitter import register_fit
 
 if TYPE_CHECKING:
     from ksurgeon.errors import (
@@ -174,4 +175,11 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-register()
+def _fit() -> Any:
+    from ksurgeon.fit import fit_
+
+    return fit_
+
+
+register_unless_refused()
+register_fit(_fit)

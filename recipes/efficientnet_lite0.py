@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
 from torchvision.transforms.functional import pil_to_tensor
 
-from ksurgeon.recipes.fetch import unpack_deb, unpack_wheel
+from ksurgeon.errors import RecipeError
+from ksurgeon.models.functions import find_function
+
+unpack_deb = find_function("fetch.py:unpack_deb", RecipeError, Path(__file__).parent)
+unpack_wheel = find_function("fetch.py:unpack_wheel", RecipeError, Path(__file__).parent)
+
 
 _PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
 _PLACES = {  # folders of packages with further backgrounds: places, textures of grass, rock and water

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from ksurgeon.recipes.fetch import unpack_deb
+from ksurgeon.errors import RecipeError
+from ksurgeon.models.functions import find_function
+
+unpack_deb = find_function("fetch.py:unpack_deb", RecipeError, Path(__file__).parent)
 
 
 def prepare(folder: Path) -> dict[str, Path]:

@@ -10,7 +10,12 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from ksurgeon.recipes.fetch import descriptions, unpack_wheel
+from ksurgeon.errors import RecipeError
+from ksurgeon.models.functions import find_function
+
+descriptions = find_function("fetch.py:descriptions", RecipeError, Path(__file__).parent)
+unpack_wheel = find_function("fetch.py:unpack_wheel", RecipeError, Path(__file__).parent)
+
 
 _LONGEST = 40  # words of a sentence for training
 

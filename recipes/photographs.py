@@ -5,7 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ksurgeon.recipes.fetch import unpack_deb
+from ksurgeon.errors import RecipeError
+from ksurgeon.models.functions import find_function
+
+unpack_deb = find_function("fetch.py:unpack_deb", RecipeError, Path(__file__).parent)
+
 
 _PHOTOS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
 _WIDE, _SIDE = 960, 32  # pixels of a photograph, and of a patch

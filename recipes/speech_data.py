@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from ksurgeon.errors import RecipeError
-from ksurgeon.recipes.fetch import unpack_deb
+from ksurgeon.models.functions import find_function
+
+unpack_deb = find_function("fetch.py:unpack_deb", RecipeError, Path(__file__).parent)
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from ksurgeon.calibrate.arrays import open_arrays
-from ksurgeon.recipes.fetch import unpack_deb
+from ksurgeon.errors import RecipeError
+from ksurgeon.models.functions import find_function
+
+unpack_deb = find_function("fetch.py:unpack_deb", RecipeError, Path(__file__).parent)
 
 _SIDE, _KINDS, _SHOWN = 28, 10, 3
 _SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}  # the files of each, and images in them

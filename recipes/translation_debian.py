@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ksurgeon.recipes.fetch import package_lists, unpack_deb
+from ksurgeon.errors import RecipeError
+from ksurgeon.models.functions import find_function
 
 __all__ = ["Pair", "everything", "libreoffice"]
+
+package_lists = find_function("fetch.py:package_lists", RecipeError, Path(__file__).parent)
+unpack_deb = find_function("fetch.py:unpack_deb", RecipeError, Path(__file__).parent)
 
 
 class Pair(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ksurgeon", "rules", "recipes")
+SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ksurgeon", "rules", "recipes", "tools")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -28,7 +28,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in BUILT_FROM:
+    for name in SOURCES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ksurgeon.calibrate.moments import root_of
-from ksurgeon.kmatrix.fit.two_sided import triangle
+from ksurgeon.fit.two_sided import triangle
 
 __all__ = ["Calibration", "SiteMoments"]
 

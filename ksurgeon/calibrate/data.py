@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ksurgeon.calibrate.examples import Source
 from ksurgeon.calibrate.read import Reading, read_batches
@@ -19,6 +18,7 @@ from ksurgeon.errors import DataError, InputError, KsurgeonError
 from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, tensors_of
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.models.source import Source as ModelSource
+from ksurgeon.torch_private import pytree
 
 __all__ = ["Batches", "Data", "open_data"]
 

@@ -1,23 +1,26 @@
 """A model as it was and as it becomes, run side by side and held at every site until it is changed."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
 
-from ksurgeon.calibrate.modes import OwnModes, without_autocast
+from ksurgeon.calibrate.modes import without_autocast
 from ksurgeon.calibrate.rows import input_rows, output_rows, row_mask, shown_rows
-from ksurgeon.errors import InputError, SurgeryError
+from ksurgeon.errors import InputError
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, tensors_of
 from ksurgeon.find.unchanged import example_run
+from ksurgeon.torch_private import forget_hook_with_kwargs
+
+if TYPE_CHECKING:
+    from ksurgeon.calibrate.passes import Stop
 
 __all__ = ["Joint", "Reached", "affordable", "can_compensate", "in_lockstep"]
 
@@ -104,16 +107,18 @@ def in_lockstep(
         InputError: a site took or gave NaN or infinite entries.
         SurgeryError: the changed model calls its layers in another order than the original one.
     """
+    from ksurgeon.calibrate.passes import HeldPass, end_all, hold_at, run_both
+
     with ExitStack() as stack:
         stack.enter_context(example_run(model))
         replacements: dict[str, nn.Module] = {}
         paths = {model.get_submodule(site.path): site.path for site in sites}
-        hook = register_module_forward_hook(_hook(paths, replacements), with_kwargs=True)
+        hook = register_module_forward_hook(hold_at(paths, replacements), with_kwargs=True)
         stack.callback(_remove, hook)
         known = {site.path: site for site in sites}
-        pairs = [(_Run(model, batch, False), _Run(model, batch, True)) for batch in batches]
-        stack.callback(_end, [run for pair in pairs for run in pair])
-        waiting = {number: _both(pair) for number, pair in enumerate(pairs)}
+        pairs = [(HeldPass(model, batch, False), HeldPass(model, batch, True)) for batch in batches]
+        stack.callback(end_all, [run for pair in pairs for run in pair])
+        waiting = {number: run_both(pair) for number, pair in enumerate(pairs)}
         while stops := {number: stop for number, stop in waiting.items() if stop is not None}:
             path = next(iter(stops.values())).path
             site, sums = known[path], _Sums(known[path], model.get_submodule(path))
@@ -128,7 +133,7 @@ def in_lockstep(
             yield Reached(site, sums.joint(), partial(replacements.__setitem__, path))
             for number in here:
                 waiting[number] = None
-                waiting[number] = _both(pairs[number])
+                waiting[number] = run_both(pairs[number])
 
 
 def affordable(
@@ -157,79 +162,10 @@ def affordable(
     return batches if count >= len(batches) else [batches[i * len(batches) // count] for i in range(count)]
 
 
-@dataclass(frozen=True)
-class _Stop:
-    path: str
-    changed: Tensor  # what the layer takes in the changed model
-    output: Tensor  # and gives in the original one
-
-
-class _Run(greenlet):
-    """One forward pass that can be held: a switch to it gives where it waits, or None at its end."""
-
-    def __init__(self, model: nn.Module, batch: ExampleInputs, changed: bool) -> None:
-        super().__init__(self._call)
-        self._model, self._batch, self.changed, self._modes = model, batch, changed, OwnModes()
-
-    def _call(self) -> None:
-        call_model(self._model, self._batch)
-
-    def switch(self, *args: Any) -> Any:
-        """Go on with the pass, in its own modes: a forward may be held inside autocast and the like."""
-        with self._modes.exchanged():
-            return super().switch(*args)
-
-    def end(self) -> None:
-        """Leave the pass where it is held, and all that its forward has opened."""
-        with self._modes.exchanged():
-            self.throw(GreenletExit)
-
-
-def _hook(paths: Mapping[nn.Module, str], replacements: Mapping[str, nn.Module]) -> Callable[..., Any]:
-    """Holds a pass at a layer, and lets the replacement, once there is one, answer in the changed model."""
-
-    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        run, path = getcurrent(), paths.get(layer)
-        if path is None or not isinstance(run, _Run):
-            return None
-        if path not in replacements:
-            if torch._C._functorch.peek_interpreter_stack() is not None:
-                raise SurgeryError(
-                    f"the model calls {path} inside of torch.func (vmap, grad or jvp), where it cannot be "
-                    "held; fit it without error compensation"
-                )
-            assert run.parent is not None
-            run.parent.switch((path, args[0] if args else next(iter(kwargs.values())), output))
-        new = replacements.get(path, layer) if run.changed else layer
-        return new(*args, **kwargs) if new is not layer else None
-
-    return hook
-
-
 def _remove(hook: RemovableHandle) -> None:
     """Remove a global hook, with its flag for keyword arguments, which torch leaves to slow all modules."""
     hook.remove()
-    _global_forward_hooks_with_kwargs.pop(hook.id, None)
-
-
-def _both(pair: tuple[_Run, _Run]) -> _Stop | None:
-    """Run the original and the changed model on to where both wait next."""
-    before, after = (run.switch() for run in pair)
-    if before is None and after is None:
-        return None
-    if before is None or after is None or before[0] != after[0]:
-        ways = [stop[0] if stop is not None else "its end" for stop in (before, after)]
-        raise SurgeryError(
-            f"the changed model comes to {ways[1]} where the original one comes to {ways[0]}; which layers "
-            "it calls depends on the data, so fit it without error compensation"
-        )
-    return _Stop(before[0], after[1], before[2])
-
-
-def _end(runs: Sequence[_Run]) -> None:
-    for run in runs:
-        if run:
-            run.end()
+    forget_hook_with_kwargs(hook.id)
 
 
 class _Sums:
@@ -245,7 +181,7 @@ class _Sums:
         self.inputs = self.outputs = self.moment = self.cross = torch.zeros((), dtype=torch.float64)
         self.means: tuple[Tensor, Tensor] | None = None
 
-    def add(self, stop: _Stop, mask: Tensor | None, most: int, random: torch.Generator) -> None:
+    def add(self, stop: "Stop", mask: Tensor | None, most: int, random: torch.Generator) -> None:
         """Add the rows of one batch.
 
         Raises:

@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._C import _autograd
-from torch.overrides import _get_current_function_mode_stack
-from torch.overrides import _pop_mode as pop_function_mode
-from torch.overrides import _push_mode as push_function_mode
-from torch.utils import _device
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
-from torch.utils._python_dispatch import _push_mode as push_dispatch_mode
+
+from ksurgeon.torch_private import (
+    SavedTensorHooks,
+    default_device,
+    dispatch_mode_stack,
+    function_modes,
+    pop_dispatch_mode,
+    pop_function_mode,
+    pop_saved_tensor_hooks,
+    push_dispatch_mode,
+    push_function_mode,
+    push_saved_tensor_hooks,
+    set_default_device,
+)
 
 __all__ = ["OwnModes", "without_autocast"]
 
@@ -28,7 +34,6 @@ _ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
     (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
     (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
 )
-_Hooks = tuple[Callable[..., Any], Callable[..., Any]]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -86,41 +91,41 @@ class _Modes:
     cache: bool
     functions: list[Any]
     dispatch: list[Any]
-    hooks: list[_Hooks]
+    hooks: list[SavedTensorHooks]
     dtype: torch.dtype
     device: Any
     attention: list[bool]
 
     @classmethod
     def now(cls) -> "_Modes":
-        hooks = _pop_hooks()
-        _push_hooks(hooks)
+        hooks = pop_saved_tensor_hooks()
+        push_saved_tensor_hooks(hooks)
         return cls(
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
             [(name, torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in _DEVICES],
             torch.is_autocast_cache_enabled(),
-            _get_current_function_mode_stack(),
-            _get_current_dispatch_mode_stack(),
+            function_modes(),
+            dispatch_mode_stack(),
             hooks,
             torch.get_default_dtype(),
-            _device.CURRENT_DEVICE,
+            default_device(),
             [enabled() for enabled, _ in _ATTENTION],
         )
 
     def enter(self) -> None:
         """Put all but inference mode in place."""
-        _restack(_get_current_function_mode_stack(), self.functions, pop_function_mode, push_function_mode)
-        _restack(_get_current_dispatch_mode_stack(), self.dispatch, pop_dispatch_mode, push_dispatch_mode)
+        _restack(function_modes(), self.functions, pop_function_mode, push_function_mode)
+        _restack(dispatch_mode_stack(), self.dispatch, pop_dispatch_mode, push_dispatch_mode)
         torch.set_grad_enabled(self.grad)
         torch.set_autocast_cache_enabled(self.cache)
         for name, enabled, dtype in self.autocast:
             torch.set_autocast_enabled(name, enabled)
             torch.set_autocast_dtype(name, dtype)
-        _pop_hooks()
-        _push_hooks(self.hooks)
+        pop_saved_tensor_hooks()
+        push_saved_tensor_hooks(self.hooks)
         torch.set_default_dtype(self.dtype)
-        _device.CURRENT_DEVICE = self.device
+        set_default_device(self.device)
         for (_, enable), wanted in zip(_ATTENTION, self.attention, strict=True):
             enable(wanted)
 
@@ -136,17 +141,3 @@ def _restack(
         pop()
     for mode in wanted[shared:]:
         push(mode)
-
-
-def _pop_hooks() -> list[_Hooks]:
-    """All hooks for saved tensors, the outermost first."""
-    found = []
-    while (hooks := _autograd._top_saved_tensors_default_hooks(True)) is not None:
-        _autograd._pop_saved_tensors_default_hooks()
-        found.append(hooks)
-    return found[::-1]
-
-
-def _push_hooks(hooks: Sequence[_Hooks]) -> None:
-    for pair in hooks:
-        _autograd._push_saved_tensors_default_hooks(*pair)

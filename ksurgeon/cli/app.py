@@ -15,7 +15,6 @@ from ksurgeon.cli.commands import (
     rules,
     show,
     show_rule,
-    survey,
 )
 from ksurgeon.cli.commands_training import distill, finetune, run_recipe
 from ksurgeon.cli.environment import check_environment
@@ -49,7 +48,6 @@ app.command()(show)
 app.command()(revert)
 app.command()(export)
 app.command()(diff)
-app.command()(survey)
 app.command()(doctor)
 
 rules_app = typer.Typer(help="List the built-in rules, or show one.", invoke_without_command=True)

@@ -1,6 +1,5 @@
 """Signatures of all commands but those that train; the work, and the import of torch, begins inside them."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -37,7 +36,6 @@ __all__ = [
     "rules",
     "show",
     "show_rule",
-    "survey",
 ]
 
 
@@ -284,45 +282,6 @@ def show_rule(
     from ksurgeon.cli.rules import print_rule
 
     print_rule(name)
-
-
-def survey(
-    json: Annotated[
-        Path,
-        typer.Option(
-            callback=expanded,
-            metavar="FILE",
-            help="results, one line a model; those it has are not looked at again",
-        ),
-    ],
-    table: Annotated[
-        Path | None, typer.Option(callback=expanded, metavar="FILE.md", help="write them as a page, too")
-    ] = None,
-    library: Annotated[
-        list[str] | None, typer.Option(help="timm, torchvision or transformers; may be given again")
-    ] = None,
-    every: Annotated[int, typer.Option(min=1, metavar="N", help="every N-th model only")] = 1,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="these models only, also if they failed before; patterns such as swin* do"
-        ),
-    ] = None,
-    convert: Annotated[
-        bool, typer.Option("--convert", help="convert each exactly, save, load and revert it, too")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="processes, one thread each; as many as processors if not given")
-    ] = None,
-    seconds: Annotated[int, typer.Option(min=1, help="CPU time for one model")] = 120,
-    memory: Annotated[
-        float | None, typer.Option(min=0.5, help="GiB for one process; an equal share if not given")
-    ] = None,
-) -> None:
-    """Look for linear maps in whole libraries of models, and for those that the finder misses."""
-    from ksurgeon.cli.survey import run
-
-    run(json, table, library or (), every, only or (), convert, workers, seconds, memory)
 
 
 def doctor(json: AsJson = False) -> None:

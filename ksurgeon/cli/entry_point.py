@@ -20,18 +20,18 @@ from ksurgeon.errors import KsurgeonError
 __all__ = ["main"]
 
 
-def main() -> None:
-    """Run the command line; errors are one message and an exit status, tracebacks only with --debug."""
+def main(app: typer.Typer = app, name: str = "ksurgeon") -> None:
+    """Run a command line; errors are one message and an exit status, tracebacks only with --debug."""
     prepare_streams()
     with Interrupts() as interrupts:
-        _run(interrupts)
+        _run(app, name, interrupts)
 
 
-def _run(interrupts: Interrupts) -> None:
+def _run(app: typer.Typer, name: str, interrupts: Interrupts) -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        status: Any = app(arguments, prog_name="ksurgeon", standalone_mode=False)
+        status: Any = app(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()  # here, where it can be said that this failed
     except KeyboardInterrupt:
         _interrupted(interrupts, debug)

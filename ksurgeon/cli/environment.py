@@ -10,6 +10,7 @@ __all__ = ["check_environment"]
 _ALLOWED = {
     "KSURGEON_BACKEND": ("auto", "reference", "cpu", "cuda"),
     "KSURGEON_TUNE": ("", "0", "1"),
+    "KSURGEON_NO_HOOKS": ("", "0", "1"),
     "KSURGEON_CPU_ISA": ("", "portable", "avx2", "avx512", "avx512_bf16"),
 }
 

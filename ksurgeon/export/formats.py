@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ksurgeon.errors import ExportError
 from ksurgeon.export.operators import onnx_library, translations
 from ksurgeon.find.inputs import as_call, call_model, tensors_of
+from ksurgeon.torch_private import compile_package, load_package
 
 __all__ = ["FORMATS", "Format"]
 
@@ -112,15 +113,11 @@ def _open_pt2(file: Path) -> Run:
 
 
 def _write_aoti(model: nn.Module, inputs: Any, shapes: Any, file: Path) -> None:
-    from torch._inductor import aoti_compile_and_package
-
-    aoti_compile_and_package(_program(model, inputs, shapes), package_path=str(file))
+    compile_package(_program(model, inputs, shapes), file)
 
 
 def _open_aoti(file: Path) -> Run:
-    from torch._inductor import aoti_load_package
-
-    module = aoti_load_package(str(file))
+    module = load_package(file)
     return lambda inputs: _call(module, inputs)
 
 

@@ -12,9 +12,9 @@ from ksurgeon.kernels.cpu.plan import Kind
 from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.patterns.merge import merge_counts
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["plain"]
 

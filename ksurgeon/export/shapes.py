@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ksurgeon.find.inputs import ExampleInputs, as_call, repeat_single_example
+from ksurgeon.torch_private import pytree
 
 __all__ = ["attempts", "for_export", "fresh", "variants"]
 

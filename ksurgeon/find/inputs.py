@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
-from torch.utils import _pytree as pytree
 
 from ksurgeon.errors import InputError, KsurgeonError
+from ksurgeon.torch_private import pytree
 
 __all__ = [
     "ExampleInputs",

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ksurgeon.find.guards import require_all
 from ksurgeon.find.proxies import AttributeProxy, ValueProxy, current
+from ksurgeon.torch_private import pytree
 
 __all__ = ["Place", "packed", "places", "places_in"]
 

@@ -5,12 +5,13 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ksurgeon.find.patches import Holder, Place, places, places_in
 from ksurgeon.find.proxies import ValueTracer, current
+from ksurgeon.torch_private import compilation_lock
 
 __all__ = ["following", "one_at_a_time", "patch_globals", "patched"]
 
@@ -73,9 +74,7 @@ def _no_compilation() -> Iterator[None]:
 
     Its import notes types of torch. A trace imports it anyway, and must not while there are stand-ins.
     """
-    import torch._dynamo.convert_frame as frames
-
-    with getattr(frames, "compile_lock", nullcontext()):
+    with compilation_lock():
         yield
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import map_arg
 
 from ksurgeon.find.movement import Region, is_constant
 from ksurgeon.find.tracer import attribute_of
+from ksurgeon.torch_private import FakeTensor
 
 __all__ = ["moved_dimension", "run_region"]
 

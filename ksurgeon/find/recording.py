@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook
-from torch.utils import _pytree as pytree
 
 from ksurgeon.errors import InputError
 from ksurgeon.find.inputs import (
@@ -24,6 +22,7 @@ from ksurgeon.find.inputs import (
 )
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.find.uses import Use, WatchProducts
+from ksurgeon.torch_private import FakeTensorMode, pytree
 
 __all__ = ["Call", "Recording", "TensorSpec", "record_run", "record_values"]
 

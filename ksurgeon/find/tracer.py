@@ -15,15 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_aggregate
-from torch.utils import _pytree as pytree
 
 from ksurgeon.find.attributes import Attributes
 from ksurgeon.find.guards import known_object, require_length, require_names
 from ksurgeon.find.patching import following, patch_globals, patched
 from ksurgeon.find.proxies import TraceFailure, ValueTracer
 from ksurgeon.find.recording import Call, TensorSpec
+from ksurgeon.torch_private import FakeTensorMode, pytree
 
 __all__ = ["ModuleTracer", "Trace", "TraceFailure", "attribute_of", "trace_module"]
 

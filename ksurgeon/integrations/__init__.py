@@ -1,35 +1,24 @@
 """What ksurgeon adds to other libraries. Nothing here imports one: the additions wait until somebody does."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ksurgeon.errors import VersionError
 
-__all__ = ["register", "when_imported"]
+__all__ = ["HOOKS", "Hook", "register", "register_unless_refused", "when_imported"]
 
 
-def register() -> None:
-    """Register with the libraries that are imported, and with the others as soon as they are."""
-    when_imported("torch.fx", _fx)
-    when_imported("torch.utils", _swap)
-    when_imported("torch.utils.flop_counter", _flops)
-    when_imported("transformers.modeling_utils", _transformers)
-    when_imported("peft.tuners.lora.model", _peft)
+class Hook(NamedTuple):
+    """What is added to a library once its module ``module`` is imported."""
 
-
-def when_imported(name: str, action: Callable[[], None]) -> None:
-    """Call ``action`` once the module ``name`` is imported: now, or right after its first import."""
-    if name in sys.modules:
-        action()
-        return
-    if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watch())
-    _waiting.setdefault(name, action)
+    module: str
+    add: Callable[[], None]
 
 
 def _fx() -> None:
@@ -69,6 +58,41 @@ def _peft() -> None:
     register_with_peft()
 
 
+HOOKS = (
+    Hook("torch.fx", _fx),
+    Hook("torch.utils", _swap),
+    Hook("torch.utils.flop_counter", _flops),
+    Hook("transformers.modeling_utils", _transformers),
+    Hook("peft.tuners.lora.model", _peft),
+)
+"""All that ``import ksurgeon`` changes in other libraries; docs/transformers.md says what each does."""
+
+
+def register() -> None:
+    """Add ``HOOKS``, once, to the libraries that are imported, and to the others as soon as they are."""
+    for hook in HOOKS:
+        if hook not in _registered:
+            _registered.add(hook)
+            when_imported(hook.module, hook.add)
+
+
+def register_unless_refused() -> None:
+    """``register``, unless the environment says ``KSURGEON_NO_HOOKS=1``."""
+    if os.environ.get("KSURGEON_NO_HOOKS", "") in ("", "0"):
+        register()
+
+
+def when_imported(name: str, action: Callable[[], None]) -> None:
+    """Call ``action`` once the module ``name`` is imported: now, or right after its first import."""
+    if name in sys.modules:
+        action()
+        return
+    if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Watch())
+    _waiting.setdefault(name, action)
+
+
+_registered: set[Hook] = set()
 _waiting: dict[str, Callable[[], None]] = {}
 
 

@@ -11,7 +11,8 @@ from ksurgeon.kernels.cpu import int8 as by_library
 from ksurgeon.kernels.cpu import int8_copy as by_copy
 from ksurgeon.kernels.cpu.layout import lies_in_rows, new_result
 from ksurgeon.kernels.dispatch import chosen_backend, is_plain_only
-from ksurgeon.kernels.eager import has_transforms, is_transformed
+from ksurgeon.kernels.eager import has_modes, has_transforms, is_jit_traced, is_special, is_transformed
+from ksurgeon.torch_private import any_autocast, not_compiled
 
 __all__ = ["Int8Chain", "apply_int8", "at_once", "int8_chain", "linear_by_copy"]
 
@@ -48,7 +49,7 @@ def apply_int8(
     Raises:
         ValueError: sizes that do not fit, or there is no activation of that name.
     """
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+    if any_autocast() and torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if not x.is_floating_point():
         raise ValueError(f"vectors of a real floating dtype are needed, got {x.dtype}")
@@ -60,9 +61,9 @@ def apply_int8(
         or chosen_backend(x.device) != "cpu"
     ):
         return _by_reference(x, first, second, bias, activation, dim)
-    if has_transforms() if compiling else is_transformed(x) or torch._C._get_tracing_state() is not None:
+    if has_transforms() if compiling else is_transformed(x) or is_jit_traced():
         return _by_reference(x, first, second, bias, activation, dim)
-    if compiling or torch._C._len_torch_dispatch_stack() or type(x) is not Tensor:
+    if compiling or has_modes() or type(x) is not Tensor:
         flat = [[tensor for pair in chain for tensor in pair] for chain in (first, second)]
         y: Tensor = int8_chain(x, flat[0], flat[1], bias, activation, dim)
         return y
@@ -76,7 +77,7 @@ def at_once(
 
     ``tensors`` are values and scales of all factors in order.
     """
-    if torch.is_grad_enabled() or type(x) is not Tensor or cpu.is_special():
+    if torch.is_grad_enabled() or type(x) is not Tensor or is_special():
         return None
     return by_library.shortly(x, tensors, bias, dim, activation)
 
@@ -94,7 +95,7 @@ def linear_by_copy(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | N
         or x.shape[-1:] != weight.shape[1:]
         or weight.shape[1] > by_library.LONGEST
         or not cpu.is_available()
-        or cpu.is_special()
+        or is_special()
         or is_plain_only()
         or chosen_backend() != "cpu"
         or not all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype is x.dtype for t in parts)
@@ -142,7 +143,7 @@ def _pairs(tensors: Sequence[Tensor]) -> Int8Chain:
     return tuple(zip(tensors[::2], tensors[1::2], strict=True))
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined,untyped-decorator]
+@not_compiled  # type: ignore[untyped-decorator]
 def _int8_chain(
     x: Tensor,
     first: Sequence[Tensor],

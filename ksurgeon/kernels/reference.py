@@ -9,7 +9,7 @@ from torch import Tensor
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.eager import is_eager
 from ksurgeon.kernels.permutation import permutation_of
-from ksurgeon.kmatrix.rotations import Rotated
+from ksurgeon.patterns.rotated import Rotated
 
 __all__ = ["apply_chain", "apply_factor", "gradients_with_graph"]
 

@@ -1,1 +1,1 @@
-"""The mathematics: patterns, chains, exact constructors, fitting, layers."""
+"""K-matrices: structures, exact constructors, layers."""

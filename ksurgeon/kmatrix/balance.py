@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["balance_"]
 

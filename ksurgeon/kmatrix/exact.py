@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.recognise import TOLERANCE, recognise
 from ksurgeon.kmatrix.structures import Chain, Kaleidoscope
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["exact_factors", "exact_matrix"]
 

@@ -6,7 +6,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["identity_", "orthogonal_", "random_"]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.compiler import is_exporting
 
 from ksurgeon.errors import StructureError, WeightsError
@@ -13,12 +12,13 @@ from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu.int8 import LONGEST
 from ksurgeon.kernels.cpu.layout import lies_in_rows
 from ksurgeon.kernels.dispatch import is_plain_only
+from ksurgeon.kernels.eager import has_tangents
 from ksurgeon.kernels.int8 import Int8Chain, apply_int8, at_once
 from ksurgeon.kernels.rounding import rounded
 from ksurgeon.kmatrix.matrix import KMatrix, multiply, resized
-from ksurgeon.kmatrix.merge import merge_counts, merge_plan
-from ksurgeon.kmatrix.patterns import Pattern, check_chain
 from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.patterns.merge import merge_counts, merge_plan
+from ksurgeon.patterns.pattern import Pattern, check_chain
 
 __all__ = ["Int8Factors", "Int8Matrix", "quantized"]
 
@@ -145,7 +145,7 @@ class Int8Matrix(nn.Module):
             y = at_once(x, self._tensors(), bias, dim, activation)
             if y is not None:
                 return y
-        differentiated = (torch.is_grad_enabled() and x.requires_grad) or forward_ad._current_level >= 0
+        differentiated = (torch.is_grad_enabled() and x.requires_grad) or has_tangents()
         if differentiated or is_plain_only():
             return self._dequantized(x, dim, bias, activation)
         own = self.factors.pairs

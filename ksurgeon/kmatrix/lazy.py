@@ -6,9 +6,10 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ksurgeon.errors import SurgeryError
+from ksurgeon.kernels.eager import has_modes, has_transforms, is_jit_traced
+from ksurgeon.torch_private import DisableTorchFunctionSubclass, has_storage, make_subclass, memory_of, pytree
 
 __all__ = ["ComputedDense", "HasComputed", "LazyDense", "lazy_dense", "plain"]
 
@@ -45,17 +46,19 @@ class ComputedDense(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if not (func == _SET_REQUIRES_GRAD and getattr(args[0], "_detached", False)):
             _refuse_writes(func, args, kwargs)
         if func in _OF_PLAIN:
-            args = tree_map_only(ComputedDense, plain, args)
+            args = pytree.tree_map_only(ComputedDense, plain, args)
         if func == _BASE:  # of views without end
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
-            result = _guarded(func(*args, **kwargs), [t for t in tree_leaves(args) if isinstance(t, cls)])
+        with DisableTorchFunctionSubclass():
+            result = _guarded(
+                func(*args, **kwargs), [t for t in pytree.tree_leaves(args) if isinstance(t, cls)]
+            )
         if func is Tensor.detach:
             result._detached = True  # what begins a graph of its own, as checkpointing lets it
         return result
@@ -75,7 +78,7 @@ class LazyDense(Tensor):
     @staticmethod
     def __new__(cls, make: Callable[[], Tensor], shape: tuple[int, ...], like: Tensor) -> Self:
         nothing = torch.full((), torch.nan, dtype=like.dtype, device=like.device)
-        made: Self = Tensor._make_subclass(cls, nothing.expand(shape))  # type: ignore[assignment]
+        made: Self = make_subclass(cls, nothing.expand(shape))  # type: ignore[assignment]
         made._make = make
         return made
 
@@ -86,10 +89,10 @@ class LazyDense(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in _KNOWN:
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         _refuse_writes(func, args, kwargs or {})
-        args, kwargs = tree_map_only(LazyDense, _dense, (args, kwargs or {}))
+        args, kwargs = pytree.tree_map_only(LazyDense, _dense, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
@@ -144,12 +147,7 @@ def lazy_dense(make: Callable[[], Tensor], shape: tuple[int, ...], like: Tensor)
     It is made when it is read; at once where gradients may be wanted of it, or a program is traced or
     transformed. Where no program is, it is not to be written to.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._len_torch_dispatch_stack()
-    ):
+    if torch.compiler.is_compiling() or is_jit_traced() or has_transforms() or has_modes():
         return make()
     if torch.is_grad_enabled():
         return make().as_subclass(ComputedDense)
@@ -160,7 +158,7 @@ def plain(tensor: Tensor) -> Tensor:
     """The same tensor, free to be written to."""
     if isinstance(tensor, LazyDense):
         tensor = _dense(tensor)
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         return tensor.as_subclass(Tensor) if isinstance(tensor, ComputedDense) else tensor
 
 
@@ -175,7 +173,7 @@ def _refuse_writes(func: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
     name = getattr(func, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name in _WRITES or kwargs.get("inplace")
     written = (args[0] if args else next(iter(kwargs.values()), None)) if in_place else None
-    leaves = tree_leaves((written, kwargs.get("out")))
+    leaves = pytree.tree_leaves((written, kwargs.get("out")))
     if any(isinstance(leaf, (ComputedDense, LazyDense)) for leaf in leaves):
         raise SurgeryError(
             f"{name}: this tensor is computed each time it is read, and what is written to it would be lost; "
@@ -190,14 +188,14 @@ def _guarded(result: Any, given: Sequence[Tensor]) -> Any:
         return result
 
     def guard(tensor: Tensor) -> Tensor:
-        if not torch._C._has_storage(tensor):  # sparse, or wrapped by a transform
+        if not has_storage(tensor):  # sparse, or wrapped by a transform
             return tensor
-        memory = tensor.untyped_storage()._cdata
-        shares = any(memory == t.untyped_storage()._cdata for t in given)
+        memory = memory_of(tensor)
+        shares = any(memory == memory_of(t) for t in given)
         return tensor.as_subclass(ComputedDense) if shares else tensor
 
     if type(result) is Tensor:
         return guard(result)
     if isinstance(result, (tuple, list)) and any(type(item) is Tensor for item in result):
-        return tree_map_only(Tensor, guard, result)
+        return pytree.tree_map_only(Tensor, guard, result)
     return result

@@ -8,20 +8,23 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from ksurgeon.errors import ExportError, StructureError
 from ksurgeon.kernels import apply_chain, at_once, beside
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.eager import is_batched
 from ksurgeon.kmatrix import initialise
+from ksurgeon.kmatrix.fitter import fit_
 from ksurgeon.kmatrix.held import factors_of
-from ksurgeon.kmatrix.merge import merge_chain
 from ksurgeon.kmatrix.offload import fetched
-from ksurgeon.kmatrix.patterns import axis_of
+from ksurgeon.kmatrix.permutation import permutation_
 from ksurgeon.kmatrix.radix import Radix
-from ksurgeon.kmatrix.rotations import Rotations, patterns_of, sources_of
+from ksurgeon.kmatrix.rotations import Rotations
 from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
+from ksurgeon.patterns.merge import merge_chain
+from ksurgeon.patterns.pattern import axis_of
+from ksurgeon.patterns.rotated import patterns_of, sources_of
+from ksurgeon.torch_private import has_any_global_hook
 
 __all__ = ["KMatrix", "Start", "like_input", "multiply", "resized"]
 
@@ -118,8 +121,6 @@ class KMatrix(nn.Module):
         Raises:
             StructureError: ``permutation`` is no permutation of 0 … n−1.
         """
-        from ksurgeon.kmatrix.permutation import permutation_
-
         index = torch.as_tensor(permutation)
         matrix = cls(len(index), start="empty", **options)  # type: ignore[arg-type]
         permutation_(matrix, index)
@@ -131,8 +132,6 @@ class KMatrix(nn.Module):
 
         ``options`` are those of the constructor; dtype and device default to those of ``weight``.
         """
-        from ksurgeon.kmatrix.fit import fit_
-
         options = {"device": weight.device, "dtype": weight.dtype} | options
         matrix = cls(weight.shape[1], weight.shape[0], start="empty", **options)  # type: ignore[arg-type]
         fit_(matrix, weight)
@@ -246,7 +245,7 @@ class KMatrix(nn.Module):
             and not (self._padded or side._padded or "forward" in side.__dict__)
             and not (side._forward_hooks or side._forward_pre_hooks)
             and not (side._backward_hooks or side._backward_pre_hooks)
-            and not _has_any_global_hook()
+            and not has_any_global_hook()
         )
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:

@@ -1,23 +1,35 @@
 """Permutations as K-matrices, exactly."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.clos import checked, route_
 from ksurgeon.kmatrix.initialise import identity_
-from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.rotations import Rotations, refuse_to_write
-from ksurgeon.kmatrix.structures import Dense, Kaleidoscope
+from ksurgeon.kmatrix.structures import Dense, Kaleidoscope, Structure
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["permutation_"]
 
 
+class _Matrix(Protocol):
+    """What a ``KMatrix`` has."""
+
+    in_features: int
+    out_features: int
+    groups: int
+    structure: Structure
+    patterns: tuple[Pattern, ...]
+    factors: nn.ParameterList | Rotations
+
+
 @torch.no_grad()
-def permutation_(matrix: KMatrix, permutation: Tensor | Sequence[int]) -> None:
+def permutation_(matrix: _Matrix, permutation: Tensor | Sequence[int]) -> None:
     """Write the factors of ``matrix`` so that ``matrix(x) == x[permutation]``; every entry becomes 0 or 1.
 
     The first product BB* gets it, by ``clos.route_``; padding, and the second and further products, get the

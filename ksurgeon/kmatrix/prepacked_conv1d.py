@@ -6,7 +6,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ksurgeon.kernels import at_once, few_rows
 from ksurgeon.kmatrix.prepacked import MOST_ROWS
-from ksurgeon.kmatrix.transposed import Transposed
+from ksurgeon.patterns.transposed import Transposed
 
 __all__ = ["Conv1D", "PrepackedConv1D"]
 

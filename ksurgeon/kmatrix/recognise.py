@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ksurgeon.kmatrix.clos import checked, route_
 from ksurgeon.kmatrix.known import known_matrix
-from ksurgeon.kmatrix.patterns import kaleidoscope_patterns
 from ksurgeon.kmatrix.radix import layout, prime_factors, transform_radices
 from ksurgeon.kmatrix.subspace import wide
 from ksurgeon.kmatrix.transforms import circulant_factors, dct_factors, dft_factors, digit_reversal
+from ksurgeon.patterns.pattern import kaleidoscope_patterns
 
 __all__ = ["TOLERANCE", "Recognised", "Stage", "recognise"]
 

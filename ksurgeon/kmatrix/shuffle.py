@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.lazy import HasComputed, lazy_dense
 from ksurgeon.kmatrix.matrix import KMatrix, Start, like_input, multiply
+from ksurgeon.kmatrix.permutation import permutation_
 from ksurgeon.kmatrix.radix import Radix
-from ksurgeon.kmatrix.rotations import sources_of
 from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.patterns.rotated import sources_of
 
 __all__ = ["KChannelShuffle", "shuffle_permutation"]
 
@@ -83,8 +84,6 @@ class KChannelShuffle(HasComputed):
         if self.matrix.side is not None:
             raise StructureError(f"a shuffle is one chain, without a path beside it; got {structure}")
         if start == "exact" and not self.matrix.factors[0].is_meta:
-            from ksurgeon.kmatrix.permutation import permutation_
-
             permutation_(self.matrix, torch.tensor(self.permutation))
 
     @property

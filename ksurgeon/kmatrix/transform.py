@@ -14,7 +14,6 @@ from ksurgeon.kmatrix.held import factors_of
 from ksurgeon.kmatrix.kept import forget, kept
 from ksurgeon.kmatrix.matrix import multiply
 from ksurgeon.kmatrix.offload import fetched
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.radix import transform_radices
 from ksurgeon.kmatrix.structures import Butterfly
 from ksurgeon.kmatrix.transforms import (
@@ -27,6 +26,7 @@ from ksurgeon.kmatrix.transforms import (
     symmetric_bins,
     symmetric_factor,
 )
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["KTransform", "TransformKind", "count_parameters"]
 

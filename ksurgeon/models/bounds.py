@@ -7,9 +7,9 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ksurgeon.errors import RecordError
+from ksurgeon.torch_private import TorchDispatchMode
 
 __all__ = ["bounded", "numel_of"]
 

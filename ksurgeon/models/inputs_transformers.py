@@ -13,6 +13,7 @@ from ksurgeon.models.inputs_example import Example, named
 from ksurgeon.models.inputs_named import ALONGSIDE, MAKERS
 from ksurgeon.models.inputs_random import Random
 from ksurgeon.models.inputs_types import OF_TYPE
+from ksurgeon.torch_private import pytree
 
 __all__ = ["transformers_inputs"]
 
@@ -121,7 +122,7 @@ def _count(example: Example, features: Any, values: dict[str, Any]) -> int | Non
     width = getattr(example.text, "hidden_size", None)
     found = (getattr(output, name, None) for name in ("pooler_output", "last_hidden_state"))
     output = next((value for value in found if value is not None), output)
-    tensors = [t for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor)]
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
     return sum(t.numel() // (width or t.shape[-1]) for t in tensors) or None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
-from ksurgeon.kmatrix.fit.two_sided import TwoSided
+from ksurgeon.fit.two_sided import TwoSided
 from ksurgeon.kmatrix.structures import LowRank, Structure
 from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.surgery.build import dense_blocks, site_weight

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ksurgeon.errors import PlanError
 from ksurgeon.export.formats import FORMATS
@@ -24,6 +23,7 @@ from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense, Structure
 from ksurgeon.surgery.build import build_layer
 from ksurgeon.surgery.quantize import quantize
+from ksurgeon.torch_private import pytree
 
 __all__ = ["Precision", "Runtime", "Way"]
 
@@ -78,7 +78,7 @@ class Way:
         def cast(x: Any) -> Any:
             return x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-        return tree_map(cast, inputs)
+        return pytree.tree_map(cast, inputs)
 
     def layer(self, module: nn.Module, structure: Structure | None) -> nn.Module:
         """A site's layer so, or what would take its place."""

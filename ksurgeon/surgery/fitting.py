@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
-from ksurgeon.kmatrix.fit import fit_
+from ksurgeon.fit import fit_
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.surgery.build import dense_blocks, in_parts, site_weight

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["MARK", "FoldSwap", "FoldedNorm", "dims_of", "why_not", "why_not_by_values"]
 

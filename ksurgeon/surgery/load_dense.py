@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import SurgeryError, WeightsError
+from ksurgeon.fit import fit_
 from ksurgeon.kmatrix.conv import KPointwiseConv
-from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix

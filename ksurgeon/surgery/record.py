@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ksurgeon.errors import RecordError
 from ksurgeon.find.inputs import ExampleInputs, as_call
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.inputs import Inputs
 from ksurgeon.models.source import Source
+from ksurgeon.patterns.pattern import Pattern
 from ksurgeon.rules.schema import SiteKind
+from ksurgeon.torch_private import pytree
 
 __all__ = [
     "Folded",
@@ -226,13 +226,13 @@ def describe_inputs(example_inputs: ExampleInputs | None) -> dict[str, Any] | No
         return None
     args, kwargs = as_call(example_inputs)
     call = {"args": list(args), "kwargs": dict(kwargs)}
-    tensors = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
     numbers, batches = sum(leaf.numel() for leaf in tensors), {leaf.shape[:1] for leaf in tensors}
     if numbers > _LARGEST_INPUTS:
         rows = next(iter(batches)).numel() * _LARGEST_INPUTS // numbers if len(batches) == 1 else 0
         if rows == 0:
             return None
-        call = tree_map(lambda leaf: leaf[:rows] if isinstance(leaf, Tensor) else leaf, call)
+        call = pytree.tree_map(lambda leaf: leaf[:rows] if isinstance(leaf, Tensor) else leaf, call)
     try:
         return {name: _tree(part) for name, part in call.items()}
     except TypeError:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from ksurgeon.calibrate.examples import joined
@@ -18,6 +17,7 @@ from ksurgeon.calibrate.preprocess import Batch, Features, Preprocess, make_prep
 from ksurgeon.errors import DataError
 from ksurgeon.surgery.record import record_of
 from ksurgeon.surgery.recorded import image_size
+from ksurgeon.torch_private import pytree
 from ksurgeon.train.examples import Source
 from ksurgeon.train.order import batches_by_length, epoch_batches
 from ksurgeon.train.settings import Settings

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.find.inputs import as_call, evaluating
+from ksurgeon.fit import fit_
 from ksurgeon.kmatrix.conv import KPointwiseConv
-from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.rotations import Rotations

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ksurgeon.errors import TrainingError
 from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.subspace import wide
+from ksurgeon.patterns.pattern import Pattern
 from ksurgeon.rules.schema import matching
 from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.torch_private import lerp_all_
 from ksurgeon.train.settings import Settings
 
 __all__ = ["Averaged", "balance_factors", "factors_of", "freeze", "make_optimiser", "parameter_groups"]
@@ -182,7 +183,7 @@ class Averaged:
         """Take in the parameters after a step; steps count from 1."""
         if self.decay:
             decay = min(self.decay, step / (step + 9))
-            torch._foreach_lerp_(self.values, list[Tensor](self.parameters), 1 - decay)
+            lerp_all_(self.values, list[Tensor](self.parameters), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

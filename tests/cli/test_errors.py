@@ -129,12 +129,12 @@ def test_a_quantised_layer_is_left_alone_with_the_reason(run, prepared):
 
 
 def test_an_interrupt_writes_nothing(run, prepared, monkeypatch):
-    from ksurgeon.kmatrix import permutation
+    from ksurgeon.kmatrix import shuffle
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(permutation, "permutation_", interrupt)
+    monkeypatch.setattr(shuffle, "permutation_", interrupt)
     before = everything_in(prepared)
     done = run("convert", MODEL, "--rule", "shuffle", "-o", "new", *SIZE)
     assert done.status == 130 and "nothing was written" in done.err

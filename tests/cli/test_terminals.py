@@ -88,8 +88,6 @@ HOME_IS_A_FILE = {
     "distill": ("distill", "model", "-d", "nothing", "--output=~/x"),
     "finetune": ("finetune", "model", "-d", "nothing", "--output=~/x"),
     "run": ("run", "recipe.toml", "--output=~/x"),
-    "survey": ("survey", "--json=~/x.jsonl"),
-    "survey table": ("survey", "--json=s.jsonl", "--table=~/x.md"),
 }
 
 

@@ -20,8 +20,8 @@ from ksurgeon.kernels.cuda.digits import whole_plan
 from ksurgeon.kernels.cuda.plan import outer_tiles, step_tiles, whole_tiles
 from ksurgeon.kernels.cuda.step import apply_step, outer_step
 from ksurgeon.kernels.cuda.whole import apply_whole
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Kaleidoscope
+from ksurgeon.patterns.pattern import Pattern
 
 KINDS = {"bf16": triton.language.bfloat16, "fp16": triton.language.float16}
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "complex": 8}

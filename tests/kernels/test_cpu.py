@@ -14,7 +14,7 @@ from ksurgeon.kernels.cpu.plan import Kind, candidates, merge_for_training
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix, Start
-from ksurgeon.kmatrix.merge import merge_counts
+from ksurgeon.patterns.merge import merge_counts
 from tests.chains import TOLERANCE, assert_near, chains, dense, drawn
 from tests.kernels.layouts import LAYOUTS, exact, layer_of, vectors
 

@@ -19,9 +19,9 @@ from ksurgeon.kernels.cpu.low_rank import train_beside
 from ksurgeon.kernels.cpu.pack import Pack
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Kaleidoscope
 from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank
+from ksurgeon.patterns.pattern import Pattern
 from tests.chains import TOLERANCE, assert_near, chains, drawn
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")

@@ -18,8 +18,8 @@ from ksurgeon.kernels.cuda.layout import vectors_along
 from ksurgeon.kernels.cuda.plan import merge_for, outer_tiles, step_tiles
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Kaleidoscope
+from ksurgeon.patterns.pattern import Pattern
 from tests.kernels.triton_cases import (
     DEVICE,
     GPU,
@@ -106,7 +106,7 @@ def test_many_rows_are_cut_into_slices_and_shares(run: ModuleType, dtype: torch.
 
 def test_merged_on_the_device_as_elsewhere(run: ModuleType) -> None:
     from ksurgeon.kernels.cuda.merging import merge, pull_back
-    from ksurgeon.kmatrix.merge import merge_counts
+    from ksurgeon.patterns.merge import merge_counts
 
     torch.manual_seed(0)
     factors = factors_of(list(Kaleidoscope().patterns(48, 96)), torch.float32)

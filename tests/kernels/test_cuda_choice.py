@@ -14,8 +14,8 @@ from torch import Tensor
 from ksurgeon.kernels import cuda, reference
 from ksurgeon.kernels.activation import ACTIVATIONS
 from ksurgeon.kernels.cuda.digits import packed, whole_plan
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Kaleidoscope
+from ksurgeon.patterns.pattern import Pattern
 
 pytest.importorskip("triton")
 

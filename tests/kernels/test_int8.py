@@ -16,8 +16,8 @@ from ksurgeon.kernels import cpu, int8
 from ksurgeon.kernels.cpu import int8 as by_library
 from ksurgeon.kmatrix.int8 import Int8Factors, Int8Matrix, quantized
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures import Dense, Kaleidoscope, LowRank, MonarchLowRank
+from ksurgeon.patterns.pattern import Pattern
 
 compiled = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 

@@ -11,8 +11,8 @@ import torch
 from ksurgeon.kernels import cpu
 from ksurgeon.kernels.cache import Cache
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.merge import merge_counts
+from ksurgeon.patterns.pattern import Pattern
 from tests.chains import dense
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="no compiled kernels")

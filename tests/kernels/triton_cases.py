@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels import cuda, dispatch, reference
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

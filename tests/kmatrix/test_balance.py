@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ksurgeon.fit import fit_
 from ksurgeon.kernels import reference
 from ksurgeon.kmatrix.balance import balance_
-from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns, kaleidoscope_patterns
 from ksurgeon.kmatrix.permutation import permutation_
 from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank
+from ksurgeon.patterns.pattern import Pattern, butterfly_patterns, kaleidoscope_patterns
 
 
 def drawn(patterns, dtype=torch.float64):

@@ -6,7 +6,6 @@ import torch
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.merge import merge_chain
 from ksurgeon.kmatrix.structures import (
     Chain,
     GroupedKaleidoscope,
@@ -15,6 +14,7 @@ from ksurgeon.kmatrix.structures import (
     Monarch,
     MonarchLowRank,
 )
+from ksurgeon.patterns.merge import merge_chain
 from tests.export import dynamic_batch
 
 CASES = [

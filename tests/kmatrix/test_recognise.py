@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ksurgeon.fit import fit_
 from ksurgeon.kmatrix.exact import exact_matrix
-from ksurgeon.kmatrix.fit import fit_
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.radix import prime_factors, transform_radices
 from ksurgeon.kmatrix.recognise import recognise

@@ -17,9 +17,10 @@ from ksurgeon.kernels.cpu import pack
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.rotations import Rotations, rotated
+from ksurgeon.kmatrix.rotations import Rotations
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
 from ksurgeon.kmatrix.structures import Kaleidoscope
+from ksurgeon.patterns.rotated import rotated
 from ksurgeon.train.parameters import balance_factors, parameter_groups
 from ksurgeon.train.permutations import relax
 from ksurgeon.train.settings import Settings
@@ -191,7 +192,7 @@ def test_no_write_to_angles_is_stale(n: int, write: Callable[[KMatrix], None]) -
 def test_inference_computes_the_blocks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
-        "ksurgeon.kmatrix.rotations.rotated", lambda *given: calls.append(given) or rotated(*given)
+        "ksurgeon.patterns.rotated.rotated", lambda *given: calls.append(given) or rotated(*given)
     )
     layers = [
         (KLinear(96, 96, structure=orthogonal()), torch.randn(1, 96)),

@@ -2,7 +2,6 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.patterns import check_chain, kaleidoscope_patterns
 from ksurgeon.kmatrix.structures import (
     Chain,
     ChainLowRank,
@@ -14,6 +13,7 @@ from ksurgeon.kmatrix.structures import (
     MonarchLowRank,
     Structure,
 )
+from ksurgeon.patterns.pattern import check_chain, kaleidoscope_patterns
 
 ANY = TypeAdapter(Structure)
 

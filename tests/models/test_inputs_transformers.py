@@ -7,7 +7,7 @@ from torch import nn
 
 from ksurgeon.errors import InputError
 from ksurgeon.models.inputs import inputs_for
-from ksurgeon.survey.tiny_transformers import build
+from tools.survey.tiny_transformers import build
 
 SHAPES = {
     # text, and text beside boxes or features

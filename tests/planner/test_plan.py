@@ -133,7 +133,7 @@ def test_predicted_order_is_the_measured_order():
 @pytest.mark.parametrize("gradient", [True, False])
 def test_the_curve_of_low_ranks_is_that_of_their_fits(rows, columns, gradient):
     from ksurgeon.calibrate import SiteMoments
-    from ksurgeon.kmatrix.fit import fit_
+    from ksurgeon.fit import fit_
     from ksurgeon.kmatrix.matrix import KMatrix
 
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from ksurgeon.errors import RecipeError
-from ksurgeon.recipes.fetch import descriptions, package_lists, unpack_deb
+from recipes.fetch import descriptions, package_lists, unpack_deb
 
 
 def deb(file, members):
@@ -61,7 +61,7 @@ def test_lists_of_packages(tmp_path, monkeypatch):
     """apt is asked for the languages alone, and only the lists stay."""
     german, english = "Package: a\nDescription-de: Spiel\n", "Package: a\nDescription-en: A good game\n"
     monkeypatch.setattr(
-        "ksurgeon.recipes.fetch._run",
+        "recipes.fetch._run",
         lambda command, where, environment=None: _apt(command, where, {"de": german, "en": english}),
     )
     assert package_lists(tmp_path, ("de", "en")) == {"de": german, "en": english}

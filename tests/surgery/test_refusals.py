@@ -94,10 +94,10 @@ def test_an_interrupt_while_verifying(model, unchanged, monkeypatch):
 
 
 def test_a_swap_that_is_not_exact_is_undone(model, unchanged, monkeypatch):
-    from ksurgeon.kmatrix import permutation
+    from ksurgeon.kmatrix import shuffle
 
-    right = permutation.permutation_
-    monkeypatch.setattr(permutation, "permutation_", lambda matrix, index: right(matrix, index.flip(0)))
+    right = shuffle.permutation_
+    monkeypatch.setattr(shuffle, "permutation_", lambda matrix, index: right(matrix, index.flip(0)))
     with pytest.raises(SurgeryError, match="restored"):
         ksurgeon.convert(model, "shuffle", X)
 

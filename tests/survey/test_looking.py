@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ksurgeon.survey import looking
-from ksurgeon.survey.looking import compare, look_at
-from ksurgeon.survey.tiny import LIBRARIES, names
 from tests.survey.test_oracle import Fourier, Hidden
+from tools.survey import looking
+from tools.survey.looking import compare, look_at
+from tools.survey.tiny import LIBRARIES, names
 
 MODELS = [
     ("timm", "test_vit"),

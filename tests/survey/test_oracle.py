@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ksurgeon.survey.movers import movers
-from ksurgeon.survey.oracle import Oracle
+from tools.survey.movers import movers
+from tools.survey.oracle import Oracle
 
 
 class Hidden(nn.Module):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ksurgeon.survey import page, summary
-from ksurgeon.survey.page import share
-from ksurgeon.survey.result import Result, Trip
+from tools.survey import page, summary
+from tools.survey.page import share
+from tools.survey.result import Result, Trip
 
 RESULTS = [
     Result(

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ksurgeon.survey import pool
-from ksurgeon.survey.limits import cpu_time
-from ksurgeon.survey.worker import Task
 from tests.survey.workers import scripted
+from tools.survey import pool
+from tools.survey.limits import cpu_time
+from tools.survey.worker import Task
 
 EXPECTED = {
     "crashes": "killed by SIGSEGV",

@@ -6,9 +6,9 @@ from torch import nn
 
 from ksurgeon.models.inputs import inputs_for
 from ksurgeon.rules.schema import Rule
-from ksurgeon.survey import round_trip as trips
-from ksurgeon.survey.round_trip import round_trip
-from ksurgeon.survey.tiny import build
+from tools.survey import round_trip as trips
+from tools.survey.round_trip import round_trip
+from tools.survey.tiny import build
 
 
 @pytest.mark.parametrize(

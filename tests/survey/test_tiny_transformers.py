@@ -2,8 +2,8 @@
 
 import pytest
 
-from ksurgeon.survey.tiny_exceptions import SIZES
-from ksurgeon.survey.tiny_transformers import NotInstalledError, build, small_config
+from tools.survey.tiny_exceptions import SIZES
+from tools.survey.tiny_transformers import NotInstalledError, build, small_config
 
 
 def test_one_layer_of_each_kind_is_kept():

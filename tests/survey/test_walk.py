@@ -3,10 +3,10 @@
 import pytest
 
 from ksurgeon.errors import FolderError, ModelNotFoundError, RecordError
-from ksurgeon.survey import walk
-from ksurgeon.survey.result import Result, Trip, open_results
-from ksurgeon.survey.walk import choose, survey
-from ksurgeon.survey.worker import Task
+from tools.survey import walk
+from tools.survey.result import Result, Trip, open_results
+from tools.survey.walk import choose, survey
+from tools.survey.worker import Task
 
 ONE, TWO, THREE = (Task("timm", name) for name in ("one", "two", "three"))
 

@@ -7,9 +7,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from ksurgeon.survey import looking
-from ksurgeon.survey.result import Result
-from ksurgeon.survey.worker import serve
+from tools.survey import looking
+from tools.survey.result import Result
+from tools.survey.worker import serve
 
 
 def behave(library: str, name: str, convert: bool) -> Result:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ksurgeon.kernels import reference
@@ -15,8 +14,9 @@ from ksurgeon.kernels.cpu.native import instruction_set, is_available, team, why
 from ksurgeon.kernels.cpu.ops import chain_inference
 from ksurgeon.kernels.cpu.pack import forget
 from ksurgeon.kernels.cpu.run import DTYPES, forward, shortly
-from ksurgeon.kernels.eager import has_transforms
-from ksurgeon.kmatrix.rotations import Rotated, sources_of
+from ksurgeon.kernels.eager import has_modes, has_transforms, is_special, needs_torch_operations
+from ksurgeon.patterns.rotated import Rotated, sources_of
+from ksurgeon.torch_private import any_autocast
 
 __all__ = [
     "apply_chain",
@@ -27,7 +27,6 @@ __all__ = [
     "forget",
     "instruction_set",
     "is_available",
-    "is_special",
     "team",
     "why_missing",
 ]
@@ -35,10 +34,6 @@ __all__ = [
 _PLAIN = (Tensor, nn.Parameter)
 _SUMMED = (torch.float32, torch.float64, torch.bfloat16)
 is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-any_autocast = torch._C._is_any_autocast_enabled
-transforms = torch._C._functorch.peek_interpreter_stack
-modes = torch._C._len_torch_dispatch_stack
-jit_trace = torch._C._get_tracing_state
 
 
 def apply_chain(
@@ -69,14 +64,9 @@ def apply_chain(
         if torch.compiler.is_exporting() or has_transforms():
             return reference.apply_chain(x, factors, dim, bias, activation)
         return _by_operator(x, factors, dim, bias, activation)
-    if (
-        any_autocast()
-        or transforms() is not None
-        or forward_ad._current_level >= 0
-        or jit_trace() is not None
-    ):
+    if any_autocast() or needs_torch_operations():
         return reference.apply_chain(x, factors, dim, bias, activation)
-    if modes():
+    if has_modes():
         return _by_operator(x, factors, dim, bias, activation)
     tensors = [x, *sources] if bias is None else [x, *sources, bias]
     if not all([type(tensor) in _PLAIN for tensor in tensors]):
@@ -100,15 +90,7 @@ def at_once(
 
     Not to be asked while ``torch.compiler.is_compiling()``, which its callers have to know themselves.
     """
-    if (
-        is_grad_enabled()
-        or type(x) is not Tensor
-        or any_autocast()  # as is_special, without the call
-        or transforms() is not None
-        or forward_ad._current_level >= 0
-        or modes()
-        or jit_trace() is not None
-    ):
+    if is_grad_enabled() or type(x) is not Tensor or is_special():
         return None
     return shortly(x, factors, bias, dim, activation)
 
@@ -152,17 +134,6 @@ def beside(
     ):
         return None
     return train_beside(x, factors, side[0], side[1], bias)
-
-
-def is_special() -> bool:
-    """Whether a call is more than a plain eager one: autocast, a transform, a dispatch mode, or a trace."""
-    return bool(
-        any_autocast()
-        or transforms() is not None
-        or forward_ad._current_level >= 0
-        or modes()
-        or jit_trace() is not None
-    )
 
 
 def _are_matrices(x: Tensor, factors: Sequence[Tensor], bias: Tensor | None) -> bool:

@@ -12,7 +12,7 @@ from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory, in_rows, l
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Guard, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import comparison_of
 from ksurgeon.kernels.cpu.quads import Quads
-from ksurgeon.kmatrix.patterns import Pattern, axis_of, check_chain
+from ksurgeon.patterns.pattern import Pattern, axis_of, check_chain
 
 __all__ = ["LONGEST", "STORED", "forward", "multiplied", "shortly"]
 

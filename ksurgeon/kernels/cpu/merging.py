@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ksurgeon.kmatrix.merge import merge_pair, widen_pair
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.merge import merge_pair, widen_pair
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["pull_back"]
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.cpu.openmp import use_openmp
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
+from ksurgeon.torch_private import TensorBase
 
 __all__ = [
     "ACTIVATIONS",
@@ -155,7 +156,7 @@ def _load_fast() -> Any:
         module = importlib.import_module("ksurgeon.kernels.cpu._fast")
         exchange = torch.Tensor.__dlpack_c_exchange_api__
         addresses = [ctypes.cast(function, c_void_p).value for function in functions]
-        types = torch._C.TensorBase, torch.Tensor, torch.nn.Parameter
+        types = TensorBase, torch.Tensor, torch.nn.Parameter
         module.bind(*addresses, torch.empty_like, *types, exchange)
     except (ImportError, TypeError, AttributeError, ValueError):
         return None

@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.cpu import run
 from ksurgeon.kernels.cpu.layout import in_rows, lies_in_rows, new_result
 from ksurgeon.kernels.cpu.pack import compare_all
-from ksurgeon.kernels.eager import is_transformed
-from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.rotations import Rotated
+from ksurgeon.kernels.eager import has_modes, is_transformed
+from ksurgeon.patterns.pattern import Pattern
+from ksurgeon.patterns.rotated import Rotated
+from ksurgeon.torch_private import not_compiled, pytree
 
 __all__ = [
     "as_rotated",
@@ -64,7 +64,7 @@ _LIBRARY.define(
 )
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined,untyped-decorator]
+@not_compiled  # type: ignore[untyped-decorator]
 def _chain_inference(
     x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, dim: int, activation: str | None = None
 ) -> Tensor:
@@ -120,11 +120,13 @@ def _one_by_one(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: Any, *inputs: Any) -> Any:
         def one(k: int) -> Any:
-            return operator(*tree_map(lambda x, dim: x if dim is None else x.select(dim, k), inputs, in_dims))
+            return operator(
+                *pytree.tree_map(lambda x, dim: x if dim is None else x.select(dim, k), inputs, in_dims)
+            )
 
         results = [one(k) for k in range(info.batch_size)]
-        stacked = tree_map(lambda *each: torch.stack(each), *results)
-        return stacked, tree_map(lambda _: 0, stacked)
+        stacked = pytree.tree_map(lambda *each: torch.stack(each), *results)
+        return stacked, pytree.tree_map(lambda _: 0, stacked)
 
     return rule
 
@@ -193,7 +195,7 @@ class _Training(torch.autograd.Function):
 
 def backward_at_once(g: Tensor, x: Tensor, factors: Sequence[Tensor], *rest: Any) -> list[Any]:
     """``chain_backward`` without the dispatcher, but where a dispatch mode is to see it."""
-    if torch._C._len_torch_dispatch_stack():
+    if has_modes():
         return chain_backward(g, x, factors, *rest)
     of_x, of_factors = run.backward(g, x, factors, *rest)
     return [of_x, *(of_factors or ())]

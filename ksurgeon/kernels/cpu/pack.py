@@ -13,9 +13,9 @@ from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, computes, fast
 from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for_training
 from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kernels.permutation import permutation_of
-from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.patterns import check_chain
-from ksurgeon.kmatrix.rotations import patterns_of, sources_of
+from ksurgeon.patterns.merge import merge_counts
+from ksurgeon.patterns.pattern import check_chain
+from ksurgeon.patterns.rotated import patterns_of, sources_of
 
 __all__ = ["Pack", "compare_all", "comparison_of", "find_pack", "forget", "record_of"]
 

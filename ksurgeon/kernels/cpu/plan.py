@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from ksurgeon.kernels.cpu.native import library
-from ksurgeon.kmatrix.merge import merge_plan
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.merge import merge_plan
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["FEW_ROWS", "Kind", "candidates", "merge_for_training"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ksurgeon.kernels.cpu.native import KINDS, ChainStructure, Guard, Step, library
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["Quads"]
 

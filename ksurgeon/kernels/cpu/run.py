@@ -13,8 +13,8 @@ from ksurgeon.kernels.cpu.merging import pull_back
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, record_of
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
-from ksurgeon.kmatrix.patterns import axis_of
-from ksurgeon.kmatrix.rotations import sources_of
+from ksurgeon.patterns.pattern import axis_of
+from ksurgeon.patterns.rotated import sources_of
 
 __all__ = ["DTYPES", "backward", "forward", "shortly"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ksurgeon.kernels.cache import Cache, cpu_model, may_tune
 from ksurgeon.kernels.cpu.native import KINDS, Chain, instruction_set, library
 from ksurgeon.kernels.cpu.plan import Kind, candidates
-from ksurgeon.kmatrix.patterns import Pattern, hull
+from ksurgeon.patterns.pattern import Pattern, hull
 
 __all__ = ["Tuner", "choose", "machine", "tuner"]
 

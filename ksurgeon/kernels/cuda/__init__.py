@@ -11,14 +11,13 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.activation import activate, check_activation
 from ksurgeon.kernels.compiling import constant
 from ksurgeon.kernels.cuda import ops
-from ksurgeon.kernels.eager import has_transforms
-from ksurgeon.kmatrix.rotations import Rotated, sources_of
+from ksurgeon.kernels.eager import has_modes, has_tangents, has_transforms
+from ksurgeon.patterns.rotated import Rotated, sources_of
 
 __all__ = ["apply_chain", "index_of", "is_available", "why_not"]
 
@@ -92,9 +91,9 @@ def apply_chain(
         return reference.apply_chain(x, factors, dim, bias, activation)
     if torch.compiler.is_compiling():
         return activate(_by_operator(x, factors, bias, dim), activation)
-    if forward_ad._current_level >= 0:
+    if has_tangents():
         return reference.apply_chain(x, factors, dim, bias, activation)
-    if torch._C._len_torch_dispatch_stack():
+    if has_modes():
         return activate(_by_operator(x, factors, bias, dim), activation)
     if type(x) not in _PLAIN or type(sources[0]) not in _PLAIN:
         return reference.apply_chain(x, factors, dim, bias, activation)

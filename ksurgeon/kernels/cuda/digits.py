@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ksurgeon.kmatrix.merge import merge_counts, merge_plan, widen
-from ksurgeon.kmatrix.patterns import Pattern, hull
+from ksurgeon.patterns.merge import merge_counts, merge_plan, widen
+from ksurgeon.patterns.pattern import Pattern, hull
 
 __all__ = ["Digit", "Whole", "packed", "whole_plan"]
 

@@ -12,7 +12,7 @@ from ksurgeon.kernels.cuda.layout import Vectors
 from ksurgeon.kernels.cuda.plan import Tiles, outer_tiles, step_tiles, whole_tiles
 from ksurgeon.kernels.cuda.step import apply_step, outer_step
 from ksurgeon.kernels.cuda.whole import apply_whole
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["Device", "allows_tf32", "device_of", "gradient_of_weight", "step", "whole"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ksurgeon.kernels.cuda.layout import Vectors, vectors_along
 from ksurgeon.kernels.cuda.sweep import backward_steps, forward_steps
-from ksurgeon.kmatrix.patterns import Pattern, hull
+from ksurgeon.patterns.pattern import Pattern, hull
 
 __all__ = ["merge", "pull_back"]
 

@@ -11,8 +11,8 @@ from ksurgeon.kernels.cpu.layout import check_memory
 from ksurgeon.kernels.cuda.digits import Whole, packed, whole_plan
 from ksurgeon.kernels.cuda.merging import merge
 from ksurgeon.kernels.cuda.plan import merge_for
-from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.rotations import patterns_of, sources_of
+from ksurgeon.patterns.merge import merge_counts
+from ksurgeon.patterns.rotated import patterns_of, sources_of
 
 __all__ = ["Way", "contiguous", "counts_of", "forget", "merged", "merged_once", "plan_of"]
 

@@ -3,8 +3,8 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from ksurgeon.kmatrix.merge import merge_plan
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.merge import merge_plan
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["Tiles", "merge_for", "outer_tiles", "step_tiles", "whole_tiles"]
 

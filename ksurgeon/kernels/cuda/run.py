@@ -13,8 +13,8 @@ from ksurgeon.kernels.cuda.layout import Vectors, vectors_along
 from ksurgeon.kernels.cuda.merging import pull_back
 from ksurgeon.kernels.cuda.pack import Way
 from ksurgeon.kernels.cuda.sweep import backward_steps, forward_steps
-from ksurgeon.kmatrix.merge import merge_counts
-from ksurgeon.kmatrix.rotations import patterns_of
+from ksurgeon.patterns.merge import merge_counts
+from ksurgeon.patterns.rotated import patterns_of
 
 __all__ = ["backward", "best", "forward"]
 

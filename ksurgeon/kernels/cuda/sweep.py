@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ksurgeon.kernels.cuda.launch import device_of, gradient_of_weight, step
 from ksurgeon.kernels.cuda.layout import EVEN, Vectors, scratch
-from ksurgeon.kmatrix.patterns import Pattern
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["backward_steps", "forward_steps"]
 

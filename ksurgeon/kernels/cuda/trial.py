@@ -17,7 +17,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.cache import Cache, may_tune
@@ -25,8 +24,9 @@ from ksurgeon.kernels.cpu.layout import in_rows
 from ksurgeon.kernels.cuda import run
 from ksurgeon.kernels.cuda.launch import allows_tf32
 from ksurgeon.kernels.cuda.pack import Way
-from ksurgeon.kmatrix.patterns import Pattern
-from ksurgeon.kmatrix.rotations import patterns_of
+from ksurgeon.patterns.pattern import Pattern
+from ksurgeon.patterns.rotated import patterns_of
+from ksurgeon.torch_private import sleep_on_gpu, without_modes
 
 __all__ = ["Direction", "Key", "cache_of", "key_of", "way_of", "ways"]
 
@@ -123,7 +123,7 @@ def _kept(direction: Direction, key: Key, index: int) -> Way | None:
 def _undisturbed(index: int) -> Iterator[None]:
     """Neither modes of the caller nor its stream's work have a part in what happens inside."""
     with (
-        _disable_current_modes(),
+        without_modes(),
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast("cuda", enabled=False),
@@ -249,7 +249,7 @@ def _time(call: Callable[[], object]) -> float:
         call()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
-    torch.cuda._sleep(_CYCLES)  # type: ignore[no-untyped-call]
+    sleep_on_gpu(_CYCLES)
     start.record()
     begun = time.perf_counter()
     for _ in range(_TIMES):

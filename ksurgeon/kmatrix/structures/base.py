@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.patterns import Pattern, check_chain
 from ksurgeon.kmatrix.radix import Radix
+from ksurgeon.patterns.pattern import Pattern, check_chain
 
 __all__ = ["Base", "Count", "LowRank", "RadixField", "Share", "Size", "rank_for", "require_one", "show_radix"]
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.patterns import Pattern, butterfly_patterns, check_chain, kaleidoscope_patterns
 from ksurgeon.kmatrix.radix import layout, prime_factors, transform_radices
 from ksurgeon.kmatrix.structures.base import Base, Count, RadixField, Size, show_radix
+from ksurgeon.patterns.pattern import Pattern, butterfly_patterns, check_chain, kaleidoscope_patterns
 
 __all__ = ["Butterfly", "Chain", "Dense", "Factors", "GroupedKaleidoscope", "Kaleidoscope", "Widths"]
 

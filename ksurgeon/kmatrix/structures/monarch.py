@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.patterns import Pattern, check_chain
 from ksurgeon.kmatrix.structures.base import Base, Share, Size, rank_for
+from ksurgeon.patterns.pattern import Pattern, check_chain
 
 __all__ = ["Monarch"]
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.patterns import Pattern
 from ksurgeon.kmatrix.structures.base import Base, LowRank, Share, Size, rank_for, require_one
 from ksurgeon.kmatrix.structures.chains import Chain, Factors, Kaleidoscope, Widths
 from ksurgeon.kmatrix.structures.monarch import Monarch
+from ksurgeon.patterns.pattern import Pattern
 
 __all__ = ["ChainLowRank", "KaleidoscopeLowRank", "MonarchLowRank", "Sum"]
 

@@ -1,0 +1,1 @@
+"""The algebra that kernels and matrices share: patterns, merging, factors that are computed."""

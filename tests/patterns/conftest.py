@@ -1,0 +1,3 @@
+from tests.kmatrix.conftest import kronecker, seeded
+
+__all__ = ["kronecker", "seeded"]
