@@ -34,6 +34,15 @@ if TYPE_CHECKING:
     from ksurgeon.kmatrix.linear import KLinear
     from ksurgeon.kmatrix.matrix import KMatrix
     from ksurgeon.kmatrix.shuffle import KChannelShuffle
+    from ksurgeon.kmatrix.structures import (
+        Butterfly,
+        Chain,
+        Dense,
+        GroupedKaleidoscope,
+        Kaleidoscope,
+        LowRank,
+        Monarch,
+    )
     from ksurgeon.kmatrix.transform import KTransform
     from ksurgeon.planner import Planning, plan
     from ksurgeon.rules.files import read_plan, write_plan
@@ -51,10 +60,14 @@ if TYPE_CHECKING:
     from ksurgeon.train.gradual import distill_gradually
 
 _HOMES = {
+    "Butterfly": "kmatrix.structures",
+    "Chain": "kmatrix.structures",
     "Conversion": "surgery.conversion",
     "DataError": "errors",
+    "Dense": "kmatrix.structures",
     "ExportError": "errors",
     "FolderError": "errors",
+    "GroupedKaleidoscope": "kmatrix.structures",
     "InputError": "errors",
     "KChannelShuffle": "kmatrix.shuffle",
     "KFrontend": "frontend.frontend",
@@ -62,10 +75,13 @@ _HOMES = {
     "KMatrix": "kmatrix.matrix",
     "KPointwiseConv": "kmatrix.conv",
     "KTransform": "kmatrix.transform",
+    "Kaleidoscope": "kmatrix.structures",
     "KsurgeonConfig": "integrations.hf_config",
     "KsurgeonError": "errors",
+    "LowRank": "kmatrix.structures",
     "MatchError": "errors",
     "ModelNotFoundError": "errors",
+    "Monarch": "kmatrix.structures",
     "Plan": "rules.plan",
     "PlanError": "errors",
     "Planning": "planner.search",
@@ -104,10 +120,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Butterfly",
+    "Chain",
     "Conversion",
     "DataError",
+    "Dense",
     "ExportError",
     "FolderError",
+    "GroupedKaleidoscope",
     "InputError",
     "KChannelShuffle",
     "KFrontend",
@@ -115,10 +135,13 @@ __all__ = [
     "KMatrix",
     "KPointwiseConv",
     "KTransform",
+    "Kaleidoscope",
     "KsurgeonConfig",
     "KsurgeonError",
+    "LowRank",
     "MatchError",
     "ModelNotFoundError",
+    "Monarch",
     "Plan",
     "PlanError",
     "Planning",

@@ -51,6 +51,9 @@ class Sum(Base):
         rank = min(rank_for(left, in_features, out_features), in_features, out_features)
         return LowRank(rank=rank)
 
+    def __repr__(self) -> str:
+        return f"{self.main!r} + {LowRank(self.rank)!r}" if self.rank else super().__repr__()
+
     def __str__(self) -> str:
         beside = f"rank {self.rank}" if self.rank else f"rank for {self.share:.3g} of the parameters in all"
         return f"{self.main} + {beside}"
