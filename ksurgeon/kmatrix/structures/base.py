@@ -78,14 +78,16 @@ class Base(BaseModel):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         names = [name for name in cls.model_fields if name != "structure"]
         fields = [(name, cls.model_fields[name]) for name in names]
-        cls.__signature__ = Signature(  # type: ignore[assignment]
-            Parameter(
-                name,
-                Parameter.POSITIONAL_OR_KEYWORD if field.kw_only is False else Parameter.KEYWORD_ONLY,
-                default=Parameter.empty if field.is_required() else field.default,
-                annotation=field.annotation,
-            )
-            for name, field in sorted(fields, key=lambda pair: pair[1].kw_only is not False)
+        cls.__signature__ = Signature(
+            [  # type: ignore[assignment]
+                Parameter(
+                    name,
+                    Parameter.POSITIONAL_OR_KEYWORD if field.kw_only is False else Parameter.KEYWORD_ONLY,
+                    default=Parameter.empty if field.is_required() else field.default,
+                    annotation=field.annotation,
+                )
+                for name, field in sorted(fields, key=lambda pair: pair[1].kw_only is not False)
+            ]
         )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
