@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ksurgeon.integrations import register_unless_refused
-from ksurgeon.kmatrix.fitter import register_fit
 
 if TYPE_CHECKING:
     from ksurgeon.errors import (
@@ -35,6 +34,15 @@ if TYPE_CHECKING:
     from ksurgeon.kmatrix.linear import KLinear
     from ksurgeon.kmatrix.matrix import KMatrix
     from ksurgeon.kmatrix.shuffle import KChannelShuffle
+    from ksurgeon.kmatrix.structures import (
+        Butterfly,
+        Chain,
+        Dense,
+        GroupedKaleidoscope,
+        Kaleidoscope,
+        LowRank,
+        Monarch,
+    )
     from ksurgeon.kmatrix.transform import KTransform
     from ksurgeon.planner import Planning, plan
     from ksurgeon.rules.files import read_plan, write_plan
@@ -52,10 +60,14 @@ if TYPE_CHECKING:
     from ksurgeon.train.gradual import distill_gradually
 
 _HOMES = {
+    "Butterfly": "kmatrix.structures",
+    "Chain": "kmatrix.structures",
     "Conversion": "surgery.conversion",
     "DataError": "errors",
+    "Dense": "kmatrix.structures",
     "ExportError": "errors",
     "FolderError": "errors",
+    "GroupedKaleidoscope": "kmatrix.structures",
     "InputError": "errors",
     "KChannelShuffle": "kmatrix.shuffle",
     "KFrontend": "frontend.frontend",
@@ -63,10 +75,13 @@ _HOMES = {
     "KMatrix": "kmatrix.matrix",
     "KPointwiseConv": "kmatrix.conv",
     "KTransform": "kmatrix.transform",
+    "Kaleidoscope": "kmatrix.structures",
     "KsurgeonConfig": "integrations.hf_config",
     "KsurgeonError": "errors",
+    "LowRank": "kmatrix.structures",
     "MatchError": "errors",
     "ModelNotFoundError": "errors",
+    "Monarch": "kmatrix.structures",
     "Plan": "rules.plan",
     "PlanError": "errors",
     "Planning": "planner.search",
@@ -105,10 +120,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Butterfly",
+    "Chain",
     "Conversion",
     "DataError",
+    "Dense",
     "ExportError",
     "FolderError",
+    "GroupedKaleidoscope",
     "InputError",
     "KChannelShuffle",
     "KFrontend",
@@ -116,10 +135,13 @@ __all__ = [
     "KMatrix",
     "KPointwiseConv",
     "KTransform",
+    "Kaleidoscope",
     "KsurgeonConfig",
     "KsurgeonError",
+    "LowRank",
     "MatchError",
     "ModelNotFoundError",
+    "Monarch",
     "Plan",
     "PlanError",
     "Planning",
@@ -175,11 +197,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-def _fit() -> Any:
-    from ksurgeon.fit import fit_
-
-    return fit_
-
-
 register_unless_refused()
-register_fit(_fit)

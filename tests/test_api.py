@@ -34,6 +34,13 @@ PROMISED = [
     "KFrontend",
     "KTransform",
     "KChannelShuffle",
+    "Butterfly",
+    "Chain",
+    "Dense",
+    "GroupedKaleidoscope",
+    "Kaleidoscope",
+    "LowRank",
+    "Monarch",
     "Rule",
     "Plan",
     "Planning",
@@ -117,3 +124,18 @@ def test_the_layers_import_no_model_library():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_settings_of_a_training_are_its_keywords():
+    from ksurgeon.train.options import SettingsOptions
+    from ksurgeon.train.settings import Settings, make_settings
+
+    assert list(SettingsOptions.__annotations__) == list(Settings.model_fields)
+    with pytest.raises(ksurgeon.TrainingError, match=r"minuets is no setting .* did you mean minutes"):
+        make_settings(minuets=4)
+
+
+def test_one_act_with_one_signature():
+    convert, replace = (inspect.signature(f) for f in (ksurgeon.convert, ksurgeon.replace_modules))
+    assert convert.parameters == replace.parameters
+    assert list(convert.parameters)[:6] == ["model", "what", "example_inputs", "targets", "ignore", "start"]

@@ -1,4 +1,4 @@
-"""The snippets of docs/transformers.md, one after the other."""
+"""The snippets of the pages, one after the other."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM
+
+import ksurgeon
 
 PAGE = Path(__file__).parents[1] / "docs" / "transformers.md"
 
@@ -26,3 +29,28 @@ def test_the_snippets_run(tmp_path, monkeypatch):
         exec(compile(snippet, str(PAGE), "exec"), scope)
     assert len(snippets) == 8 and scope["errors"] and scope["adapted"]
     assert "ksurgeon" not in (tmp_path / "dense-again" / "config.json").read_text()
+
+
+class _Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        parts = {"attn": nn.Linear(16, 16), "mlp": nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 16))}
+        self.layers = nn.ModuleList(nn.ModuleDict(parts) for _ in range(1))
+        self.lm_head = nn.Linear(16, 64)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer["mlp"](layer["attn"](x))
+        return self.lm_head(x)
+
+
+def test_the_snippets_of_python_run(capsys):
+    x = torch.randn(64, 16)
+    snippets = re.findall(r"```python\n(.*?)```", PAGE.with_name("python.md").read_text("utf-8"), re.DOTALL)
+    scope = {"loader": [x], "linear": nn.Linear(16, 16), "x": x}
+    for snippet in snippets:
+        torch.manual_seed(0)
+        scope["model"] = _Model().eval()
+        exec(compile(snippet, "python.md", "exec"), scope)
+    assert len(snippets) == 4 and "2 of 4 sites replaced" in capsys.readouterr().out
+    assert scope["matrix"].structure == ksurgeon.LowRank(8)

@@ -66,10 +66,9 @@ def run(
         warnings.filterwarnings("ignore", ".*matches nothing", UserWarning)  # the report says it
         conversion = convert(
             loaded.model,
-            chosen or "linear",
+            given or chosen or "linear",
             example_inputs,
             source=loaded.source,
-            plan=given,
             data=batches,
             compensate=compensate,
             weights="int8" if int8 else None,

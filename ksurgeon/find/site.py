@@ -55,7 +55,7 @@ class Site:
     dim: int | None = None
     ndim: int = 0
     dtype: str = ""
-    permutation: tuple[int, ...] | None = None
+    permutation: tuple[int, ...] | None = field(default=None, repr=False)
     groups: int = 1
     vectors: int = 0
     parameters: int = 0
@@ -68,7 +68,7 @@ class Site:
     read: bool = False
     parts: int = 1
     tied: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict, hash=False)
+    facts: dict[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def is_module(self) -> bool:

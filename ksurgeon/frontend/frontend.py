@@ -1,7 +1,7 @@
 """A front end for audio that is part of the model: the paper's learnable filterbank, started exactly."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,23 @@ from ksurgeon.frontend.waveform import KWaveform, prepared
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense, Structure
 from ksurgeon.kmatrix.transform import KTransform, TransformKind
+from ksurgeon.options import require_names
 
 __all__ = ["KFrontend", "filter_matrix", "holds_filters"]
 
 
 _COLUMNS = 1024  # frames worked on at once where nothing is recorded
+
+
+class FrontendOptions(TypedDict, total=False):
+    """As ``KFrontend`` describes them."""
+
+    filters: Structure | None
+    radices: Sequence[int] | None
+    symmetric: bool
+    start: str
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class KFrontend(nn.Module):
@@ -66,7 +78,7 @@ class KFrontend(nn.Module):
             self.cepstrum = KTransform(kind, self.filters.out_features, **options)
 
     @classmethod
-    def from_feature_extractor(cls, extractor: Any, **options: Any) -> Self | KWaveform:
+    def from_feature_extractor(cls, extractor: Any, **options: Unpack[FrontendOptions]) -> Self | KWaveform:
         """The front end that gives what a feature extractor of transformers gives, from the raw waveform.
 
         It is compared with the extractor on a chirp before it is returned. Extractors that hand on the
@@ -78,7 +90,9 @@ class KFrontend(nn.Module):
 
         Raises:
             StructureError: an extractor of a class that is not known, or set to do what is not.
+            TypeError: an option that there is not.
         """
+        require_names("KFrontend.from_feature_extractor", options, FrontendOptions.__annotations__)
         if type(extractor).__name__ in WAVEFORMS:
             return KWaveform(extractor.do_normalize, extractor.padding_value)
         pipeline = pipeline_of(extractor)

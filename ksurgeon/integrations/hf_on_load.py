@@ -130,7 +130,7 @@ def finish(model: Any, record: Record, planned: Mapping[str, Planned], config: K
     if inside or left:
         rest = _rest(model, config)
         if rest is not None:
-            convert(model, plan=rest, seed=config.seed)
+            convert(model, rest, seed=config.seed)
 
 
 def _rest(model: Any, config: KsurgeonConfig) -> Plan | None:

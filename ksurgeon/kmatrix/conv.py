@@ -1,9 +1,10 @@
 """A K-matrix in the place of a pointwise convolution."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.lazy import HasComputed, lazy_dense
@@ -11,6 +12,7 @@ from ksurgeon.kmatrix.linear import new_bias
 from ksurgeon.kmatrix.matrix import KMatrix, Start, like_input
 from ksurgeon.kmatrix.radix import Radix
 from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.late import late
 
 __all__ = ["KPointwiseConv"]
 
@@ -78,6 +80,59 @@ class KPointwiseConv(HasComputed):
             dtype=dtype,
         )
         self.bias = new_bias(out_channels, in_channels // groups, device, dtype) if bias else None
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        structure: Structure | None = None,
+        *,
+        data: Tensor | None = None,
+    ) -> Self:
+        """A layer fitted to a dense pointwise convolution, as ``KLinear.from_linear`` is to a linear layer.
+
+        Args:
+            conv: stays as it is; kernel size 1 and no padding.
+            structure: of each group; a ``Kaleidoscope`` if left out.
+            data: inputs of the layer, ``(batch, in_channels, …)`` or ``(in_channels, …)``.
+
+        Raises:
+            StructureError: a convolution that is not pointwise, sizes that the structure cannot have, or data
+                of another size.
+            WeightsError: weights or data with NaN or infinite entries.
+
+        Examples:
+            >>> layer = KPointwiseConv.from_conv(nn.Conv2d(64, 128, 1), ksurgeon.LowRank(16))
+        """
+        dims = len(conv.kernel_size)
+        if (
+            conv.transposed
+            or conv.kernel_size != (1,) * dims
+            or conv.padding not in ((0,) * dims, "valid", "same")
+        ):
+            raise StructureError(f"expected a convolution of kernel size 1 without padding, got {conv}")
+        weight = conv.weight.detach()
+        new = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.stride,
+            conv.groups,
+            conv.bias is not None,
+            dims=dims,
+            structure=structure,
+            start="empty",
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        rows = None
+        if data is not None:
+            steps = [slice(None, None, step) for step in new.stride]
+            kept = data[(..., *steps)]  # type: ignore[index]
+            rows = kept.movedim(-dims - 1, -1).flatten(0, -2)
+        blocks = weight.flatten(1).unflatten(0, (conv.groups, -1))
+        late("fit_on_data_")(new.matrix, new.bias, torch.block_diag(*blocks), conv.bias, rows)
+        new.matrix.requires_grad_(conv.weight.requires_grad)
+        return new.train(conv.training)
 
     @property
     def weight(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from ksurgeon.kmatrix.lazy import HasComputed, lazy_dense
 from ksurgeon.kmatrix.matrix import KMatrix, Start
 from ksurgeon.kmatrix.radix import Radix
 from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.late import late
 
 __all__ = ["KLinear"]
 
@@ -67,6 +69,40 @@ class KLinear(HasComputed):
             dtype=dtype,
         )
         self.bias = new_bias(out_features, in_features, device, dtype) if bias else None
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, structure: Structure | None = None, *, data: Tensor | None = None
+    ) -> Self:
+        """A layer fitted to a dense one, with its bias, dtype, device and training flag; a copy throughout.
+
+        Args:
+            linear: stays as it is.
+            structure: any; a ``Kaleidoscope`` if left out.
+            data: inputs of the layer, ``(…, in_features)``. The fit is then to the outputs on them, and the
+                bias makes up for the mean error; left out, the fit is to the weight.
+
+        Raises:
+            StructureError: sizes that the structure cannot have, or data of another size.
+            WeightsError: weights or data with NaN or infinite entries.
+
+        Examples:
+            >>> layer = KLinear.from_linear(nn.Linear(768, 3072), ksurgeon.Monarch(4), data=x)
+        """
+        weight = linear.weight.detach()
+        new = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            structure=structure,
+            start="empty",
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        rows = None if data is None else data.reshape(-1, data.shape[-1])
+        late("fit_on_data_")(new.matrix, new.bias, weight, linear.bias, rows)
+        new.matrix.requires_grad_(linear.weight.requires_grad)
+        return new.train(linear.training)
 
     @property
     def weight(self) -> Tensor:

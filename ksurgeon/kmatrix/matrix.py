@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,16 @@ from ksurgeon.kernels import apply_chain, at_once, beside
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.eager import is_batched
 from ksurgeon.kmatrix import initialise
-from ksurgeon.kmatrix.fitter import fit_
 from ksurgeon.kmatrix.held import factors_of
+from ksurgeon.kmatrix.matrix_options import MatrixOptions
 from ksurgeon.kmatrix.offload import fetched
 from ksurgeon.kmatrix.permutation import permutation_
 from ksurgeon.kmatrix.radix import Radix
 from ksurgeon.kmatrix.rotations import Rotations
 from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
+from ksurgeon.kmatrix.transpose import Transpose
+from ksurgeon.late import late
+from ksurgeon.options import require_names
 from ksurgeon.patterns.merge import merge_chain
 from ksurgeon.patterns.pattern import axis_of
 from ksurgeon.patterns.rotated import patterns_of, sources_of
@@ -115,27 +118,56 @@ class KMatrix(nn.Module):
         self.reset_parameters(start)
 
     @classmethod
-    def from_permutation(cls, permutation: Sequence[int] | Tensor, **options: object) -> Self:
+    def from_permutation(cls, permutation: Sequence[int] | Tensor, **options: Unpack[MatrixOptions]) -> Self:
         """K-matrix of width 1 that equals ``x ↦ x[permutation]`` exactly; any length.
+
+        ``options`` are those of the constructor.
 
         Raises:
             StructureError: ``permutation`` is no permutation of 0 … n−1.
+            TypeError: an option that there is not.
         """
         index = torch.as_tensor(permutation)
-        matrix = cls(len(index), start="empty", **options)  # type: ignore[arg-type]
+        require_names("KMatrix.from_permutation", options, MatrixOptions.__annotations__)
+        matrix = cls(len(index), start="empty", **options)
         permutation_(matrix, index)
         return matrix
 
     @classmethod
-    def from_dense(cls, weight: Tensor, **options: object) -> Self:
+    def from_dense(cls, weight: Tensor, **options: Unpack[MatrixOptions]) -> Self:
         """K-matrix fitted to a dense matrix of shape ``(out_features, in_features)``.
 
         ``options`` are those of the constructor; dtype and device default to those of ``weight``.
+
+        Raises:
+            StructureError: sizes that the structure cannot have.
+            TypeError: an option that there is not.
+            WeightsError: a weight with NaN or infinite entries.
         """
-        options = {"device": weight.device, "dtype": weight.dtype} | options
-        matrix = cls(weight.shape[1], weight.shape[0], start="empty", **options)  # type: ignore[arg-type]
-        fit_(matrix, weight)
+        require_names("KMatrix.from_dense", options, MatrixOptions.__annotations__)
+        options.setdefault("device", weight.device)
+        options.setdefault("dtype", weight.dtype)
+        matrix = cls(weight.shape[1], weight.shape[0], start="empty", **options)
+        late("fit_on_data_")(matrix, None, weight, None, None)
         return matrix
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(out_features, in_features)``, as of the dense matrix."""
+        return torch.Size((self.out_features, self.in_features))
+
+    @property
+    def T(self) -> Transpose:
+        """The transposed matrix, a view of the same factors."""
+        return Transpose(self)
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """``K @ x`` of a vector, a matrix or a batch of matrices ``(…, in_features, n)``."""
+        return self(x, -1 if x.dim() == 1 else -2) if isinstance(x, Tensor) else NotImplemented
+
+    def __rmatmul__(self, x: Tensor) -> Tensor:
+        """``x @ K`` of vectors ``(…, out_features)``."""
+        return self.transposed(x) if isinstance(x, Tensor) else NotImplemented
 
     @property
     def is_padded(self) -> bool:

@@ -32,7 +32,7 @@ class Planning:
     """A plan and all that it was chosen from.
 
     Attributes:
-        plan: what ``convert(model, plan=…, data=…)`` carries out.
+        plan: what ``convert(model, plan, data=…)`` carries out.
         budget: that it was made for.
         sites: options of every site, in the model's order.
         gap: relative distance to the best choice that the solver could not rule out; 0 is optimal.

@@ -57,10 +57,10 @@ def operate(
         options["compensate"] = recipe.calibrate.compensate
     if variant.search is not None:
         found = _plan_of(recipe, variant, variant.search, student, options["data"], folder, resume, told)
-        convert(student, example_inputs=source.example_inputs, plan=found, **options)
+        convert(student, found, source.example_inputs, **options)
     elif variant.plan is not None:
         given = read_plan(recipe.folder / filled(variant.plan, places))
-        convert(student, example_inputs=source.example_inputs, plan=given, **options)
+        convert(student, given, source.example_inputs, **options)
     elif variant.replace or variant.insert:
         rule = Rule(name=variant.name, replace=variant.replace, insert=variant.insert)
         convert(student, rule, source.example_inputs, **options)

@@ -21,7 +21,16 @@ from ksurgeon.kmatrix.structures import (
 from ksurgeon.rules.plan import Plan
 from ksurgeon.surgery.record import Operation, Outcome, Record, Training
 
-__all__ = ["new_table", "show_insertions", "show_plan", "show_record", "show_sites", "warn"]
+__all__ = [
+    "new_table",
+    "show_error",
+    "show_insertions",
+    "show_plan",
+    "show_record",
+    "show_sites",
+    "totals_table",
+    "warn",
+]
 
 _ROWS = 40
 
@@ -49,7 +58,7 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
         console.print(_found(record.outcome))
     console.print(_operations(record.operations, everything))
     if record.outcome is not None:
-        console.print(_totals(record.outcome))
+        console.print(totals_table(record.outcome))
         if record.outcome.output_change == 0 and any(o.output_error for o in record.operations):
             console.print(
                 "[dim]the replaced layers changed and the outputs did not: with these weights they do not "
@@ -127,8 +136,8 @@ def _operations(operations: list[Operation], everything: bool) -> RenderableType
             "dense layer (reverted)" if kept else escape(_short(o)) + (", int8" if o.int8 else ""),
             f"{o.parameters_before:,}",
             f"{o.parameters_after:,}",
-            "exact" if o.start == "exact" and not o.int8 else _error(o.weight_error),
-            "exact" if o.start == "exact" and not o.int8 else _error(o.output_error),
+            "exact" if o.start == "exact" and not o.int8 else show_error(o.weight_error),
+            "exact" if o.start == "exact" and not o.int8 else show_error(o.output_error),
         )
     rest = len(operations) - len(shown)
     return Group(table, Text(f"… and {rest} more (--all shows them)", style="dim")) if rest else table
@@ -165,11 +174,13 @@ def _radix(radix: int | str | tuple[int, ...]) -> str:
     return str(radix) if isinstance(radix, (int, str)) else "·".join(map(str, radix))
 
 
-def _error(value: float | None) -> str:
+def show_error(value: float | None) -> str:
+    """A relative error as people read it; a dash where there is none."""
     return "–" if value is None else f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}"
 
 
-def _totals(outcome: Outcome) -> RenderableType:
+def totals_table(outcome: Outcome) -> RenderableType:
+    """What a conversion did to the whole model."""
     table = new_table("\nThe whole model", "", "before", "after", "after / before")
     before, after = outcome.parameters
     table.add_row("parameters", f"{before:,}", f"{after:,}", _ratio(before, after))

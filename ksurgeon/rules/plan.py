@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +30,7 @@ __all__ = [
     "Decision",
     "Plan",
     "describe_parts",
+    "leave",
     "make_plan",
     "require_matches",
     "structure_cost",
@@ -112,6 +113,14 @@ class Plan(BaseModel):
     unmatched: list[int] = []
     skipped: dict[int, str] = {}
     unmatched_names: dict[int, list[str]] = {}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
+        yield "rule", self.rule
+        if self.budget is not None:
+            yield "budget", self.budget
+        replaced = len(self.replacements)
+        yield "replaced", replaced
+        yield "left", len(self.decisions) - replaced
 
     @property
     def replacements(self) -> list[Decision]:
@@ -244,7 +253,7 @@ def _decide(site: "Site", parts: dict[int, Part]) -> Decision:
         if obstacle is None:
             return _replace(site, number, part)
         reason = f"part {number}: {obstacle}"
-    return _leave(site, site.reason or reason)
+    return leave(site, site.reason or reason)
 
 
 def _obstacle(site: "Site", part: Part) -> str | None:
@@ -272,7 +281,7 @@ def _obstacle(site: "Site", part: Part) -> str | None:
 
 def _replace(site: "Site", number: int, part: Part) -> Decision:
     if site.reason is not None and not (site.tied and part.untie):
-        return _leave(site, site.reason, number)
+        return leave(site, site.reason, number)
     try:
         parts = site.parts if part.split else 1
         after, multiplications = structure_cost(site, part.structure, parts)
@@ -281,9 +290,9 @@ def _replace(site: "Site", number: int, part: Part) -> Decision:
         ):
             raise StructureError(problem)
     except StructureError as error:
-        return _leave(site, f"structure: {error}", number)
+        return leave(site, f"structure: {error}", number)
     if after > site.parameters and site.weight_parameters:
-        return _leave(site, f"would grow from {site.parameters} to {after} parameters", number)
+        return leave(site, f"would grow from {site.parameters} to {after} parameters", number)
     target = matching(part.targets, site.names)
     return Decision(
         path=site.path,
@@ -318,7 +327,8 @@ def structure_cost(site: "Site", structure: Structure, parts: int = 1) -> tuple[
     return parameters + site.parameters - site.weight_parameters, multiplications
 
 
-def _leave(site: "Site", reason: str, number: int | None = None) -> Decision:
+def leave(site: "Site", reason: str, number: int | None = None) -> Decision:
+    """The decision to leave a site as it is."""
     return Decision(
         path=site.path,
         kind=site.kind,

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
-from pathlib import Path
 from typing import cast
 
 from torch import Tensor, nn
@@ -15,10 +14,9 @@ from ksurgeon.find import Site, open_finder
 from ksurgeon.find.inputs import ExampleInputs, require_weights
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.models.source import Source
-from ksurgeon.rules.files import checked_plan
-from ksurgeon.rules.load import load_rule
-from ksurgeon.rules.plan import Decision, Plan, describe_parts, make_plan, require_matches
-from ksurgeon.rules.schema import Rule, SiteKind
+from ksurgeon.rules.plan import Decision, Plan, describe_parts, require_matches
+from ksurgeon.rules.schema import SiteKind
+from ksurgeon.rules.select import Selection
 from ksurgeon.surgery.build import site_weight
 from ksurgeon.surgery.conversion import Conversion, Result
 from ksurgeon.surgery.current import current_record
@@ -50,11 +48,10 @@ __all__ = ["carry_out", "extended_record"]
 
 def carry_out(
     model: nn.Module,
-    rule: str | Path | Rule,
+    selection: Selection,
     example_inputs: ExampleInputs | None,
     *,
     source: str | Source | None = None,
-    plan: Plan | None = None,
     data: Data | None = None,
     examples: int = 512,
     tokenizer: str | None = None,
@@ -65,7 +62,6 @@ def carry_out(
 ) -> Conversion:
     """What ``convert`` does before weights are quantized; it tells of arguments, warnings and errors."""
     chosen_backend()  # what the environment asks for is there, before the fit
-    chosen = load_rule(rule) if plan is None else None
     require_weights(model)
     origin, batches = source_of(model, source), None
     if data is not None:
@@ -81,11 +77,7 @@ def carry_out(
         example_inputs = example_inputs if example_inputs is not None else batches.example
     finder = open_finder(model, example_inputs)
     example_inputs = finder.example_inputs
-    if plan is None:
-        assert chosen is not None
-        plan = make_plan(finder.all_sites, chosen)
-    else:
-        plan = checked_plan(plan, finder.all_sites)
+    plan, rule = selection.decide(model, finder.all_sites)
     require_matches(plan, finder.sites)
     for messages in plan.unmatched_names.values():
         warnings.warn("; ".join(messages), stacklevel=3)
@@ -151,7 +143,7 @@ def carry_out(
     record.outcome = Outcome(
         parameters=(parameters, count_parameters(model)),
         bytes=(size, count_bytes(model)),
-        parts=describe_parts(plan, chosen),
+        parts=describe_parts(plan, rule),
         found=_found(plan),
         output_change=change if change is None or isfinite(change) else None,
     )

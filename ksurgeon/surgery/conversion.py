@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import ExampleInputs
+from ksurgeon.late import late
 from ksurgeon.rules.plan import Plan
 from ksurgeon.surgery.operate import Swap, swap_all, undo_all
 from ksurgeon.surgery.record import Record
@@ -40,9 +41,9 @@ class Result:
     seconds: float = 0.0
 
 
-@dataclass
+@dataclass(repr=False)
 class Conversion:
-    """A converted model and what the operation did.
+    """A converted model and what was done to it; printed, a table of a screenful, and so in notebooks.
 
     ``output_change`` is the relative change of its outputs on the ``example_inputs``; None without any.
     """
@@ -54,7 +55,22 @@ class Conversion:
     record: Record
     output_change: float | None
     swaps: list[Swap]
-    example_inputs: ExampleInputs | None = field(default=None, repr=False)
+    example_inputs: ExampleInputs | None = None
+
+    def __repr__(self) -> str:
+        change = "not measured" if self.output_change is None else f"{self.output_change:.3g}"
+        return (
+            f"Conversion({type(self.model).__name__}, rule={self.plan.rule!r}, {len(self.results)} of "
+            f"{len(self.plan.decisions)} sites replaced, output change {change})"
+        )
+
+    def __str__(self) -> str:
+        text: str = late("as_text")(self)
+        return text
+
+    def _repr_html_(self) -> str:
+        page: str = late("as_html")(self)
+        return page
 
     @contextmanager
     def undone(self) -> Iterator[nn.Module]:

@@ -1,10 +1,12 @@
 """One call that converts a model."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, ParamSpec
 
 from torch import nn
 
@@ -13,7 +15,8 @@ from ksurgeon.errors import MatchError, SurgeryError
 from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.models.source import Source
 from ksurgeon.rules.plan import Plan
-from ksurgeon.rules.schema import Rule
+from ksurgeon.rules.schema import Rule, SiteStart
+from ksurgeon.rules.select import Selection, Targets, What
 from ksurgeon.surgery.carry_out import carry_out
 from ksurgeon.surgery.conversion import Conversion
 from ksurgeon.surgery.fold import fold_norms
@@ -25,14 +28,18 @@ from ksurgeon.surgery.verify import output_change, outputs_and_errors
 
 __all__ = ["convert", "replace_modules"]
 
+P = ParamSpec("P")
+
 
 def convert(
     model: nn.Module,
-    rule: str | Path | Rule = "linear",
+    what: What = "linear",
     example_inputs: ExampleInputs | None = None,
     *,
+    targets: Targets | None = None,
+    ignore: Targets | None = None,
+    start: SiteStart | None = None,
     source: str | Source | None = None,
-    plan: Plan | None = None,
     data: Data | None = None,
     examples: int = 512,
     tokenizer: str | None = None,
@@ -43,17 +50,29 @@ def convert(
     seed: int = 0,
     progress: Progress | None = None,
     fuse_activations: bool | None = None,
+    rule: str | Path | Rule | None = None,
+    plan: Plan | None = None,
 ) -> Conversion:
-    """Replace linear maps of a model by K-matrices, in place, as a rule says.
+    r"""Replace linear maps of a model by K-matrices, in place.
 
     Args:
         model: any module. A call that raises leaves it as it was.
-        rule: name of a built-in rule, a rule file, or a ``Rule``.
+        what: the name of a built-in rule, a rule file, a ``Rule``, a ``Plan`` (which is checked against the
+            model, and counted anew), a structure for all linear layers and pointwise convolutions (a
+            ``Butterfly`` for all transforms and filterbanks), or a mapping of targets to structures, of which
+            the first that means a site decides about it. A structure without targets leaves the output head
+            and weights that a forward reads, as the rule "linear" does.
         example_inputs: as for ``find``; the operation is verified on them. Left out, one example of ``data``.
+        targets: the sites that are meant, of those that ``what`` would replace; one target or several. A
+            string is a path, whole names of one ("attn" means "layers.0.attn.query"), a class name, a glob,
+            or ``re:`` and a regular expression for the whole path. A class means its instances. Of both a
+            layer meets also those of modules around it. A function is given the path and the module, and
+            tells whether the site is meant.
+        ignore: the sites that stay as they are; targets likewise.
+        start: how structures get their values: "fit" (unless given), "random", "orthogonal", "identity", or
+            "exact" where the structure holds the map. Rules and plans say it themselves.
         source: where the architecture comes from (``"torchvision:resnet18"``, ``"package.module:function"``),
             for the record; found out for models of timm, torchvision and transformers.
-        plan: decisions to carry out in place of those the rule would give; they are checked against the
-            model, and counted anew.
         data: what the model takes in real use (see ``calibrate.open_data``): what starts with "fit" is then
             fitted to what its site does on them, not to its weight alone. What starts with "geometry" needs
             them.
@@ -67,13 +86,20 @@ def convert(
         seed: of random starting values.
         progress: called before each site and once at the end.
         fuse_activations: deprecated, and without effect: K-layers apply no activations.
+        rule, plan: earlier names of ``what``, which they override.
 
     Warns:
-        UserWarning: a target matches nothing while others do; ``plan.unmatched_names`` has them all.
+        UserWarning: a name to ignore matches nothing, or a target of a rule matches nothing while others
+            do; ``plan.unmatched_names`` has those of rules.
+
+    Examples:
+        >>> ksurgeon.convert(model, ksurgeon.Monarch(4), targets=r"re:.*\.mlp\..*", ignore="lm_head")
+        >>> ksurgeon.convert(model, {"attn": ksurgeon.LowRank(share=0.5), "mlp": ksurgeon.Monarch(4)})
+        >>> ksurgeon.convert(model, "shuffle")
 
     Raises:
-        MatchError: the rule matches nothing.
-        RuleError: there is no such rule, or it is malformed.
+        MatchError: the rule, or a target, matches nothing.
+        RuleError: there is no such rule, or it, a target or a start is malformed.
         InputError: the model does not run on the inputs, or has no weights yet.
         WeightsError: a weight to be replaced is not finite.
         PlanError: the plan does not fit the model.
@@ -91,12 +117,12 @@ def convert(
     if weights not in (None, "int8"):
         raise SurgeryError(f'weights is "int8" or None, got {weights!r}')
     present = record_of(model)
+    given = plan if plan is not None else rule if rule is not None else what
     done = carry_out(
         model,
-        rule,
+        Selection(given, targets, ignore, start),
         example_inputs,
         source=source,
-        plan=plan,
         data=data,
         examples=examples,
         tokenizer=tokenizer,
@@ -146,14 +172,17 @@ def _quantize(done: Conversion) -> None:
     record.outcome.output_change = change if change is None or isfinite(change) else None
 
 
-def replace_modules(
-    model: nn.Module,
-    rule: str | Path | Rule = "linear",
-    example_inputs: ExampleInputs | None = None,
-    **options: Any,
-) -> nn.Module:
-    """Replace linear maps of a model by K-matrices, in place, and return the model.
+def _returning_the_model(act: Callable[P, Conversion]) -> Callable[P, nn.Module]:
+    @wraps(act)
+    def replace_modules(*args: P.args, **options: P.kwargs) -> nn.Module:
+        return act(*args, **options).model
 
-    ``options`` are those of ``convert``, which tells what is raised and returns what was done.
+    replace_modules.__name__ = replace_modules.__qualname__ = "replace_modules"
+    replace_modules.__doc__ = """Replace linear maps of a model by K-matrices, in place, and return the model.
+
+    ``convert`` takes the same, raises the same, and returns what was done.
     """
-    return convert(model, rule, example_inputs, **options).model
+    return replace_modules
+
+
+replace_modules = _returning_the_model(convert)

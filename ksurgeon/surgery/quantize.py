@@ -18,6 +18,7 @@ from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense
 from ksurgeon.rules.schema import Replacement, Rule, Where, matching
+from ksurgeon.rules.select import Selection
 from ksurgeon.surgery.carry_out import carry_out, extended_record
 from ksurgeon.surgery.current import current_record, replacements_of
 from ksurgeon.surgery.operate import MatrixSwap, Swap, swap_all, undo_all
@@ -103,7 +104,7 @@ def quantize_layers(
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "no example_inputs given|.*matches nothing", UserWarning)
-                done += carry_out(model, _dense_rule(targets, ignore), example_inputs).swaps
+                done += carry_out(model, Selection(_dense_rule(targets, ignore)), example_inputs).swaps
         except MatchError:
             if not _layers(model, targets, ignore) and not heads:
                 raise

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -10,6 +10,7 @@ from ksurgeon.errors import TrainingError
 from ksurgeon.surgery.storage import load
 from ksurgeon.train.log import Listener, logged
 from ksurgeon.train.losses import Loss
+from ksurgeon.train.options import SettingsOptions
 from ksurgeon.train.session import CHECKPOINTS, Keep, place_of, train
 from ksurgeon.train.settings import Settings, make_settings
 from ksurgeon.train.teacher import FoundTeacher, find_teacher
@@ -32,7 +33,7 @@ def distill(
     sites: Collection[str] | None = None,
     listener: Listener | None = None,
     keep: Keep = lambda _: None,
-    **options: Any,
+    **options: Unpack[SettingsOptions],
 ) -> Trained:
     """Let an operated model learn from its original, on data that needs no labels.
 
@@ -111,7 +112,7 @@ def finetune(
     trust_remote_code: bool = False,
     listener: Listener | None = None,
     keep: Keep = lambda _: None,
-    **options: Any,
+    **options: Unpack[SettingsOptions],
 ) -> Trained:
     """Train a model on labels, without a teacher; arguments, and what is raised, are those of ``distill``.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from ksurgeon.train.checkpoint import Checkpoints
 from ksurgeon.train.data import Data, open_data
 from ksurgeon.train.groups import Order, operate_on_group, operations_in_groups
 from ksurgeon.train.log import Evaluation, Group, Listener, Stage, logged
+from ksurgeon.train.options import SettingsOptions
 from ksurgeon.train.processes import Stop, is_first_process, signals
 from ksurgeon.train.saving import FORMAT, require_same
 from ksurgeon.train.session import CHECKPOINTS, place_of, train
@@ -62,7 +63,7 @@ def distill_gradually(
     preprocessor: Any = None,
     listener: Listener | None = None,
     keep: Callable[[Gradual], object] = lambda _: None,
-    **options: Any,
+    **options: Unpack[SettingsOptions],
 ) -> Gradual:
     """Operate again on the teacher, some of the student's sites at a time, and distil after each group.
 

@@ -59,7 +59,7 @@ def operate_on_group(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     inputs = inputs_from(record.inputs, device) if record.inputs is not None else None
     plan = Plan(rule=", ".join(record.rules), decisions=decisions)
-    conversion = convert(model, example_inputs=inputs, source=record.source, plan=plan)
+    conversion = convert(model, plan, inputs, source=record.source)
     for result in conversion.results:
         _copy_values(model.get_submodule(result.path), student, result.path)
     own = record_of(model)

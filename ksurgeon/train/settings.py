@@ -1,6 +1,6 @@
 """How to train: every setting, its default and its bounds."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Unpack
 
 from pydantic import (
     BaseModel,
@@ -14,10 +14,10 @@ from pydantic import (
 
 from ksurgeon.errors import TrainingError
 from ksurgeon.rules.schema import Target
+from ksurgeon.train.options import SettingsOptions, Task
 
 __all__ = ["Settings", "Task", "make_settings"]
 
-Task = Literal["auto", "classification", "regression", "embedding", "causal-lm", "masked-lm", "seq2seq"]
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _NotNegative = Annotated[float, Field(ge=0)]
 
@@ -155,7 +155,7 @@ class Settings(BaseModel):
         return self
 
 
-def make_settings(settings: Settings | None = None, **options: Any) -> Settings:
+def make_settings(settings: Settings | None = None, **options: Unpack[SettingsOptions]) -> Settings:
     """``settings`` with ``options`` put over them.
 
     Raises:

@@ -1,10 +1,15 @@
+import inspect
+import pickle
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.structures import (
+    Butterfly,
     Chain,
     ChainLowRank,
+    Dense,
     GroupedKaleidoscope,
     Kaleidoscope,
     KaleidoscopeLowRank,
@@ -13,7 +18,7 @@ from ksurgeon.kmatrix.structures import (
     MonarchLowRank,
     Structure,
 )
-from ksurgeon.patterns.pattern import check_chain, kaleidoscope_patterns
+from ksurgeon.patterns.pattern import Pattern, check_chain, kaleidoscope_patterns
 
 ANY = TypeAdapter(Structure)
 
@@ -149,3 +154,57 @@ def test_a_monarch_of_sizes_that_its_blocks_divide_is_not_padded():
 def test_ranks_that_the_sizes_do_not_have(structure, message):
     with pytest.raises(StructureError, match=message):
         structure.parameters(64, 128)
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        (Monarch(8), Monarch(blocks=8)),
+        (LowRank(3), LowRank(rank=3)),
+        (Kaleidoscope(2), Kaleidoscope(width=2)),
+        (GroupedKaleidoscope(2), GroupedKaleidoscope(groups=2)),
+        (Butterfly(2), Butterfly(radix=2)),
+        (Chain(((1, 2, 3, 1),)), Chain(factors=((1, 2, 3, 1),))),
+        (Kaleidoscope(2, radix=3) + LowRank(5), KaleidoscopeLowRank(width=2, radix=3, rank=5)),
+        (LowRank(5) + Monarch(2, block_rank=1), MonarchLowRank(blocks=2, block_rank=1, rank=5)),
+        (Chain(((1, 2, 3, 1),)) + LowRank(1), ChainLowRank(factors=((1, 2, 3, 1),), rank=1)),
+    ],
+)
+def test_structures_are_values(given, same):
+    assert given == same and hash(given) == hash(same)
+    assert given != Dense() and ANY.dump_json(given) == ANY.dump_json(same)
+    assert eval(repr(given), {**globals(), "Pattern": Pattern}) == given
+    assert pickle.loads(pickle.dumps(given)) == given
+
+
+def test_what_they_take_is_in_their_signature():
+    assert list(inspect.signature(Monarch).parameters) == ["blocks", "block_rank", "share"]
+    assert inspect.signature(Monarch).parameters["blocks"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert next(iter(inspect.signature(GroupedKaleidoscope).parameters)) == "groups"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Monarch(block=4), "Monarch has no parameter block; did you mean blocks?"),
+        (lambda: Dense(zzz=4), "there are none"),
+        (lambda: Monarch(1), "blocks = 1: .* greater than or equal to 2"),
+        (lambda: Monarch(4, 2), "takes blocks by position, and all else by name; got 2"),
+        (lambda: Monarch(4, blocks=2), "blocks by position and by name"),
+        (lambda: LowRank(), "give rank or share"),
+        (lambda: Chain(), "Chain needs factors"),
+        (lambda: Monarch() + LowRank(share=0.5), "give the low rank of a sum as a rank"),
+        (lambda: Monarch(share=0.5) + LowRank(3), "a sum has no share"),
+        (lambda: Kaleidoscope(parametrization="orthogonal") + LowRank(3), "no parametrization"),
+    ],
+)
+def test_errors_say_what_is_allowed(make, message):
+    with pytest.raises(StructureError, match=message):
+        make()
+
+
+def test_only_a_low_rank_is_added():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Monarch() + 3
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Dense() + LowRank(3)

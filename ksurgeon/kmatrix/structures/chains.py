@@ -1,14 +1,25 @@
 """Structures that are one chain: K-matrices, butterflies, any other, and the dense matrix."""
 
 from math import prod
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.radix import layout, prime_factors, transform_radices
-from ksurgeon.kmatrix.structures.base import Base, Count, RadixField, Size, show_radix
+from ksurgeon.kmatrix.structures.base import (
+    Base,
+    Count,
+    LowRank,
+    RadixField,
+    Size,
+    plus_low_rank,
+    show_radix,
+)
 from ksurgeon.patterns.pattern import Pattern, butterfly_patterns, check_chain, kaleidoscope_patterns
+
+if TYPE_CHECKING:
+    from ksurgeon.kmatrix.structures.sums import ChainLowRank, KaleidoscopeLowRank
 
 __all__ = ["Butterfly", "Chain", "Dense", "Factors", "GroupedKaleidoscope", "Kaleidoscope", "Widths"]
 
@@ -29,9 +40,14 @@ class Kaleidoscope(Widths):
     A rectangular map lives on its smaller side times the expansion; the outermost factor on the
     larger side is rectangular. With the ``parametrization`` "orthogonal" a square one is trained by angles
     (see ``Rotations``), n log n of them.
+
+    Examples:
+        >>> ksurgeon.KLinear(768, 768, structure=ksurgeon.Kaleidoscope(2, radix="auto"))
+        >>> ksurgeon.Kaleidoscope() + ksurgeon.LowRank(16)  # a K-matrix plus a low-rank branch
     """
 
     structure: Literal["kaleidoscope"] = "kaleidoscope"
+    width: Count = Field(default=1, kw_only=False)
     parametrization: Literal["free", "orthogonal"] = "free"
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
@@ -55,6 +71,12 @@ class Kaleidoscope(Widths):
         chain = self.patterns(in_features, out_features)
         return sum(pattern.rotations for pattern in chain) + self.width * chain[0].in_features
 
+    def __add__(self, low_rank: LowRank) -> "KaleidoscopeLowRank":
+        total: KaleidoscopeLowRank = plus_low_rank(self, low_rank)
+        return total
+
+    __radd__ = __add__
+
     def __str__(self) -> str:
         by_angles = ", orthogonal" if self.parametrization == "orthogonal" else ""
         return f"(BB*)^{self.width}, e={self.expansion}, radix {show_radix(self.radix)}{by_angles}"
@@ -64,10 +86,13 @@ class GroupedKaleidoscope(Widths):
     """A grouped dense map, then a square K-matrix that mixes its outputs across the groups.
 
     ShuffleNet's unit with the paper's K-matrix in the place of the shuffle (Dao et al., section 3.2).
+
+    Examples:
+        >>> ksurgeon.convert(model, ksurgeon.GroupedKaleidoscope(8), targets="stage3")
     """
 
     structure: Literal["grouped_kaleidoscope"] = "grouped_kaleidoscope"
-    groups: Size = 4
+    groups: Size = Field(default=4, kw_only=False)
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
         if in_features % self.groups or out_features % self.groups:
@@ -89,10 +114,14 @@ class GroupedKaleidoscope(Widths):
 
 
 class Chain(Base):
-    """Any chain, its patterns (a, b, c, d) listed in the order they are applied."""
+    """Any chain, its patterns (a, b, c, d) listed in the order they are applied.
+
+    Examples:
+        >>> ksurgeon.KMatrix(24, 30, structure=ksurgeon.Chain(((2, 3, 4, 3), (1, 5, 3, 6))))
+    """
 
     structure: Literal["chain"] = "chain"
-    factors: Factors
+    factors: Factors = Field(kw_only=False)
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
         chain = check_chain(self.factors)
@@ -103,6 +132,12 @@ class Chain(Base):
             )
         return chain
 
+    def __add__(self, low_rank: LowRank) -> "ChainLowRank":
+        total: ChainLowRank = plus_low_rank(self, low_rank)
+        return total
+
+    __radd__ = __add__
+
     def __str__(self) -> str:
         return "chain " + " · ".join(str(tuple(pattern)) for pattern in self.factors)
 
@@ -112,10 +147,13 @@ class Butterfly(Base):
 
     With ``symmetric`` it has the symmetry of an FFT of real input, which saves most where the first radix is
     large; the automatic ones then descend.
+
+    Examples:
+        >>> ksurgeon.convert(model, ksurgeon.Butterfly())  # transforms and filterbanks
     """
 
     structure: Literal["butterfly"] = "butterfly"
-    radix: RadixField = "auto"
+    radix: RadixField = Field(default="auto", kw_only=False)
     symmetric: bool = False
 
     def radices(self, n: int) -> tuple[int, ...]:
@@ -147,7 +185,11 @@ class Butterfly(Base):
 
 
 class Dense(Base):
-    """One dense factor: any matrix as it is, which saves nothing and loses nothing."""
+    """One dense factor: any matrix as it is, which saves nothing and loses nothing.
+
+    Examples:
+        >>> ksurgeon.convert(model, {"head": ksurgeon.Dense(), "mlp": ksurgeon.Monarch(4)})
+    """
 
     structure: Literal["dense"] = "dense"
 

@@ -1,12 +1,15 @@
 """Monarch matrices."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.structures.base import Base, Share, Size, rank_for
+from ksurgeon.kmatrix.structures.base import Base, LowRank, Share, Size, plus_low_rank, rank_for
 from ksurgeon.patterns.pattern import Pattern, check_chain
+
+if TYPE_CHECKING:
+    from ksurgeon.kmatrix.structures.sums import MonarchLowRank
 
 __all__ = ["Monarch"]
 
@@ -20,10 +23,14 @@ class Monarch(Base):
     ("Monarch: Expressive structured matrices for efficient and accurate training", ICML 2022). ``share`` asks
     for so many parameters, as a fraction of the dense matrix's. Sizes that ``blocks`` does not divide are
     padded.
+
+    Examples:
+        >>> ksurgeon.KLinear(768, 3072, structure=ksurgeon.Monarch(4))
+        >>> ksurgeon.convert(model, ksurgeon.Monarch(4, share=0.25), targets="mlp", data=loader)
     """
 
     structure: Literal["monarch"] = "monarch"
-    blocks: Annotated[Size, Field(ge=2)] = 4
+    blocks: Annotated[Size, Field(ge=2)] = Field(default=4, kw_only=False)
     block_rank: Size | None = None
     share: Share | None = None
 
@@ -50,6 +57,12 @@ class Monarch(Base):
             )
         inner = blocks * rank
         return check_chain((Pattern(blocks, inner, columns, 1), Pattern(1, rows, inner, blocks)))
+
+    def __add__(self, low_rank: LowRank) -> "MonarchLowRank":
+        total: MonarchLowRank = plus_low_rank(self, low_rank)
+        return total
+
+    __radd__ = __add__
 
     def __str__(self) -> str:
         how = f" of rank {self.block_rank}" if self.block_rank else ""

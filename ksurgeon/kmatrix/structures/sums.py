@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.structures.base import Base, LowRank, Share, Size, rank_for, require_one
+from ksurgeon.kmatrix.structures.base import Base, LowRank, Share, Size, rank_for, register_sum, require_one
 from ksurgeon.kmatrix.structures.chains import Chain, Factors, Kaleidoscope, Widths
 from ksurgeon.kmatrix.structures.monarch import Monarch
 from ksurgeon.patterns.pattern import Pattern
@@ -51,6 +51,9 @@ class Sum(Base):
         rank = min(rank_for(left, in_features, out_features), in_features, out_features)
         return LowRank(rank=rank)
 
+    def __repr__(self) -> str:
+        return f"{self.main!r} + {LowRank(self.rank)!r}" if self.rank else super().__repr__()
+
     def __str__(self) -> str:
         beside = f"rank {self.rank}" if self.rank else f"rank for {self.share:.3g} of the parameters in all"
         return f"{self.main} + {beside}"
@@ -87,3 +90,8 @@ class ChainLowRank(Sum):
     @property
     def main(self) -> Chain:
         return Chain(factors=self.factors)
+
+
+register_sum(Kaleidoscope, KaleidoscopeLowRank)
+register_sum(Monarch, MonarchLowRank)
+register_sum(Chain, ChainLowRank)
