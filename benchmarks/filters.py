@@ -1,7 +1,8 @@
 """What the front end of the recipe speech learns, as a picture: ``python -m benchmarks.filters [--seed N]``.
 
-Trains the variant k-exact once more and draws ``docs/filters.png``: what each feature answers to tones of all
-frequencies, before and after; some of its filters in time; and one utterance of the test through both.
+Trains a variant, k-transform or k-exact, once more and draws ``docs/filters.png``: what each feature answers
+to tones of all frequencies, before and after; some of its filters in time; and one utterance of the test
+through both.
 """
 
 import argparse
@@ -30,14 +31,14 @@ _TONES = 400
 _SHOWN = (4, 14, 24, 34)  # features whose filters are shown in time
 
 
-def trained(seed: int, **settings: Any) -> tuple[nn.Module, nn.Module, dict[str, str]]:
-    """The recogniser k-exact before and after its training, and where the recipe's data lie.
+def trained(seed: int, name: str = "k-exact", **settings: Any) -> tuple[nn.Module, nn.Module, dict[str, str]]:
+    """The recogniser of a variant before and after its training, and where the recipe's data lie.
 
     Args:
         settings: over those of the recipe.
     """
     recipe = recipe_named("speech").model_copy(update={"seed": seed})
-    (variant,) = (v for v in recipe.variants if v.name == "k-exact")
+    (variant,) = (v for v in recipe.variants if v.name == name)
     places = {name: str(file) for name, file in prepared(recipe).items()}
     model = opened(recipe, variant, places, torch.device("cpu")).model
     before, (stage,) = deepcopy(model), recipe.stages_of(variant)
@@ -128,11 +129,12 @@ def draw(before: Any, after: Any, wave: Tensor, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variant", choices=["k-transform", "k-exact"], default="k-transform")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--file", type=Path, default=Path(__file__).parents[1] / "docs" / "filters.png")
     options = parser.parse_args()
     given = {} if options.epochs is None else {"epochs": options.epochs}
-    before, after, places = trained(options.seed, **given)
+    before, after, places = trained(options.seed, options.variant, **given)
     corpus = find_function("speech.py:corpus", RecipeError, recipe_named("speech").folder)
     draw(before, after, corpus(places["speech"]).test[0].wave, options.file)
 
