@@ -199,7 +199,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="; ".join(MODELS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also add the figures to this file")
-    parser.add_argument("--runtimes", nargs="+", metavar="RUNTIME", help="generate, step, ONNX …; all")
+    parser.add_argument(
+        "--runtimes",
+        nargs="+",
+        metavar="RUNTIME",
+        help="generate, step, ONNX …; all, which takes 24 GB of memory",
+    )
     parser.add_argument("--profile", action="store_true", help="where the time goes, on one thread")
     parser.add_argument("--seconds", type=float, default=10, help="of each candidate in each case")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
