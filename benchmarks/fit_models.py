@@ -29,7 +29,7 @@ from ksurgeon.calibrate.harm import embeddings
 from ksurgeon.errors import StructureError
 from ksurgeon.find import Site, find
 from ksurgeon.find.inputs import ExampleInputs
-from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank, LowRank, Monarch, Structure
+from ksurgeon.kmatrix.structures import Kaleidoscope, LowRank, Monarch, Structure, Sum
 from ksurgeon.planner.choose import choose
 from ksurgeon.planner.predict import low_rank_curve
 from ksurgeon.surgery.build import dense_blocks, dense_weight, site_weight
@@ -174,7 +174,7 @@ def _of_k_matrices(name: str, share: float, site: Site) -> Structure:
         return LowRank(share=share)
     if name == "K-matrix":
         return matrix
-    both = KaleidoscopeLowRank(radix=matrix.radix, share=share)
+    both = Sum(Kaleidoscope(radix=matrix.radix), share=share)
     try:
         both.parameters(*sizes)
     except StructureError:

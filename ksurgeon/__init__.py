@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ksurgeon.kmatrix.linear import KLinear
     from ksurgeon.kmatrix.matrix import KMatrix
     from ksurgeon.kmatrix.shuffle import KChannelShuffle
+    from ksurgeon.kmatrix.structured import StructuredMatrix
     from ksurgeon.kmatrix.structures import (
         Butterfly,
         Chain,
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
         Kaleidoscope,
         LowRank,
         Monarch,
+        Structure,
+        Sum,
+        register_structure,
     )
     from ksurgeon.kmatrix.transform import KTransform
     from ksurgeon.planner import Planning, plan
@@ -90,7 +94,10 @@ _HOMES = {
     "Rule": "rules.schema",
     "RuleError": "errors",
     "Site": "find.site",
+    "Structure": "kmatrix.structures",
     "StructureError": "errors",
+    "StructuredMatrix": "kmatrix.structured",
+    "Sum": "kmatrix.structures",
     "SurgeryError": "errors",
     "TrainingError": "errors",
     "TrainingStopped": "errors",
@@ -112,6 +119,7 @@ _HOMES = {
     "prepack": "surgery.prepack",
     "quantize": "surgery.quantize",
     "read_plan": "rules.files",
+    "register_structure": "kmatrix.structures",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
     "save": "surgery.storage",
@@ -150,7 +158,10 @@ __all__ = [
     "Rule",
     "RuleError",
     "Site",
+    "Structure",
     "StructureError",
+    "StructuredMatrix",
+    "Sum",
     "SurgeryError",
     "TrainingError",
     "TrainingStopped",
@@ -172,6 +183,7 @@ __all__ = [
     "prepack",
     "quantize",
     "read_plan",
+    "register_structure",
     "replace_modules",
     "revert",
     "save",

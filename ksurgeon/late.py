@@ -8,6 +8,8 @@ __all__ = ["late"]
 
 _PLACES = {
     "fit_on_data_": "ksurgeon.fit.on_data",  # for constructors of matrices and layers
+    "descend_": "ksurgeon.fit.descent",
+    "structure_schema": "ksurgeon.kmatrix.structures.reading",  # for pydantic's models that hold structures
     "as_html": "ksurgeon.report.conversion",  # for what a conversion shows of itself
     "as_text": "ksurgeon.report.conversion",
 }

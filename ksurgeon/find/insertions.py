@@ -10,8 +10,8 @@ from ksurgeon.find.layers import is_graph_module, paths_of
 from ksurgeon.find.recording import Call, Recording, TensorSpec
 from ksurgeon.find.site import Site
 from ksurgeon.frontend import KFilters, KFrontend
-from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.transform import KTransform
 
 __all__ = ["find_insertions"]
@@ -35,7 +35,7 @@ def _maps(model: nn.Module) -> set[int]:
     """Modules, by ``id``, that a revert takes away: K-matrices, and placeholders beside one."""
     found: set[int] = set()
     for module in model.modules():
-        if isinstance(module, (KMatrix, KChannelShuffle, KTransform, KFrontend, KFilters)):
+        if isinstance(module, (StructuredMatrix, KChannelShuffle, KTransform, KFrontend, KFilters)):
             found.update(map(id, module.modules()))
         for child in module.children():
             names = [name for name, _ in getattr(child, "replaced", ())]

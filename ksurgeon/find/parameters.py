@@ -15,7 +15,7 @@ from ksurgeon.find.layers import (
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
 from ksurgeon.find.uses import Use
-from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.structured import StructuredMatrix
 
 __all__ = ["find_parameters"]
 
@@ -32,7 +32,12 @@ def find_parameters(model: nn.Module, recording: Recording, layers: Iterable[Sit
         if site.reason is None or not _only_own_forward(site)
         for parameter in model.get_submodule(site.path).parameters(recurse=False)
     }
-    known |= {id(p) for module in model.modules() if isinstance(module, KMatrix) for p in module.parameters()}
+    known |= {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, StructuredMatrix)
+        for p in module.parameters()
+    }
     sites: list[Site] = []
     for module in model.modules():
         for name, parameter in module._parameters.items():

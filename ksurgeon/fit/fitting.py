@@ -1,6 +1,8 @@
 """Fitting a K-matrix, or another structure, to a dense matrix."""
 
 from collections.abc import Sequence
+from itertools import repeat
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from ksurgeon.fit.sums import fit_sum
 from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.exact import exact_factors
 from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Structure, Sum
 from ksurgeon.kmatrix.subspace import wide
 from ksurgeon.patterns.pattern import Pattern
@@ -26,7 +29,7 @@ _SWEEPS, _GAIN = 60, 2e-3
 
 
 def fit_(
-    matrix: KMatrix,
+    matrix: StructuredMatrix,
     weight: Tensor,
     *,
     moment: Tensor | None = None,
@@ -40,7 +43,8 @@ def fit_(
     the factors get a hierarchical factorisation of the weight (see ``factorise``) and the others the
     identity, so that a weight that is a butterfly matrix, of either order, is recovered; then all factors
     are refined together (see ``refine``). With a moment the same start, in that norm, is followed by least
-    squares for one factor after the other (see ``alternate``). A low rank is the least error there is, in
+    squares for one factor after the other (see ``alternate``). A structure that is no chain has a fit of its
+    own (see ``StructuredMatrix.fit_``). A low rank is the least error there is, in
     either norm. A chain with a path beside it gets the two in turns, each to what the other leaves. The
     result depends on the arguments alone. An interrupted fit leaves the matrix as it was.
 
@@ -73,7 +77,7 @@ def fit_(
 
 @torch.no_grad()
 def fit_all_(
-    matrices: Sequence[KMatrix],
+    matrices: Sequence[StructuredMatrix],
     weights: Sequence[Tensor],
     *,
     moments: Sequence[Tensor] | None = None,
@@ -91,6 +95,14 @@ def fit_all_(
     if not matrices:
         return []
     problem, first = Problem.of(matrices, weights, moments, slopes), matrices[0]
+    if not isinstance(first, KMatrix):
+        return [
+            _fit_own(matrix, weight, moment, slope, steps)
+            for matrix, weight, moment, slope in zip(
+                matrices, weights, moments or repeat(None), slopes or repeat(None), strict=False
+            )
+        ]
+    assert _are_chains(matrices)
     if len(matrices) == 1:
         exact = exact_factors(first, weights[0])
         if exact is not None:
@@ -115,6 +127,21 @@ def fit_all_(
             for holder, piece in zip(same, factor.chunk(len(matrices)), strict=True):
                 holder.factors[position].copy_(piece)
     return _stored_errors(matrices, problem)
+
+
+def _are_chains(matrices: Sequence[StructuredMatrix]) -> TypeGuard[Sequence[KMatrix]]:
+    return all(isinstance(matrix, KMatrix) for matrix in matrices)
+
+
+def _fit_own(
+    matrix: StructuredMatrix, weight: Tensor, moment: Tensor | None, slopes: Tensor | None, steps: int | None
+) -> float:
+    """The structure's own fit, and the relative error of what it leaves."""
+    matrix.fit_(weight, moment=moment, slopes=slopes, steps=steps)
+    dense = matrix.to_dense()
+    target = weight.to(dense.device, wide(dense))
+    norm = torch.linalg.vector_norm(target)
+    return float(torch.linalg.vector_norm(dense.to(target.dtype) - target) / norm) if norm > 0 else 0.0
 
 
 def _stacked(matrix: KMatrix, count: int) -> list[Pattern]:

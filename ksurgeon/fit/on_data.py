@@ -5,19 +5,23 @@ from torch import Tensor
 
 from ksurgeon.errors import StructureError
 from ksurgeon.fit.fitting import fit_
-from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.structured import StructuredMatrix
 
 __all__ = ["fit_on_data_"]
 
 
 @torch.no_grad()
 def fit_on_data_(
-    matrix: KMatrix, bias: Tensor | None, weight: Tensor, old_bias: Tensor | None, rows: Tensor | None
+    matrix: StructuredMatrix,
+    bias: Tensor | None,
+    weight: Tensor,
+    old_bias: Tensor | None,
+    rows: Tensor | None,
 ) -> None:
     """Fit ``matrix`` to ``weight``, and let ``bias`` make up for the mean error.
 
     Args:
-        matrix: its factors are overwritten.
+        matrix: its values are overwritten.
         bias: ``(out_features,)``, overwritten; None where there is none.
         weight: ``(out_features, in_features)``.
         old_bias: the dense layer's bias; None where there is none.

@@ -13,8 +13,8 @@ from ksurgeon.fit.alternate import Metric, as_columns
 from ksurgeon.fit.factorise import factorise
 from ksurgeon.fit.two_sided import triangle
 from ksurgeon.kmatrix.balance import balance_
-from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.rotations import Rotations, refuse_to_write
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.subspace import cholesky, wide
 from ksurgeon.patterns.pattern import Pattern
 
@@ -50,7 +50,7 @@ class Problem:
     @classmethod
     def of(
         cls,
-        matrices: Sequence[KMatrix],
+        matrices: Sequence[StructuredMatrix],
         weights: Sequence[Tensor],
         moments: Sequence[Tensor] | None,
         slopes: Sequence[Tensor] | None = None,
@@ -64,10 +64,14 @@ class Problem:
                 is not Hermitian and positive semidefinite.
         """
         first = matrices[0]
-        if isinstance(first.factors, Rotations):
+        if isinstance(getattr(first, "factors", None), Rotations):
             refuse_to_write("a fit to a dense matrix")
         for matrix in matrices[1:]:
-            if (matrix.patterns, matrix.structure) != (first.patterns, first.structure):
+            if (matrix.shape, matrix.groups, matrix.structure) != (
+                first.shape,
+                first.groups,
+                first.structure,
+            ):
                 raise StructureError(f"matrices of different structures: {first}, {matrix}")
         parts = [_blocks(matrix, weight) for matrix, weight in zip(matrices, weights, strict=True)]
         blocks = torch.cat([part[0] for part in parts])
@@ -131,9 +135,9 @@ class Problem:
         return ((errors + apart) / torch.where(norms > 0, norms, 1.0)).sqrt().tolist()
 
 
-def _blocks(matrix: KMatrix, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _blocks(matrix: StructuredMatrix, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Blocks, their scale, and the norm over it of what is outside of them."""
-    shape, first = (matrix.out_features, matrix.in_features), matrix.factors[0]
+    shape, first = (matrix.out_features, matrix.in_features), matrix.like
     if tuple(weight.shape) != shape:
         raise StructureError(f"the matrix has shape {shape}, got a weight of shape {tuple(weight.shape)}")
     if weight.dtype not in _DTYPES:
@@ -159,10 +163,10 @@ def _blocks(matrix: KMatrix, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return blocks, scale, torch.linalg.vector_norm(whole * apart, dtype=wide(target)).real / scale
 
 
-def _moment(matrix: KMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
+def _moment(matrix: StructuredMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
     """The moment of each group's inputs, scaled, and its root."""
     groups, whole = matrix.groups, matrix.in_features
-    size, first = whole // groups, matrix.factors[0]
+    size, first = whole // groups, matrix.like
     moment = moment.detach().to(first.device)
     if tuple(moment.shape) == (whole, whole) and groups > 1:
         moment = moment.view(groups, size, groups, size).diagonal(dim1=0, dim2=2).movedim(-1, 0)
@@ -189,10 +193,10 @@ def _moment(matrix: KMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
     return moment.expand(groups, size, size), root.expand(groups, size, size)
 
 
-def _slopes(matrix: KMatrix, slopes: Tensor) -> Tensor:
+def _slopes(matrix: StructuredMatrix, slopes: Tensor) -> Tensor:
     """Triangles for the outputs of each group."""
     groups, size = matrix.groups, matrix.out_features // matrix.groups
-    slopes = slopes.detach().to(matrix.factors[0].device)
+    slopes = slopes.detach().to(matrix.like.device)
     if slopes.dim() == 2:
         slopes = slopes[None]
     if slopes.dim() == 3 and groups > 1 and len(slopes) == 1 and slopes.shape[2] == matrix.out_features:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.lazy import HasComputed, lazy_dense
 from ksurgeon.kmatrix.linear import new_bias
-from ksurgeon.kmatrix.matrix import KMatrix, Start, like_input
+from ksurgeon.kmatrix.matrix import Start, like_input, new_matrix
 from ksurgeon.kmatrix.radix import Radix
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.late import late
 
@@ -67,7 +68,7 @@ class KPointwiseConv(HasComputed):
         self.in_features, self.out_features = in_channels, out_channels
         self.transposed = transposed
         self.kernel_size, self.padding, self.dilation = (1,) * dims, (0,) * dims, (1,) * dims
-        self.matrix = KMatrix(
+        self.matrix: StructuredMatrix = new_matrix(
             in_channels,
             out_channels,
             width=width,
@@ -165,7 +166,7 @@ class KPointwiseConv(HasComputed):
             kept = like_input(x[(..., *steps)], x)  # type: ignore[index]
         # As in KLinear: an attribute of a module takes as long as a small kernel.
         parameters = self._parameters
-        matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
+        matrix: StructuredMatrix = self._modules["matrix"]  # type: ignore[assignment]
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         return like_input(matrix.affine(kept, -dims - 1, bias), x)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.kmatrix.lazy import HasComputed, lazy_dense
-from ksurgeon.kmatrix.matrix import KMatrix, Start
+from ksurgeon.kmatrix.matrix import Start, new_matrix
 from ksurgeon.kmatrix.radix import Radix
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.late import late
 
@@ -56,7 +57,7 @@ class KLinear(HasComputed):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.parts, self.transposed = parts, transposed
-        self.matrix = KMatrix(
+        self.matrix: StructuredMatrix = new_matrix(
             parts * in_features,
             out_features,
             groups=parts,
@@ -127,7 +128,7 @@ class KLinear(HasComputed):
             self._parameters
         )  # looked up here: an attribute of a module takes as long as a small kernel
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
-        matrix: KMatrix = self._modules["matrix"]  # type: ignore[assignment]
+        matrix: StructuredMatrix = self._modules["matrix"]  # type: ignore[assignment]
         if self.parts > 1:
             x = torch.cat([x] * self.parts, -1)
         return matrix.affine(x, -1, bias).contiguous()

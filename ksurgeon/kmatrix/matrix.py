@@ -20,8 +20,8 @@ from ksurgeon.kmatrix.offload import fetched
 from ksurgeon.kmatrix.permutation import permutation_
 from ksurgeon.kmatrix.radix import Radix
 from ksurgeon.kmatrix.rotations import Rotations
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
-from ksurgeon.kmatrix.transpose import Transpose
 from ksurgeon.late import late
 from ksurgeon.options import require_names
 from ksurgeon.patterns.merge import merge_chain
@@ -29,14 +29,14 @@ from ksurgeon.patterns.pattern import axis_of
 from ksurgeon.patterns.rotated import patterns_of, sources_of
 from ksurgeon.torch_private import has_any_global_hook
 
-__all__ = ["KMatrix", "Start", "like_input", "multiply", "resized"]
+__all__ = ["KMatrix", "Start", "like_input", "multiply", "new_matrix", "resized"]
 
 is_compiling = torch.compiler.is_compiling
 
 Start = Literal["random", "orthogonal", "identity", "empty"]
 
 
-class KMatrix(nn.Module):
+class KMatrix(StructuredMatrix):
     """``out_features × in_features`` matrix held as a product of Kronecker-sparse factors.
 
     The default is the K-matrix ``S · (B₁B₁*)…(B_wB_w*) · Sᵀ`` of Dao et al. (ICLR 2020, definition
@@ -77,7 +77,6 @@ class KMatrix(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         out_features = in_features if out_features is None else out_features
         if groups < 1 or in_features % groups or out_features % groups:
             raise StructureError(f"{groups} groups do not divide {in_features} → {out_features}")
@@ -88,8 +87,7 @@ class KMatrix(nn.Module):
             )
         if structure is None:
             structure = _kaleidoscope(width, expansion, radix)
-        self.in_features, self.out_features, self.groups = in_features, out_features, groups
-        self.structure = structure
+        super().__init__(in_features, out_features, structure, groups)
         block = structure.patterns(in_features // groups, out_features // groups)
         self.patterns = tuple(pattern._replace(a=pattern.a * groups) for pattern in block)
         self.factors: nn.ParameterList | Rotations
@@ -150,24 +148,6 @@ class KMatrix(nn.Module):
         matrix = cls(weight.shape[1], weight.shape[0], start="empty", **options)
         late("fit_on_data_")(matrix, None, weight, None, None)
         return matrix
-
-    @property
-    def shape(self) -> torch.Size:
-        """``(out_features, in_features)``, as of the dense matrix."""
-        return torch.Size((self.out_features, self.in_features))
-
-    @property
-    def T(self) -> Transpose:
-        """The transposed matrix, a view of the same factors."""
-        return Transpose(self)
-
-    def __matmul__(self, x: Tensor) -> Tensor:
-        """``K @ x`` of a vector, a matrix or a batch of matrices ``(…, in_features, n)``."""
-        return self(x, -1 if x.dim() == 1 else -2) if isinstance(x, Tensor) else NotImplemented
-
-    def __rmatmul__(self, x: Tensor) -> Tensor:
-        """``x @ K`` of vectors ``(…, out_features)``."""
-        return self.transposed(x) if isinstance(x, Tensor) else NotImplemented
 
     @property
     def is_padded(self) -> bool:
@@ -318,6 +298,35 @@ class KMatrix(nn.Module):
 
 def _only_source(parameters: Mapping[str, Any]) -> tuple[Any]:
     return (parameters["0"],)
+
+
+def new_matrix(
+    in_features: int,
+    out_features: int,
+    *,
+    structure: Structure | None,
+    groups: int = 1,
+    start: Start = "random",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **widths: Any,
+) -> StructuredMatrix:
+    """A matrix of any structure; the arguments are those of ``KMatrix``, ``widths`` its first three."""
+    if structure is not None:
+        options: dict[str, Any] = {"groups": groups, "start": start, "device": device, "dtype": dtype}
+        own = structure.new_matrix(in_features, out_features, **options)
+        if own is not None:
+            return own
+    return KMatrix(
+        in_features,
+        out_features,
+        structure=structure,
+        groups=groups,
+        start=start,
+        device=device,
+        dtype=dtype,
+        **widths,
+    )
 
 
 def _kaleidoscope(width: int, expansion: int, radix: Radix | Sequence[int]) -> Kaleidoscope:

@@ -1,4 +1,4 @@
-"""The transpose of a K-matrix."""
+"""The transpose of a structured matrix."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ksurgeon.kmatrix.matrix import KMatrix
+    from ksurgeon.kmatrix.structured import StructuredMatrix
 
 __all__ = ["Transpose"]
 
 
 @dataclass(frozen=True)
 class Transpose:
-    """A K-matrix, transposed: a view of its factors, through which gradients reach them.
+    """A structured matrix, transposed: a view of its parameters, through which gradients reach them.
 
     Attributes:
         T: the matrix itself.
     """
 
-    T: "KMatrix"
+    T: "StructuredMatrix"
 
     @property
     def shape(self) -> torch.Size:
@@ -36,5 +36,5 @@ class Transpose:
         return self.T(x) if isinstance(x, Tensor) else NotImplemented
 
     def to_dense(self) -> Tensor:
-        """The matrix ``(in_features, out_features)``, differentiable in the factors."""
+        """The matrix ``(in_features, out_features)``, differentiable in the parameters."""
         return self.T.to_dense().T

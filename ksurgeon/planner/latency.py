@@ -149,7 +149,7 @@ def _key(module: nn.Module, x: Tensor) -> str:
 
 
 def _name(option: Option) -> str:
-    return option.structure.model_dump_json() if option.structure is not None else ""
+    return repr(option.structure) if option.structure is not None else ""
 
 
 @torch.inference_mode()

@@ -8,11 +8,10 @@ from ksurgeon.errors import StructureError
 from ksurgeon.find.site import Site
 from ksurgeon.kmatrix.structures import (
     Kaleidoscope,
-    KaleidoscopeLowRank,
     LowRank,
     Monarch,
-    MonarchLowRank,
     Structure,
+    Sum,
 )
 from ksurgeon.rules.plan import structure_cost
 
@@ -131,8 +130,8 @@ def _structures(site: Site) -> list[Structure]:
     found += [Monarch(blocks=blocks) for blocks in _BLOCKS]
     found += [Kaleidoscope(), Kaleidoscope(radix=16), Kaleidoscope(width=2)]
     for share, part in _PATHS:
-        found.append(MonarchLowRank(blocks=4, block_rank=_rank(sizes, part), share=share))
-    found += [KaleidoscopeLowRank(share=share) for share in (0.5, 0.25)]
+        found.append(Sum(Monarch(4, block_rank=_rank(sizes, part)), share=share))
+    found += [Sum(Kaleidoscope(), share=share) for share in (0.5, 0.25)]
     return found
 
 

@@ -12,10 +12,9 @@ from ksurgeon.find.site import Site
 from ksurgeon.kmatrix.structures import (
     Butterfly,
     Chain,
-    ChainLowRank,
     GroupedKaleidoscope,
     Kaleidoscope,
-    KaleidoscopeLowRank,
+    Structure,
     Sum,
 )
 from ksurgeon.rules.plan import Plan
@@ -133,7 +132,7 @@ def _operations(operations: list[Operation], everything: bool) -> RenderableType
         kept = o.form == "dense"
         table.add_row(
             escape(o.path),
-            "dense layer (reverted)" if kept else escape(_short(o)) + (", int8" if o.int8 else ""),
+            "dense layer (reverted)" if kept else escape(_short(o.structure)) + (", int8" if o.int8 else ""),
             f"{o.parameters_before:,}",
             f"{o.parameters_after:,}",
             "exact" if o.start == "exact" and not o.int8 else show_error(o.weight_error),
@@ -143,17 +142,14 @@ def _operations(operations: list[Operation], everything: bool) -> RenderableType
     return Group(table, Text(f"… and {rest} more (--all shows them)", style="dim")) if rest else table
 
 
-def _short(operation: Operation) -> str:
-    structure = operation.structure
+def _short(structure: Structure) -> str:
     match structure:
         case GroupedKaleidoscope():
             return f"K: {structure.groups} groups, {_widths(structure)}"
         case Kaleidoscope():
             return f"K: {_widths(structure)}"
-        case KaleidoscopeLowRank():
-            return f"K: {_widths(structure)} + {_rank(structure)}"
-        case ChainLowRank():
-            return f"chain of {len(structure.factors)} + {_rank(structure)}"
+        case Sum():
+            return f"{_short(structure.main)} + {_rank(structure)}"
         case Chain():
             return f"chain of {len(structure.factors)}"
         case Butterfly():
@@ -162,7 +158,7 @@ def _short(operation: Operation) -> str:
             return str(structure)
 
 
-def _widths(structure: Kaleidoscope | GroupedKaleidoscope | KaleidoscopeLowRank) -> str:
+def _widths(structure: Kaleidoscope | GroupedKaleidoscope) -> str:
     return f"w={structure.width} e={structure.expansion} radix {_radix(structure.radix)}"
 
 

@@ -8,14 +8,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ksurgeon.kmatrix.structures import Structure
+from ksurgeon.kmatrix.structures.reading import keys_of
 from ksurgeon.rules.schema import Rule, Where
 
 __all__ = ["explain"]
 
-_STRUCTURES: dict[str, type[BaseModel]] = {
-    model.model_fields["structure"].default: model for model in get_args(get_args(Structure)[0])
-}
 _Path = tuple[str | int, ...]
 
 
@@ -41,9 +38,8 @@ def explain(error: ValidationError, data: object, root: type[BaseModel] = Rule) 
             message = "missing; this key is required" if isinstance(path[-1], str) else "has too few entries"
         elif item["type"] == "default_factory_not_called":
             continue
-        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            path = (*path, "structure")
-            message = f"allowed: {', '.join(_STRUCTURES)}"
+        elif item["type"] == "structure":
+            message = item["msg"]
         else:
             message = _message(item)
         lines.setdefault(path, []).append(message)
@@ -101,7 +97,7 @@ def _keys(table: _Path, data: Any, root: type[BaseModel]) -> list[str]:
     if names[-1:] == ["with"] or names[-1:] == ["structure"]:
         for part in table:
             data = data[part]
-        model = _STRUCTURES[data["structure"]]
+        return keys_of(data["structure"])
     return [field.serialization_alias or name for name, field in model.model_fields.items()]
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ksurgeon.errors import MatchError, RuleError
-from ksurgeon.kmatrix.structures import Butterfly
-from ksurgeon.kmatrix.structures.base import Base
+from ksurgeon.kmatrix.structures import Butterfly, Structure
 from ksurgeon.rules.files import checked_plan
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import Plan, leave, make_plan
@@ -27,7 +26,7 @@ __all__ = ["Selection", "Target", "Targets", "What", "as_targets", "meets"]
 
 Target = str | type["nn.Module"] | Callable[[str, "nn.Module"], bool]
 Targets = Target | Sequence[Target]
-What = str | Path | Rule | Plan | Base | Mapping[Any, Base]
+What = str | Path | Rule | Plan | Structure | Mapping[Any, Structure]
 """A rule's name, file or object, a plan, a structure, or structures by their targets."""
 
 _DENSE: tuple[Kind, ...] = ("linear", "pointwise_conv")
@@ -57,13 +56,13 @@ class Selection:
         self.targets = None if targets is None else as_targets(targets)
         self.ignore = () if ignore is None else as_targets(ignore)
         self.start = start
-        self.given: Rule | Plan | list[tuple[tuple[Target, ...] | None, Base]]
-        if isinstance(what, Base):
+        self.given: Rule | Plan | list[tuple[tuple[Target, ...] | None, Structure]]
+        if isinstance(what, Structure):
             self.given = [(self.targets, what)]
         elif isinstance(what, Mapping):
             self.given = [(as_targets(key), structure) for key, structure in what.items()]
             for key, structure in what.items():
-                if not isinstance(structure, Base):
+                if not isinstance(structure, Structure):
                     raise RuleError(
                         f"{key!r} needs a structure, such as ksurgeon.Monarch(4), got {structure!r}"
                     )
@@ -95,7 +94,10 @@ class Selection:
         return self._narrowed(make_plan(sites, rule), model, sites), rule
 
     def _rule(
-        self, pairs: "list[tuple[tuple[Target, ...] | None, Base]]", model: "nn.Module", sites: "list[Site]"
+        self,
+        pairs: "list[tuple[tuple[Target, ...] | None, Structure]]",
+        model: "nn.Module",
+        sites: "list[Site]",
     ) -> Rule:
         parts = []
         for targets, structure in pairs:
@@ -115,7 +117,7 @@ class Selection:
             name=", ".join(dict.fromkeys(part.structure.structure for part in parts)), replace=tuple(parts)
         )
 
-    def _part(self, kind: Kind, paths: list[str], structure: Base) -> Replacement:
+    def _part(self, kind: Kind, paths: list[str], structure: Structure) -> Replacement:
         where = Where() if paths or kind in _TRANSFORMS else Where(head=False, read=False)
         given = {"find": kind, "targets": paths, "where": where, "structure": structure}
         try:

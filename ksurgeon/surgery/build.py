@@ -14,6 +14,7 @@ from ksurgeon.kmatrix.lazy import plain
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Dense, Structure
 
 __all__ = [
@@ -112,13 +113,13 @@ def _weights_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def set_dense(matrix: KMatrix, weight: Tensor) -> None:
+def set_dense(matrix: StructuredMatrix, weight: Tensor) -> None:
     """Let a matrix of dense structure be ``weight``, ``(out_features, in_features)``.
 
     Raises:
         SurgeryError: the structure is another one.
     """
-    if not isinstance(matrix.structure, Dense):
+    if not (isinstance(matrix, KMatrix) and isinstance(matrix.structure, Dense)):
         raise SurgeryError(f"only a dense structure holds every weight exactly, not {matrix.structure}")
     matrix.factors[0].copy_(dense_blocks(weight, matrix.groups).unsqueeze(1))
 

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from ksurgeon.calibrate import SiteMoments
 from ksurgeon.find import Site
 from ksurgeon.fit import fit_
-from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.matrix import new_matrix
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.surgery.build import dense_blocks, in_parts, site_weight
 
@@ -14,7 +15,7 @@ __all__ = ["fit_site", "fitted_blocks", "shift_bias"]
 
 
 def fit_site(
-    matrix: KMatrix,
+    matrix: StructuredMatrix,
     weight: Tensor,
     known: SiteMoments | None = None,
 ) -> float:
@@ -43,7 +44,7 @@ def fit_site(
 
 
 @torch.no_grad()
-def shift_bias(layer: nn.Module, matrix: KMatrix, wanted: Tensor, mean: Tensor) -> None:
+def shift_bias(layer: nn.Module, matrix: StructuredMatrix, wanted: Tensor, mean: Tensor) -> None:
     """Give a layer another bias, such that its mean output is as wanted.
 
     Args:
@@ -64,7 +65,7 @@ def fitted_blocks(model: nn.Module, site: Site, structure: Structure, known: Sit
     """What ``fit_site`` gives for a structure, as ``(groups, out / groups, in / groups)``."""
     groups = site.groups if site.kind == "pointwise_conv" else 1
     weight = site_weight(model, site)
-    matrix = KMatrix(
+    matrix = new_matrix(
         site.in_features,
         site.out_features,
         structure=structure,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.patterns.pattern import Pattern
@@ -82,7 +83,7 @@ def why_not(layer: nn.Module, norm: nn.Module, is_loaded: bool = False) -> str |
         matrix: nn.Module | None = layer.matrix
         while matrix is not None and not is_loaded:
             if type(matrix) is not KMatrix:
-                return "the layer is quantized"
+                return f"its matrix is a {type(matrix).__name__}, which has no last factor to scale"
             if type(matrix.factors) is not nn.ParameterList or matrix.factors._forward_pre_hooks:
                 return "its factors are computed from other parameters"
             matrix = matrix.side
@@ -248,9 +249,10 @@ def _last(layer: nn.Module) -> Iterator[Tensor]:
         assert isinstance(layer.weight, Tensor)
         yield layer.weight
         return
-    matrix: KMatrix | None = layer.matrix
+    matrix: nn.Module | None = layer.matrix
     while isinstance(matrix, KMatrix):
         yield matrix.factors[len(matrix.patterns) - 1]
         matrix = matrix.side
     if matrix is not None:  # in int8, whose values are loaded
+        assert isinstance(matrix, Int8Matrix)
         yield matrix.like

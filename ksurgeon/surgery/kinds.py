@@ -14,9 +14,9 @@ from ksurgeon.frontend import KFilters, KFrontend
 from ksurgeon.frontend.modules import replacement_of
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.permutation import permutation_
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Butterfly, Structure
 from ksurgeon.kmatrix.transform import KTransform
 from ksurgeon.surgery.build import (
@@ -80,7 +80,7 @@ def _layer(
     else:
         new = build_layer(old, structure, start, site.parts)
     if start == "fit":
-        assert isinstance(new.matrix, KMatrix)
+        assert isinstance(new.matrix, StructuredMatrix)
         weight = site_weight(model, site).detach()
         error = fit_site(new.matrix, in_parts(weight, site.parts), known)
         if known is not None and site.has_bias and not site.parameter:

@@ -11,7 +11,7 @@ from ksurgeon.fit import fit_
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Dense
 from ksurgeon.surgery.build import dense_weight, in_parts, set_dense
 from ksurgeon.surgery.computed import child_of
@@ -64,7 +64,7 @@ def load_dense(
         if KINDS[o.kind].is_original is None
     }
     _check(model, record, state_dict, set(layers))
-    fitted: list[tuple[Operation, KMatrix, KMatrix, float]] = []
+    fitted: list[tuple[Operation, StructuredMatrix, StructuredMatrix, float]] = []
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for number, (name, (operation, layer)) in enumerate(layers.items()):
@@ -88,8 +88,8 @@ def load_dense(
         if progress is not None:
             progress(len(layers), len(layers), "")
         for _, matrix, new, _ in fitted:
-            for factor, value in zip(matrix.factors, new.factors, strict=True):
-                factor.copy_(value)
+            for mine, value in zip(matrix.parameters(), new.parameters(), strict=True):
+                mine.copy_(value)
         rest = {name: tensor for name, tensor in state_dict.items() if name not in layers}
         model.load_state_dict(rest, strict=False)
     for operation, _, _, error in fitted:

@@ -113,6 +113,7 @@ def quantize_layers(
         made: dict[int, Int8Matrix] = {}  # a matrix that layers share stays one
         for path, layer in _layers(model, targets, ignore).items():
             matrix = layer.matrix
+            assert isinstance(matrix, KMatrix)
             try:
                 new = made.get(id(matrix)) or quantized(matrix)
             except StructureError:

@@ -9,7 +9,7 @@ from ksurgeon.find.inputs import call_model, evaluating
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.matrix import new_matrix
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.opening import build, skeleton
 from ksurgeon.models.source import Source
@@ -195,6 +195,6 @@ def _built(
         groups, chains = matrix.groups, matrix.chains
         new = Int8Matrix(*sizes, groups=groups, structure=structure, chains=chains, device="meta")
     else:
-        new = KMatrix(*sizes, groups=matrix.groups, structure=structure, start="empty", device="meta")
+        new = new_matrix(*sizes, groups=matrix.groups, structure=structure, start="empty", device="meta")
     shapes = {f"matrix.{name}": shape for name, shape in signature(new).items()}
     return shapes if bias is None else {"bias": bias, **shapes}

@@ -12,9 +12,10 @@ from ksurgeon.calibrate.preprocess import Batch
 from ksurgeon.find.inputs import as_call, evaluating
 from ksurgeon.fit import fit_
 from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.rotations import Rotations
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.surgery.build import dense_weight, in_parts
 from ksurgeon.train.log import Listener
 from ksurgeon.train.settings import Settings
@@ -42,7 +43,7 @@ def layer_pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Layer
     """The student's K-layers and the dense layers of the teacher at the same paths, of the same sizes."""
     pairs = {}
     for path, module in student.named_modules():
-        if not isinstance(module, (KLinear, KPointwiseConv)) or not isinstance(module.matrix, KMatrix):
+        if not isinstance(module, (KLinear, KPointwiseConv)) or isinstance(module.matrix, Int8Matrix):
             continue  # what is in int8 is not trained
         try:
             original = teacher.get_submodule(path)
@@ -221,9 +222,9 @@ def descend(problem: _Problem, steps: int, seed: int) -> None:
     optimiser.zero_grad()
 
 
-def _size(parameter: nn.Parameter, matrix: KMatrix) -> float:
+def _size(parameter: nn.Parameter, matrix: StructuredMatrix) -> float:
     """Root mean square; 1 for angles, as a radian changes a rotation by about its own norm."""
-    factors = matrix.factors
+    factors = getattr(matrix, "factors", None)
     if isinstance(factors, Rotations) and parameter is factors.angles:
         return 1.0
     return float(parameter.detach().square().mean().sqrt().clamp_min(1e-8))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ksurgeon.errors import TrainingError
 from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.matrix import KMatrix
+from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.subspace import wide
 from ksurgeon.patterns.pattern import Pattern
 from ksurgeon.rules.schema import matching
@@ -30,7 +31,7 @@ def factors_of(model: nn.Module) -> set[int]:
     return {
         id(parameter)
         for module in model.modules()
-        if kind_of(module) is not None or isinstance(module, KMatrix)
+        if kind_of(module) is not None or isinstance(module, StructuredMatrix)
         for name, parameter in module.named_parameters()
         if name != "bias"
     }

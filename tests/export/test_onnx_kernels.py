@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 import ksurgeon
 from ksurgeon import ExportError, KChannelShuffle, KLinear, KPointwiseConv
 from ksurgeon.kernels import cpu
-from ksurgeon.kmatrix.structures import Dense, LowRank, MonarchLowRank
+from ksurgeon.kmatrix.structures import Dense, LowRank, Monarch, Sum
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 
@@ -25,7 +25,7 @@ def network():
     return nn.Sequential(
         KLinear(48, 96),
         nn.GELU(),
-        KLinear(96, 96, structure=MonarchLowRank(blocks=4, block_rank=2, rank=6)),
+        KLinear(96, 96, structure=Sum(Monarch(blocks=4, block_rank=2), rank=6)),
         KLinear(96, 37, bias=False, radix=2),
         nn.Linear(37, 60),
         KLinear(60, 36, parts=3, structure=LowRank(rank=5)),
@@ -65,9 +65,7 @@ def images():
         KPointwiseConv(16, 24, groups=2),
         nn.ReLU(),
         KChannelShuffle(24, 4),
-        KPointwiseConv(
-            24, 20, stride=2, bias=False, structure=MonarchLowRank(blocks=4, block_rank=2, rank=3)
-        ),
+        KPointwiseConv(24, 20, stride=2, bias=False, structure=Sum(Monarch(blocks=4, block_rank=2), rank=3)),
         nn.Flatten(2),
         KPointwiseConv(20, 7, dims=1),
     ).eval()

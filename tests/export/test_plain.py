@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import ksurgeon
-from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, Sum
 from tests.export import dynamic_batch
 
 MODULES = {
     "linear": (lambda: ksurgeon.KLinear(20, 12), (4, 20)),
-    "sum": (lambda: ksurgeon.KLinear(96, 96, structure=KaleidoscopeLowRank(share=0.8)), (4, 96)),
+    "sum": (lambda: ksurgeon.KLinear(96, 96, structure=Sum(Kaleidoscope(), share=0.8)), (4, 96)),
     "convolution": (lambda: ksurgeon.KPointwiseConv(24, 40, groups=2, stride=2), (4, 24, 6, 6)),
     "shuffle": (lambda: ksurgeon.KChannelShuffle(12, 3), (4, 12, 5, 5)),
     "transform": (lambda: ksurgeon.KTransform("rdft", 12), (4, 12)),

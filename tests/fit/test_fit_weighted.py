@@ -14,13 +14,12 @@ from ksurgeon.fit.factorise import factorise
 from ksurgeon.fit.refine import product
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import (
-    ChainLowRank,
+    Chain,
     GroupedKaleidoscope,
     Kaleidoscope,
-    KaleidoscopeLowRank,
     LowRank,
     Monarch,
-    MonarchLowRank,
+    Sum,
 )
 from ksurgeon.patterns.pattern import butterfly_patterns, transposed_chain
 
@@ -63,9 +62,9 @@ def test_a_low_rank_is_the_closed_form(sizes, rank_of_inputs, dtype):
         ((48, 96), {}),
         ((37, 50), {"width": 2}),
         ((96, 48), {"structure": GroupedKaleidoscope(groups=4)}),
-        ((48, 48), {"structure": KaleidoscopeLowRank(rank=4)}),
-        ((50, 37), {"structure": MonarchLowRank(blocks=2, block_rank=3, rank=4)}),
-        ((24, 24), {"structure": ChainLowRank(factors=((4, 6, 6, 1), (6, 4, 4, 1)), rank=2)}),
+        ((48, 48), {"structure": Sum(Kaleidoscope(), rank=4)}),
+        ((50, 37), {"structure": Sum(Monarch(blocks=2, block_rank=3), rank=4)}),
+        ((24, 24), {"structure": Sum(Chain(factors=((4, 6, 6, 1), (6, 4, 4, 1))), rank=2)}),
     ],
 )
 def test_weighting_pays_where_the_inputs_are(sizes, options):
@@ -78,7 +77,7 @@ def test_weighting_pays_where_the_inputs_are(sizes, options):
     assert error == pytest.approx(difference.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("structure", [Monarch(blocks=3, block_rank=2), KaleidoscopeLowRank(rank=2)])
+@pytest.mark.parametrize("structure", [Monarch(blocks=3, block_rank=2), Sum(Kaleidoscope(), rank=2)])
 def test_groups_have_moments_of_their_own(structure):
     sigmas = torch.stack([moment(12) for _ in range(3)])
     weights = [torch.randn(18, 12) for _ in range(3)]
@@ -93,7 +92,7 @@ def test_groups_have_moments_of_their_own(structure):
 
 
 @pytest.mark.parametrize(
-    "structure", [LowRank(rank=3), Monarch(blocks=4), Kaleidoscope(), MonarchLowRank(block_rank=1, rank=2)]
+    "structure", [LowRank(rank=3), Monarch(blocks=4), Kaleidoscope(), Sum(Monarch(block_rank=1), rank=2)]
 )
 @pytest.mark.parametrize("with_moment", [True, False])
 def test_many_at_once_are_as_good_as_each_alone(structure, with_moment):
@@ -113,7 +112,7 @@ def test_many_at_once_are_as_good_as_each_alone(structure, with_moment):
 
 
 def test_a_sum_is_found_again():
-    structure = MonarchLowRank(blocks=4, block_rank=1, rank=2)
+    structure = Sum(Monarch(blocks=4, block_rank=1), rank=2)
     truth = KMatrix(32, structure=structure, dtype=torch.float64).to_dense().detach()
     matrix = KMatrix(32, structure=structure, dtype=torch.float64)
     assert fit_(matrix, truth) < 0.1
@@ -157,7 +156,7 @@ def test_alternating_keeps_what_is_exact():
     assert error < 1e-13 and (product(factors) - truth[0]).norm() < 1e-12 * truth.norm()
 
 
-@pytest.mark.parametrize("structure", [Kaleidoscope(), Monarch(blocks=4), KaleidoscopeLowRank(rank=2)])
+@pytest.mark.parametrize("structure", [Kaleidoscope(), Monarch(blocks=4), Sum(Kaleidoscope(), rank=2)])
 def test_an_interrupted_fit_changes_nothing(structure):
     matrix = KMatrix(32, structure=structure)
     before = [p.detach().clone() for p in matrix.parameters()]
@@ -189,7 +188,7 @@ def test_moments_that_are_none(sigma, error, message):
 
 @pytest.mark.parametrize("with_moment", [True, False])
 @pytest.mark.parametrize(
-    "structure", [LowRank(rank=6), Monarch(blocks=4), MonarchLowRank(block_rank=1, rank=2)]
+    "structure", [LowRank(rank=6), Monarch(blocks=4), Sum(Monarch(block_rank=1), rank=2)]
 )
 def test_the_report_tells_what_the_fit_is_measured_against(structure, with_moment):
     weight = torch.randn(32, 32, dtype=torch.float64)
@@ -228,7 +227,7 @@ def test_no_chain_is_below_the_bound_of_two_factors(chain, noise):
 
 @pytest.mark.parametrize("precision", ["double", "single"])
 @pytest.mark.parametrize(
-    "structure", [Kaleidoscope(), Monarch(blocks=4), KaleidoscopeLowRank(rank=2)], ids=str
+    "structure", [Kaleidoscope(), Monarch(blocks=4), Sum(Kaleidoscope(), rank=2)], ids=str
 )
 def test_fits_end_whatever_is_zero(structure, precision, monkeypatch):
     if precision == "single":
@@ -249,7 +248,7 @@ def test_fits_end_whatever_is_zero(structure, precision, monkeypatch):
 def test_single_precision_is_as_near(monkeypatch):
     torch.manual_seed(0)
     weight, sigma = torch.randn(48, 36), moment(36)
-    for structure in (Kaleidoscope(), Monarch(blocks=4), KaleidoscopeLowRank(rank=2)):
+    for structure in (Kaleidoscope(), Monarch(blocks=4), Sum(Kaleidoscope(), rank=2)):
         matrices = [KMatrix(36, 48, structure=structure) for _ in range(2)]
         for matrix, large in zip(matrices, (2**30, 0), strict=True):
             monkeypatch.setattr(alternating, "_LARGE", large)

@@ -7,7 +7,7 @@ from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.fit import fit_
 from ksurgeon.fit.two_sided import TwoSided, triangle
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank, LowRank, Monarch, MonarchLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, LowRank, Monarch, Sum
 
 
 @pytest.mark.parametrize(("groups", "rows", "columns"), [(1, 12, 20), (1, 20, 12), (3, 8, 8)])
@@ -60,8 +60,8 @@ STRUCTURES = [
     Monarch(blocks=4),
     Kaleidoscope(),
     Kaleidoscope(width=2),
-    KaleidoscopeLowRank(rank=2),
-    MonarchLowRank(blocks=2, block_rank=1, rank=2),
+    Sum(Kaleidoscope(), rank=2),
+    Sum(Monarch(blocks=2, block_rank=1), rank=2),
 ]
 
 
@@ -82,7 +82,7 @@ def test_every_structure_weighs_both_sides(structure, rows, columns):
 def test_slopes_of_equal_size_change_nothing():
     torch.manual_seed(0)
     weight, moment = torch.randn(16, 16), torch.eye(16) + 0.5
-    for structure in (Monarch(), KaleidoscopeLowRank(rank=1), LowRank(rank=3)):
+    for structure in (Monarch(), Sum(Kaleidoscope(), rank=1), LowRank(rank=3)):
         one, other = (KMatrix(16, 16, structure=structure) for _ in range(2))
         fit_(one, weight, moment=moment)
         fit_(other, weight, moment=moment, slopes=3 * torch.eye(16))
@@ -91,7 +91,7 @@ def test_slopes_of_equal_size_change_nothing():
         assert errors[1] == pytest.approx(errors[0], rel=2e-2)
 
 
-@pytest.mark.parametrize("structure", [LowRank(rank=2), Monarch(blocks=3), KaleidoscopeLowRank(rank=2)])
+@pytest.mark.parametrize("structure", [LowRank(rank=2), Monarch(blocks=3), Sum(Kaleidoscope(), rank=2)])
 def test_groups_have_slopes_of_their_own(structure):
     torch.manual_seed(0)
     weight = torch.block_diag(*torch.randn(3, 18, 12))

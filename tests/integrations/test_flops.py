@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ksurgeon
 from ksurgeon.kernels import reference_only
-from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, Sum
 
 MODULES = {
     "linear": (lambda: ksurgeon.KLinear(48, 40), (3, 48)),
-    "sum": (lambda: ksurgeon.KLinear(96, 96, structure=KaleidoscopeLowRank(share=0.8)), (3, 96)),
+    "sum": (lambda: ksurgeon.KLinear(96, 96, structure=Sum(Kaleidoscope(), share=0.8)), (3, 96)),
     "convolution": (lambda: ksurgeon.KPointwiseConv(24, 24, groups=2, stride=2), (2, 24, 6, 6)),
 }
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import ksurgeon
-from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, Sum
 
 
 def layer():
-    return ksurgeon.KLinear(96, 96, structure=KaleidoscopeLowRank(share=0.8))
+    return ksurgeon.KLinear(96, 96, structure=Sum(Kaleidoscope(), share=0.8))
 
 
 def used(module, x):

@@ -11,12 +11,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ksurgeon.kernels import cpu
 from ksurgeon.kernels.cpu import ops
 from ksurgeon.kmatrix.linear import KLinear
-from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
-from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, Structure, Sum
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 
-STRUCTURES: dict[str, Structure] = {"chain": Kaleidoscope(), "sum": KaleidoscopeLowRank(share=0.8)}
+STRUCTURES: dict[str, Structure] = {"chain": Kaleidoscope(), "sum": Sum(Kaleidoscope(), share=0.8)}
 
 
 @pytest.fixture(params=STRUCTURES)

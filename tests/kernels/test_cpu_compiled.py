@@ -14,14 +14,14 @@ from ksurgeon.kernels.cpu import ops, pack
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import Kaleidoscope, MonarchLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, Monarch, Sum
 from tests.chains import assert_near
 
 pytestmark = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
 
 LAYERS = {
     "chain": (lambda: KLinear(48, 96), (5, 48)),
-    "sum": (lambda: KLinear(48, 48, structure=MonarchLowRank(share=0.9)), (2, 9, 48)),
+    "sum": (lambda: KLinear(48, 48, structure=Sum(Monarch(), share=0.9)), (2, 9, 48)),
     "columns": (lambda: KPointwiseConv(24, 48), (2, 24, 5, 7)),
     "channels last": (lambda: KPointwiseConv(24, 48), (2, 24, 5, 7)),
 }

@@ -19,8 +19,7 @@ from ksurgeon.kernels.cpu.low_rank import train_beside
 from ksurgeon.kernels.cpu.pack import Pack
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import Kaleidoscope
-from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, Sum
 from ksurgeon.patterns.pattern import Pattern
 from tests.chains import TOLERANCE, assert_near, chains, drawn
 
@@ -170,7 +169,7 @@ def test_a_layer_with_a_path_is_trained_as_one_unless_something_watches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    structure = KaleidoscopeLowRank(share=0.8)
+    structure = Sum(Kaleidoscope(), share=0.8)
     layer, x = KLinear(96, 96, structure=structure), torch.randn(5, 96, requires_grad=True)
     calls = []
     monkeypatch.setattr(cpu, "train_beside", lambda *given: calls.append(given) or train_beside(*given))
@@ -245,7 +244,7 @@ def test_recomputed_in_the_backward_pass(way: str, reentrant: bool) -> None:
         torch.testing.assert_close(leaf.grad, kept)
 
 
-STRUCTURES = {"chain": Kaleidoscope(), "sum": KaleidoscopeLowRank(share=0.8)}
+STRUCTURES = {"chain": Kaleidoscope(), "sum": Sum(Kaleidoscope(), share=0.8)}
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -314,8 +313,8 @@ def test_recomputed_by_the_first_product_of_a_process() -> None:
     script = (
         "import torch; from torch.utils.checkpoint import checkpoint\n"
         "from ksurgeon.kmatrix.linear import KLinear\n"
-        "from ksurgeon.kmatrix.structures.sums import KaleidoscopeLowRank\n"
-        "layer = KLinear(96, 96, structure=KaleidoscopeLowRank(share=0.8))\n"
+        "from ksurgeon.kmatrix.structures import Kaleidoscope, Sum\n"
+        "layer = KLinear(96, 96, structure=Sum(Kaleidoscope(), share=0.8))\n"
         "checkpoint(layer, torch.randn(3, 96), use_reentrant=False).sum().backward()"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -16,7 +16,7 @@ from ksurgeon.kernels import cpu, int8
 from ksurgeon.kernels.cpu import int8 as by_library
 from ksurgeon.kmatrix.int8 import Int8Factors, Int8Matrix, quantized
 from ksurgeon.kmatrix.matrix import KMatrix
-from ksurgeon.kmatrix.structures import Dense, Kaleidoscope, LowRank, MonarchLowRank
+from ksurgeon.kmatrix.structures import Dense, Kaleidoscope, LowRank, Monarch, Sum
 from ksurgeon.patterns.pattern import Pattern
 
 compiled = pytest.mark.skipif(not cpu.is_available(), reason="the kernels were not compiled")
@@ -206,7 +206,7 @@ def test_other_memory_and_dtypes_of_the_same_buffers() -> None:
     [
         (48, 48, Kaleidoscope(), 1),
         (64, 256, LowRank(rank=8), 1),
-        (96, 48, MonarchLowRank(blocks=4, block_rank=2, rank=6), 1),
+        (96, 48, Sum(Monarch(blocks=4, block_rank=2), rank=6), 1),
         (37, 12, Kaleidoscope(radix=2), 1),
         (12, 37, Kaleidoscope(radix=2), 1),
         (60, 30, Kaleidoscope(radix=2), 3),
@@ -230,7 +230,7 @@ def test_a_matrix_of_any_structure(ins: int, outs: int, structure: object, group
 
 
 def test_gradients_of_the_input_are_those_of_the_dequantized_matrix() -> None:
-    matrix = quantized(KMatrix(48, 24, structure=MonarchLowRank(blocks=4, block_rank=2, rank=6)))
+    matrix = quantized(KMatrix(48, 24, structure=Sum(Monarch(blocks=4, block_rank=2), rank=6)))
     x = torch.randn(3, 48, requires_grad=True)
     g = torch.randn(3, 24)
     matrix(x).backward(g)

@@ -12,7 +12,7 @@ from ksurgeon.kernels import reference
 from ksurgeon.kmatrix.balance import balance_
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.permutation import permutation_
-from ksurgeon.kmatrix.structures import Kaleidoscope, KaleidoscopeLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, Sum
 from ksurgeon.patterns.pattern import Pattern, butterfly_patterns, kaleidoscope_patterns
 
 
@@ -117,7 +117,7 @@ def test_blocks_that_are_not_finite_stay_and_the_others_are_balanced():
 
 
 @pytest.mark.parametrize(
-    "structure", [Kaleidoscope(radix=(6, 8)), KaleidoscopeLowRank(radix=(6, 8), share=0.9)]
+    "structure", [Kaleidoscope(radix=(6, 8)), Sum(Kaleidoscope(radix=(6, 8)), share=0.9)]
 )
 def test_a_fit_ends_in_balance(structure):
     torch.manual_seed(0)

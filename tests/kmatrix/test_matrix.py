@@ -9,10 +9,10 @@ from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import (
     Chain,
     GroupedKaleidoscope,
-    KaleidoscopeLowRank,
+    Kaleidoscope,
     LowRank,
     Monarch,
-    MonarchLowRank,
+    Sum,
 )
 from ksurgeon.patterns.merge import merge_chain
 from tests.export import dynamic_batch
@@ -32,9 +32,9 @@ CASES = [
     (10, 9, {"structure": Chain(factors=((2, 3, 5, 2), (1, 10, 12, 1)))}),
     (12, 20, {"structure": LowRank(rank=3)}),
     (16, 22, {"structure": Monarch(blocks=4, block_rank=2)}),
-    (12, 20, {"structure": KaleidoscopeLowRank(rank=2)}),
-    (37, 50, {"structure": KaleidoscopeLowRank(share=0.6)}),
-    (22, 16, {"structure": MonarchLowRank(rank=1)}),
+    (12, 20, {"structure": Sum(Kaleidoscope(), rank=2)}),
+    (37, 50, {"structure": Sum(Kaleidoscope(), share=0.6)}),
+    (22, 16, {"structure": Sum(Monarch(), rank=1)}),
 ]
 ids = [f"{i}-{o}-{'-'.join(options) or 'auto'}" for i, o, options in CASES]
 TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.float32: 1e-5}
@@ -101,7 +101,7 @@ def test_groups_are_blocks_of_a_diagonal(sizes, groups, expansion):
     close(matrix.transposed(x @ dense.T).detach(), x @ dense.T @ dense)
 
 
-@pytest.mark.parametrize("structure", [KaleidoscopeLowRank(rank=2), MonarchLowRank(blocks=2, rank=2)])
+@pytest.mark.parametrize("structure", [Sum(Kaleidoscope(), rank=2), Sum(Monarch(blocks=2), rank=2)])
 def test_groups_of_a_sum(structure):
     matrix = KMatrix(24, 36, groups=3, structure=structure, dtype=torch.float64)
     dense = matrix.to_dense().detach()
@@ -115,7 +115,7 @@ def test_groups_of_a_sum(structure):
 
 @pytest.mark.parametrize("start", ["identity", "orthogonal"])
 def test_the_path_beside_a_chain_starts_with_nothing(start):
-    matrix = KMatrix(24, structure=KaleidoscopeLowRank(rank=2), start=start, dtype=torch.float64)
+    matrix = KMatrix(24, structure=Sum(Kaleidoscope(), rank=2), start=start, dtype=torch.float64)
     dense = matrix.to_dense()
     close(dense @ dense.T, torch.eye(24, dtype=torch.float64))
     dense.square().sum().backward()
@@ -124,7 +124,7 @@ def test_the_path_beside_a_chain_starts_with_nothing(start):
 
 def test_the_sum_of_chain_and_path_keeps_the_variance():
     x = torch.randn(4096, 64)
-    for structure in (KaleidoscopeLowRank(rank=64), MonarchLowRank(rank=32)):
+    for structure in (Sum(Kaleidoscope(), rank=64), Sum(Monarch(), rank=32)):
         outputs = torch.stack([KMatrix(64, structure=structure)(x).std() for _ in range(20)])
         assert 0.9 < outputs.mean() < 1.1
 

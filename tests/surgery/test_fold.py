@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 import ksurgeon
 from ksurgeon.errors import InputError, MatchError
-from ksurgeon.kmatrix.structures import KaleidoscopeLowRank, LowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, LowRank, Sum
 from ksurgeon.surgery.folded import FoldedNorm
 from ksurgeon.surgery.record import record_of
 
@@ -40,7 +40,7 @@ LAYERS = {
     "k": lambda: nn.Sequential(ksurgeon.KPointwiseConv(6, 8, bias=False), nn.BatchNorm2d(8)),
     "k padded": lambda: nn.Sequential(ksurgeon.KPointwiseConv(6, 10, groups=2), nn.BatchNorm2d(10)),
     "k and rank": lambda: nn.Sequential(
-        ksurgeon.KPointwiseConv(6, 7, structure=KaleidoscopeLowRank(rank=2)), nn.BatchNorm2d(7)
+        ksurgeon.KPointwiseConv(6, 7, structure=Sum(Kaleidoscope(), rank=2)), nn.BatchNorm2d(7)
     ),
     "rank": lambda: nn.Sequential(
         ksurgeon.KPointwiseConv(6, 7, structure=LowRank(rank=2)), nn.BatchNorm2d(7)

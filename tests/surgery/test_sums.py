@@ -9,7 +9,7 @@ from torch import nn
 
 import ksurgeon
 from ksurgeon import KLinear, KPointwiseConv
-from ksurgeon.kmatrix.structures import KaleidoscopeLowRank, LowRank, Monarch, MonarchLowRank
+from ksurgeon.kmatrix.structures import Kaleidoscope, LowRank, Monarch, Sum
 from ksurgeon.rules.schema import Replacement, Rule
 from tests import zoo
 from tests.export import dynamic_batch
@@ -18,8 +18,8 @@ from tests.near import near
 STRUCTURES = {
     "low rank": LowRank(share=0.5),
     "monarch": Monarch(blocks=2),
-    "sum": KaleidoscopeLowRank(radix=2, rank=1),
-    "monarch sum": MonarchLowRank(blocks=2, block_rank=1, share=0.6),
+    "sum": Sum(Kaleidoscope(radix=2), rank=1),
+    "monarch sum": Sum(Monarch(blocks=2, block_rank=1), share=0.6),
 }
 MODELS = {"mlp": 2, "convnet": 3, "encoder": 9}
 CASES = list(itertools.product(MODELS, STRUCTURES))
@@ -84,7 +84,7 @@ def test_compile_export_and_autocast(name, structure):
 
 
 def test_an_activation_sees_the_sum():
-    layer, x = ksurgeon.KLinear(16, 24, structure=MonarchLowRank(block_rank=1, rank=1)), torch.randn(5, 16)
+    layer, x = ksurgeon.KLinear(16, 24, structure=Sum(Monarch(block_rank=1), rank=1)), torch.randn(5, 16)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             y = layer.matrix.affine(x, -1, layer.bias, "relu")
@@ -104,4 +104,4 @@ def test_fits_are_reported_as_they_are(structure):
 
 def test_a_shuffle_takes_no_sum():
     with pytest.raises(ksurgeon.StructureError, match="without a path beside it"):
-        ksurgeon.KChannelShuffle(12, 3, structure=KaleidoscopeLowRank(rank=1))
+        ksurgeon.KChannelShuffle(12, 3, structure=Sum(Kaleidoscope(), rank=1))

@@ -1,40 +1,21 @@
 """Structures that are one chain: K-matrices, butterflies, any other, and the dense matrix."""
 
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field
+from typing import ClassVar, Literal
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.radix import layout, prime_factors, transform_radices
-from ksurgeon.kmatrix.structures.base import (
-    Base,
-    Count,
-    LowRank,
-    RadixField,
-    Size,
-    plus_low_rank,
-    show_radix,
-)
+from ksurgeon.kmatrix.radix import Radix, layout, prime_factors, transform_radices
+from ksurgeon.kmatrix.structures.base import Structure, show_radix
+from ksurgeon.kmatrix.structures.fields import chain, count, radices, size
+from ksurgeon.kmatrix.structures.registry import register_structure
+from ksurgeon.kmatrix.structures.sums import Summable
 from ksurgeon.patterns.pattern import Pattern, butterfly_patterns, check_chain, kaleidoscope_patterns
 
-if TYPE_CHECKING:
-    from ksurgeon.kmatrix.structures.sums import ChainLowRank, KaleidoscopeLowRank
-
-__all__ = ["Butterfly", "Chain", "Dense", "Factors", "GroupedKaleidoscope", "Kaleidoscope", "Widths"]
-
-Factors = Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=4096)]
+__all__ = ["Butterfly", "Chain", "Dense", "GroupedKaleidoscope", "Kaleidoscope"]
 
 
-class Widths(Base):
-    """The three numbers of a K-matrix."""
-
-    width: Count = 1
-    expansion: Count = 1
-    radix: RadixField = "auto"
-
-
-class Kaleidoscope(Widths):
+@register_structure("kaleidoscope")
+class Kaleidoscope(Summable):
     """``S · (B₁B₁*)…(B_wB_w*) · Sᵀ``, the paper's (BB*)^w_e (Dao et al., definition 2.4).
 
     A rectangular map lives on its smaller side times the expansion; the outermost factor on the
@@ -46,8 +27,11 @@ class Kaleidoscope(Widths):
         >>> ksurgeon.Kaleidoscope() + ksurgeon.LowRank(16)  # a K-matrix plus a low-rank branch
     """
 
-    structure: Literal["kaleidoscope"] = "kaleidoscope"
-    width: Count = Field(default=1, kw_only=False)
+    not_in_sums: ClassVar = ("parametrization",)
+
+    width: int = count(default=1, kw_only=False)
+    expansion: int = count(default=1)
+    radix: Radix = radices(default="auto")
     parametrization: Literal["free", "orthogonal"] = "free"
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
@@ -71,18 +55,13 @@ class Kaleidoscope(Widths):
         chain = self.patterns(in_features, out_features)
         return sum(pattern.rotations for pattern in chain) + self.width * chain[0].in_features
 
-    def __add__(self, low_rank: LowRank) -> "KaleidoscopeLowRank":
-        total: KaleidoscopeLowRank = plus_low_rank(self, low_rank)
-        return total
-
-    __radd__ = __add__
-
     def __str__(self) -> str:
         by_angles = ", orthogonal" if self.parametrization == "orthogonal" else ""
         return f"(BB*)^{self.width}, e={self.expansion}, radix {show_radix(self.radix)}{by_angles}"
 
 
-class GroupedKaleidoscope(Widths):
+@register_structure("grouped_kaleidoscope")
+class GroupedKaleidoscope(Structure):
     """A grouped dense map, then a square K-matrix that mixes its outputs across the groups.
 
     ShuffleNet's unit with the paper's K-matrix in the place of the shuffle (Dao et al., section 3.2).
@@ -91,8 +70,10 @@ class GroupedKaleidoscope(Widths):
         >>> ksurgeon.convert(model, ksurgeon.GroupedKaleidoscope(8), targets="stage3")
     """
 
-    structure: Literal["grouped_kaleidoscope"] = "grouped_kaleidoscope"
-    groups: Size = Field(default=4, kw_only=False)
+    groups: int = size(default=4, kw_only=False)
+    width: int = count(default=1)
+    expansion: int = count(default=1)
+    radix: Radix = radices(default="auto")
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
         if in_features % self.groups or out_features % self.groups:
@@ -113,15 +94,15 @@ class GroupedKaleidoscope(Widths):
         return f"{self.groups} groups, then (BB*)^{self.width}, e={self.expansion}, radix {radix}"
 
 
-class Chain(Base):
+@register_structure("chain")
+class Chain(Summable):
     """Any chain, its patterns (a, b, c, d) listed in the order they are applied.
 
     Examples:
         >>> ksurgeon.KMatrix(24, 30, structure=ksurgeon.Chain(((2, 3, 4, 3), (1, 5, 3, 6))))
     """
 
-    structure: Literal["chain"] = "chain"
-    factors: Factors = Field(kw_only=False)
+    factors: tuple[tuple[int, int, int, int], ...] = chain(kw_only=False)
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
         chain = check_chain(self.factors)
@@ -132,17 +113,12 @@ class Chain(Base):
             )
         return chain
 
-    def __add__(self, low_rank: LowRank) -> "ChainLowRank":
-        total: ChainLowRank = plus_low_rank(self, low_rank)
-        return total
-
-    __radd__ = __add__
-
     def __str__(self) -> str:
         return "chain " + " · ".join(str(tuple(pattern)) for pattern in self.factors)
 
 
-class Butterfly(Base):
+@register_structure("butterfly")
+class Butterfly(Structure):
     """One butterfly matrix B, its entries in digit-reversed order before it: what a transform is exactly.
 
     With ``symmetric`` it has the symmetry of an FFT of real input, which saves most where the first radix is
@@ -152,8 +128,7 @@ class Butterfly(Base):
         >>> ksurgeon.convert(model, ksurgeon.Butterfly())  # transforms and filterbanks
     """
 
-    structure: Literal["butterfly"] = "butterfly"
-    radix: RadixField = Field(default="auto", kw_only=False)
+    radix: Radix = radices(default="auto", kw_only=False)
     symmetric: bool = False
 
     def radices(self, n: int) -> tuple[int, ...]:
@@ -184,14 +159,13 @@ class Butterfly(Base):
         return f"butterfly, radix {show_radix(self.radix)}{', symmetric' if self.symmetric else ''}"
 
 
-class Dense(Base):
+@register_structure("dense")
+class Dense(Structure):
     """One dense factor: any matrix as it is, which saves nothing and loses nothing.
 
     Examples:
         >>> ksurgeon.convert(model, {"head": ksurgeon.Dense(), "mlp": ksurgeon.Monarch(4)})
     """
-
-    structure: Literal["dense"] = "dense"
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
         return check_chain((Pattern(1, out_features, in_features, 1),))

@@ -1,20 +1,16 @@
 """Monarch matrices."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
-
-from pydantic import Field, model_validator
-
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.structures.base import Base, LowRank, Share, Size, plus_low_rank, rank_for
+from ksurgeon.kmatrix.structures.fields import share, size
+from ksurgeon.kmatrix.structures.registry import register_structure
+from ksurgeon.kmatrix.structures.sums import Summable, rank_for
 from ksurgeon.patterns.pattern import Pattern, check_chain
-
-if TYPE_CHECKING:
-    from ksurgeon.kmatrix.structures.sums import MonarchLowRank
 
 __all__ = ["Monarch"]
 
 
-class Monarch(Base):
+@register_structure("monarch")
+class Monarch(Summable):
     """Two factors of ``blocks`` blocks each: the first's side by side, the second's interleaved.
 
     Rows of one residue modulo ``blocks`` and columns of one of ``blocks`` groups make up a block of the
@@ -29,16 +25,13 @@ class Monarch(Base):
         >>> ksurgeon.convert(model, ksurgeon.Monarch(4, share=0.25), targets="mlp", data=loader)
     """
 
-    structure: Literal["monarch"] = "monarch"
-    blocks: Annotated[Size, Field(ge=2)] = Field(default=4, kw_only=False)
-    block_rank: Size | None = None
-    share: Share | None = None
+    blocks: int = size(default=4, kw_only=False, least=2)
+    block_rank: int | None = size(default=None)
+    share: float | None = share(default=None)
 
-    @model_validator(mode="after")
-    def _not_both(self) -> Self:
+    def check(self) -> None:
         if self.block_rank is not None and self.share is not None:
             raise ValueError("give block_rank or share, not both")
-        return self
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
         blocks, rank = self.blocks, self.block_rank
@@ -57,12 +50,6 @@ class Monarch(Base):
             )
         inner = blocks * rank
         return check_chain((Pattern(blocks, inner, columns, 1), Pattern(1, rows, inner, blocks)))
-
-    def __add__(self, low_rank: LowRank) -> "MonarchLowRank":
-        total: MonarchLowRank = plus_low_rank(self, low_rank)
-        return total
-
-    __radd__ = __add__
 
     def __str__(self) -> str:
         how = f" of rank {self.block_rank}" if self.block_rank else ""

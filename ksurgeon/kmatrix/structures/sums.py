@@ -1,37 +1,105 @@
-"""A chain plus a low-rank path."""
+"""Low rank, and the sum of a chain and a low rank."""
 
-from typing import Annotated, Literal, Self
-
-from pydantic import Field, model_validator
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.structures.base import Base, LowRank, Share, Size, rank_for, register_sum, require_one
-from ksurgeon.kmatrix.structures.chains import Chain, Factors, Kaleidoscope, Widths
-from ksurgeon.kmatrix.structures.monarch import Monarch
-from ksurgeon.patterns.pattern import Pattern
+from ksurgeon.kmatrix.structures.base import Structure
+from ksurgeon.kmatrix.structures.fields import share, size
+from ksurgeon.kmatrix.structures.registry import register_structure
+from ksurgeon.patterns.pattern import Pattern, check_chain
 
-__all__ = ["ChainLowRank", "KaleidoscopeLowRank", "MonarchLowRank", "Sum"]
+__all__ = ["PLUS", "LowRank", "Sum", "Summable", "rank_for"]
+
+PLUS = "+low_rank"
+"""What follows the name of a chain in the name of its sum."""
 
 
-class Sum(Base):
+@register_structure("low_rank")
+class LowRank(Structure):
+    """A product of two dense factors, through ``rank`` entries.
+
+    Give ``rank``, or ``share``, the parameters as a fraction of the dense matrix's. A chain plus a low rank
+    is their sum: ``Kaleidoscope() + LowRank(16)``.
+
+    Examples:
+        >>> ksurgeon.convert(model, ksurgeon.LowRank(share=0.5), targets="encoder", data=loader)
+    """
+
+    rank: int | None = size(default=None, kw_only=False)
+    share: float | None = share(default=None)
+
+    def check(self) -> None:
+        require_one(self.rank, self.share)
+
+    def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
+        rank, most = self.rank, min(in_features, out_features)
+        if rank is None:
+            assert self.share is not None
+            rank = rank_for(self.share * in_features * out_features, in_features, out_features)
+        if rank > most:
+            raise StructureError(f"rank {rank} for {in_features} → {out_features}; it can be {most} at most")
+        return check_chain((Pattern(1, rank, in_features, 1), Pattern(1, out_features, rank, 1)))
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}" if self.rank else f"rank for {self.share:.3g} of the parameters"
+
+
+class Summable(Structure):
+    """A chain to which a low rank can be added: ``Monarch(4) + LowRank(16)`` is their sum."""
+
+    not_in_sums: ClassVar[Sequence[str]] = ("share",)
+    """Fields that must be as they are by default in a sum, whose own share is that of both together."""
+
+    def __add__(self, low_rank: LowRank) -> "Sum":
+        if not isinstance(low_rank, LowRank):
+            return NotImplemented
+        if low_rank.rank is None:
+            raise StructureError(
+                f"{self!r} + {low_rank!r}: give the low rank of a sum as a rank, as in {self!r} + LowRank(16)"
+            )
+        return Sum(self, rank=low_rank.rank)
+
+    __radd__ = __add__
+
+
+@dataclass(frozen=True, repr=False)
+class Sum(Structure):
     """A chain plus a low-rank path beside it: ``y = K x + U V x``.
 
     Give ``rank``, that of the path, or ``share``, the parameters of both together as a fraction of the dense
-    matrix's, of which the path gets what the chain leaves.
+    matrix's, of which the path gets what the chain leaves. In a rule file it has the name and the values of
+    its chain beside its own: ``{ structure = "monarch+low_rank", blocks = 8, rank = 4 }``.
+
+    Examples:
+        >>> ksurgeon.Kaleidoscope() + ksurgeon.LowRank(16)  # the same as Sum(Kaleidoscope(), rank=16)
+        >>> ksurgeon.Sum(ksurgeon.Monarch(8), share=0.5)
     """
 
-    rank: Size | None = None
-    share: Share | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        require_one(self.rank, self.share)
-        return self
+    main: Summable
+    rank: int | None = size(default=None)
+    share: float | None = share(default=None)
 
     @property
-    def main(self) -> "Kaleidoscope | Monarch | Chain":
-        """The chain's structure."""
-        raise AttributeError(f"{type(self).__name__} has no chain of its own")
+    def structure(self) -> str:
+        return f"{self.main.structure}{PLUS}"
+
+    def check(self) -> None:
+        if not isinstance(self.main, Summable):
+            raise ValueError(f"a low rank is added to a chain such as Monarch(4), not to {self.main!r}")
+        for one in fields(self.main):  # type: ignore[arg-type]
+            if one.name in self.main.not_in_sums and getattr(self.main, one.name) != one.default:
+                raise ValueError(f"a sum has no {one.name} of its chain, {self.main!r}; leave it out")
+        require_one(self.rank, self.share)
+
+    def to_dict(self, defaults: bool = True) -> dict[str, Any]:
+        own = {"rank": self.rank, "share": self.share}
+        return (
+            self.main.to_dict(defaults)
+            | {name: value for name, value in own.items() if defaults or value is not None}
+            | {"structure": self.structure}
+        )
 
     def patterns(self, in_features: int, out_features: int) -> tuple[Pattern, ...]:
         return self.main.patterns(in_features, out_features)
@@ -52,46 +120,21 @@ class Sum(Base):
         return LowRank(rank=rank)
 
     def __repr__(self) -> str:
-        return f"{self.main!r} + {LowRank(self.rank)!r}" if self.rank else super().__repr__()
+        if self.rank:
+            return f"{self.main!r} + {LowRank(self.rank)!r}"
+        return f"Sum({self.main!r}, share={self.share!r})"
 
     def __str__(self) -> str:
         beside = f"rank {self.rank}" if self.rank else f"rank for {self.share:.3g} of the parameters in all"
         return f"{self.main} + {beside}"
 
 
-class KaleidoscopeLowRank(Sum, Widths):
-    """A K-matrix plus a low-rank path."""
-
-    structure: Literal["kaleidoscope+low_rank"] = "kaleidoscope+low_rank"
-
-    @property
-    def main(self) -> Kaleidoscope:
-        return Kaleidoscope(width=self.width, expansion=self.expansion, radix=self.radix)
+def require_one(rank: int | None, share: float | None) -> None:
+    """Raise ``ValueError`` unless exactly one of both is given."""
+    if (rank is None) == (share is None):
+        raise ValueError(f"give rank or share, {'one of them' if rank is None else 'not both'}")
 
 
-class MonarchLowRank(Sum):
-    """A Monarch matrix plus a low-rank path."""
-
-    structure: Literal["monarch+low_rank"] = "monarch+low_rank"
-    blocks: Annotated[Size, Field(ge=2)] = 4
-    block_rank: Size | None = None
-
-    @property
-    def main(self) -> Monarch:
-        return Monarch(blocks=self.blocks, block_rank=self.block_rank)
-
-
-class ChainLowRank(Sum):
-    """Any chain plus a low-rank path."""
-
-    structure: Literal["chain+low_rank"] = "chain+low_rank"
-    factors: Factors
-
-    @property
-    def main(self) -> Chain:
-        return Chain(factors=self.factors)
-
-
-register_sum(Kaleidoscope, KaleidoscopeLowRank)
-register_sum(Monarch, MonarchLowRank)
-register_sum(Chain, ChainLowRank)
+def rank_for(parameters: float, in_features: int, out_features: int) -> int:
+    """The largest rank that so many parameters pay for, at least 1."""
+    return max(1, int(parameters / (in_features + out_features)))
