@@ -41,6 +41,10 @@ PROMISED = [
     "Kaleidoscope",
     "LowRank",
     "Monarch",
+    "Structure",
+    "StructuredMatrix",
+    "Sum",
+    "register_structure",
     "Rule",
     "Plan",
     "Planning",
@@ -124,6 +128,18 @@ def test_the_layers_import_no_model_library():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_layer_needs_little_besides_torch():
+    script = (
+        "import sys, torch, ksurgeon\n"
+        "before = set(sys.modules)\n"
+        "layer = ksurgeon.KLinear.from_linear(torch.nn.Linear(8, 8), ksurgeon.Monarch(2))\n"
+        "layer(torch.ones(2, 8))\n"
+        "print(sorted({n.partition('.')[0] for n in set(sys.modules) - before} - sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(eval(done.stdout)) <= {"ksurgeon", "torch", "torchgen", "numpy", "safetensors"}, done.stdout
 
 
 def test_the_settings_of_a_training_are_its_keywords():

@@ -21,7 +21,6 @@ from ksurgeon.find.inputs import ExampleInputs, as_call
 from ksurgeon.models.from_function import named_function
 from ksurgeon.planner import Budget, Planning
 from ksurgeon.planner import plan as search
-from ksurgeon.planner.options import FAMILIES
 from ksurgeon.report.plan import explain_site, show_front, show_planning
 from ksurgeon.rules.files import write_plan
 
@@ -77,7 +76,7 @@ def run(
             batches,
             targets=targets,
             ignore=ignore,
-            structures=structures or FAMILIES,
+            structures=structures or None,
             harm=harm,
             metric=measure,
             run=_generating(generate) if generate else None,

@@ -1,7 +1,6 @@
 """Fitting a K-matrix, or another structure, to a dense matrix."""
 
 from collections.abc import Sequence
-from itertools import repeat
 from typing import TypeGuard
 
 import torch
@@ -97,9 +96,13 @@ def fit_all_(
     problem, first = Problem.of(matrices, weights, moments, slopes), matrices[0]
     if not isinstance(first, KMatrix):
         return [
-            _fit_own(matrix, weight, moment, slope, steps)
-            for matrix, weight, moment, slope in zip(
-                matrices, weights, moments or repeat(None), slopes or repeat(None), strict=False
+            _fit_own(matrix, weight, moment, seen, steps)
+            for matrix, weight, moment, seen in zip(
+                matrices,
+                weights,
+                _each(problem.moment, matrices),
+                _each(problem.metric.slopes, matrices),
+                strict=True,
             )
         ]
     assert _are_chains(matrices)
@@ -131,6 +134,10 @@ def fit_all_(
 
 def _are_chains(matrices: Sequence[StructuredMatrix]) -> TypeGuard[Sequence[KMatrix]]:
     return all(isinstance(matrix, KMatrix) for matrix in matrices)
+
+
+def _each(stack: Tensor | None, matrices: Sequence[StructuredMatrix]) -> list[Tensor | None]:
+    return [None] * len(matrices) if stack is None else list(stack.split(matrices[0].groups))
 
 
 def _fit_own(

@@ -84,8 +84,13 @@ class StructuredMatrix(nn.Module):
         slopes: Tensor | None = None,
         steps: int | None = None,
     ) -> None:
-        """Bring the matrix near to ``weight``; the arguments are those of ``ksurgeon.fit.fit_``.
+        """Bring the matrix near to ``weight``, from the values there are; by L-BFGS without a better way.
 
-        Without a better way, by L-BFGS on the parameters as they are (see ``fit.descent``).
+        Args:
+            weight: ``(out_features, in_features)``.
+            moment: second moment of each group's inputs, ``(groups, n, n)``, positive semidefinite, in double
+                precision and of any scale; the fit is then to the outputs on such inputs.
+            slopes: R of each group, ``(groups, m, m)``: errors of the outputs are measured after R.
+            steps: most iterations.
         """
         late("descend_")(self, weight, moment, slopes, steps)

@@ -12,10 +12,11 @@ from ksurgeon.kmatrix.structures import (
     Monarch,
     Structure,
     Sum,
+    registered,
 )
 from ksurgeon.rules.plan import structure_cost
 
-__all__ = ["FAMILIES", "Option", "SiteOptions", "options_for"]
+__all__ = ["FAMILIES", "Option", "SiteOptions", "families", "options_for"]
 
 # Shares of the dense parameters that low rank is tried at; the others come with their own sizes.
 _SHARES = (0.85, 0.75, 0.65, 0.57, 0.5, 0.44, 0.38, 0.33, 0.28, 0.24, 0.2, 0.16, 0.13, 0.1, 0.07, 0.05)
@@ -81,9 +82,19 @@ class SiteOptions(BaseModel):
 
 
 FAMILIES = ("low_rank", "monarch", "kaleidoscope", "monarch+low_rank", "kaleidoscope+low_rank")
+"""Names of our structures that are tried."""
 
 
-def options_for(site: Site, families: Sequence[str] = FAMILIES) -> SiteOptions:
+def families() -> tuple[str, ...]:
+    """``FAMILIES``, and the structures of other packages that have candidates."""
+    known = registered().items()
+    return (*FAMILIES, *(n for n, cls in known if cls.candidates.__func__ is not _CANDIDATES))  # type: ignore[attr-defined]
+
+
+_CANDIDATES = Structure.candidates.__func__  # type: ignore[attr-defined]
+
+
+def options_for(site: Site, structures: Sequence[str] = FAMILIES) -> SiteOptions:
     """Leaving a site as it is, and all structures that make it smaller, without their harm."""
     leave = Option(parameters=site.parameters, multiplications=site.multiplications)
     found = SiteOptions(path=site.path, kind=site.kind, reason=_reason(site), options=[leave])
@@ -91,7 +102,7 @@ def options_for(site: Site, families: Sequence[str] = FAMILIES) -> SiteOptions:
         return found
     known = {site.weight_parameters}
     for structure in _structures(site):
-        if structure.structure not in families:
+        if structure.structure not in structures:
             continue
         try:
             parameters, multiplications = structure_cost(site, structure)
@@ -132,6 +143,8 @@ def _structures(site: Site) -> list[Structure]:
     for share, part in _PATHS:
         found.append(Sum(Monarch(4, block_rank=_rank(sizes, part)), share=share))
     found += [Sum(Kaleidoscope(), share=share) for share in (0.5, 0.25)]
+    for cls in registered().values():
+        found += cls.candidates(*sizes)
     return found
 
 

@@ -17,7 +17,7 @@ from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.planner.budget import Budget
 from ksurgeon.planner.judge import Metric
-from ksurgeon.planner.options import FAMILIES, SiteOptions
+from ksurgeon.planner.options import SiteOptions, families
 from ksurgeon.planner.state import fingerprint, open_state
 from ksurgeon.planner.steps import Search, Stage
 from ksurgeon.planner.way import Precision, Runtime, Way
@@ -96,7 +96,7 @@ def plan(
     example_inputs: ExampleInputs | None = None,
     targets: Sequence[str] = (),
     ignore: Sequence[str] = (),
-    structures: Sequence[str] = FAMILIES,
+    structures: Sequence[str] | None = None,
     harm: HarmName | Harm = "auto",
     metric: Metric | None = None,
     run: Run | None = None,
@@ -126,7 +126,7 @@ def plan(
         example_inputs: at whose sizes multiplications and milliseconds are counted; a batch of the data if
             left out.
         targets, ignore: which sites are in play, as in a rule; all that can be replaced if left out.
-        structures: families that are tried; all of ``FAMILIES`` if left out.
+        structures: names of structures that are tried; all that have candidates if left out.
         harm: "kl" for logits, "outputs" for their relative change, "embeddings" for that of a sentence
             encoder's mean state, or "auto".
         metric: figure of merit of the model, the higher the better; what is lost of it is measured instead.
@@ -153,8 +153,10 @@ def plan(
     way = Way(threads, precision, runtime)
     chosen_backend()  # what the environment asks for is there, before the work
     budget = Budget.parse(budget)
-    if not structures or set(structures) - set(FAMILIES):
-        raise PlanError(f"structures are of {', '.join(FAMILIES)}, got {', '.join(structures) or 'none'}")
+    known = families()
+    structures = known if structures is None else structures
+    if not structures or set(structures) - set(known):
+        raise PlanError(f"structures are of {', '.join(known)}, got {', '.join(structures) or 'none'}")
     whole = threads is None or (type(threads) is int and threads >= 1)
     if precision not in (None, *get_args(Precision)) or not whole:
         raise PlanError(

@@ -16,7 +16,7 @@ from pydantic import (
 from ksurgeon.calibrate.harm import HarmName
 from ksurgeon.errors import PlanError
 from ksurgeon.planner import Budget
-from ksurgeon.planner.options import FAMILIES
+from ksurgeon.planner.options import FAMILIES, families
 from ksurgeon.rules.schema import Insertion, Replacement, Target
 from ksurgeon.train.settings import Settings
 
@@ -79,7 +79,7 @@ class Search(Base):
     budget: str
     targets: tuple[Target, ...] = ()
     ignore: tuple[Target, ...] = ()
-    structures: tuple[str, ...] = FAMILIES
+    structures: tuple[str, ...] = FAMILIES  # whatever packages are installed
     harm: HarmName = "auto"
 
     @field_validator("budget")
@@ -94,8 +94,8 @@ class Search(Base):
     @field_validator("structures")
     @classmethod
     def _are_families(cls, structures: tuple[str, ...]) -> tuple[str, ...]:
-        if not structures or set(structures) - set(FAMILIES):
-            raise ValueError(f"structures are of {', '.join(FAMILIES)}")
+        if not structures or set(structures) - set(families()):
+            raise ValueError(f"structures are of {', '.join(families())}")
         return structures
 
 

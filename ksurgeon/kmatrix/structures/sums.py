@@ -95,8 +95,9 @@ class Sum(Structure):
 
     def to_dict(self, defaults: bool = True) -> dict[str, Any]:
         own = {"rank": self.rank, "share": self.share}
+        main = self.main.to_dict(defaults).items()
         return (
-            self.main.to_dict(defaults)
+            {name: value for name, value in main if name not in self.main.not_in_sums}
             | {name: value for name, value in own.items() if defaults or value is not None}
             | {"structure": self.structure}
         )

@@ -1,0 +1,1 @@
+"""What ksurgeon gets from this package by its entry points."""
