@@ -1,6 +1,7 @@
 """What the environment asks of ksurgeon, checked before any work."""
 
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from ksurgeon.errors import KsurgeonError
@@ -24,6 +25,10 @@ def check_environment() -> None:
     for name, allowed in _ALLOWED.items():
         value = os.environ.get(name)
         if value is not None and value not in allowed:
+            if name == "KSURGEON_BACKEND":  # of other packages, which need not be imported for their names
+                allowed = (*allowed, *(point.name for point in entry_points(group="ksurgeon.backends")))
+                if value in allowed:
+                    continue
             named = ", ".join(filter(None, allowed))
             raise KsurgeonError(
                 f"{name}={value!r}: allowed are {named}; unset the variable or name one of these"
