@@ -11,8 +11,9 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from ksurgeon.cli.commands import Doctor
 from ksurgeon.cli.console import out
-from ksurgeon.kernels import available_backends, chosen_backend, registered_backends
+from ksurgeon.kernels import available_backends, broken_backends, chosen_backend, registered_backends
 
 __all__ = ["run"]
 
@@ -43,7 +44,7 @@ _COSTS = {
 }
 
 
-def run(json: bool) -> None:
+def run(asked: Doctor) -> None:
     found = {name: _version(name) for name in _PACKAGES}
     backends, gpus = registered_backends(), _gpus()
     names = [_name_of(gpu) for gpu in gpus]
@@ -56,6 +57,7 @@ def run(json: bool) -> None:
             each.name: {"device_types": list(each.device_types), "missing": each.why_missing() or None}
             for each in backends
         },
+        "broken_backends": broken_backends(),
         "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
         "threads": torch.get_num_threads(),
         "gpus": names,
@@ -63,7 +65,7 @@ def run(json: bool) -> None:
     }
     for backend in backends:
         facts |= backend.facts()
-    if json:
+    if asked.json:
         print(json_module.dumps(facts, indent=1))
         return
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -78,17 +80,16 @@ def run(json: bool) -> None:
     )
     table.add_row("GPU", ", ".join(names) or "none", "" if gpus else "everything runs on the CPU")
     for index, gpu in enumerate(gpus):
-        notes = [each.about(gpu) for each in backends if gpu.type in each.device_types]
+        notes = [escape(each.about(gpu)) for each in backends if gpu.type in each.device_types]
         table.add_row(f"kernels on GPU {index}", chosen_backend(gpu), "; ".join(filter(None, notes)))
     for backend in backends:
         for row in backend.rows():
             table.add_row(*row)
-    asked = os.environ.get("KSURGEON_BACKEND")
-    table.add_row(
-        "kernels",
-        chosen_backend(),
-        f"KSURGEON_BACKEND={asked}" if asked else "of " + ", ".join(available_backends()),
-    )
+    for name, reason in broken_backends().items():
+        table.add_row(f"{name} kernels", "[yellow]broken[/]", escape(reason))
+    named = os.environ.get("KSURGEON_BACKEND")
+    note = f"KSURGEON_BACKEND={named}" if named else "of " + ", ".join(available_backends())
+    table.add_row("kernels", chosen_backend(), note)
     out.print(table)
 
 

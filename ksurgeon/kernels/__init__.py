@@ -7,6 +7,7 @@ from ksurgeon.kernels.dispatch import apply_chain, at_once, beside, few_rows, op
 from ksurgeon.kernels.registry import (
     add,
     available_backends,
+    broken_backends,
     chosen_backend,
     export_backend,
     machine,
@@ -20,6 +21,7 @@ __all__ = [
     "at_once",
     "available_backends",
     "beside",
+    "broken_backends",
     "chosen_backend",
     "export_backend",
     "few_rows",

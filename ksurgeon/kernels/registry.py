@@ -20,6 +20,7 @@ __all__ = [
     "add",
     "available_backends",
     "best_backend",
+    "broken_backends",
     "chosen_backend",
     "export_backend",
     "machine",
@@ -136,6 +137,12 @@ def registered_backends() -> tuple[Backend, ...]:
     """Every backend, there or not, in the order they were registered; the reference comes first."""
     _read_entry_points()
     return tuple(REGISTERED.values())
+
+
+def broken_backends() -> dict[str, str]:
+    """Backends of other packages that cannot be used, by the name of their entry points, and why."""
+    _read_entry_points()
+    return dict(_broken)
 
 
 def available_backends() -> tuple[str, ...]:

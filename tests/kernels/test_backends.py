@@ -309,19 +309,21 @@ def test_a_broken_entry_point_is_told_and_is_not_fatal(
     monkeypatch.setenv("KSURGEON_BACKEND", name)
     with pytest.raises(KsurgeonError, match=why):
         chosen_backend()
+    assert why in registry.broken_backends()[name]
 
 
 def test_doctor_lists_backends_from_outside(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ksurgeon.cli import doctor
+    from ksurgeon.cli.commands import Doctor
 
     register_backend(Counting)
-    doctor.run(json=True)
+    doctor.run(Doctor(json=True))
     told = json.loads(capsys.readouterr().out)
     assert told["registered_backends"]["counting"] == {"device_types": ["cpu"], "missing": None}
     assert told["backend"] == "counting" and "counting" in told["backends"]
     monkeypatch.setattr(Counting, "why_missing", lambda self, device=None: "its chip [is] not there")
-    doctor.run(json=False)
+    doctor.run(Doctor())
     said = capsys.readouterr().out
     assert "counting kernels" in said and "its chip [is] not there" in said
