@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ksurgeon.frontend import KFrontend
     from ksurgeon.geometry import find_arrangement, neighbour_share
     from ksurgeon.integrations.hf_config import KsurgeonConfig
+    from ksurgeon.kernels.backend import Backend
+    from ksurgeon.kernels.registry import register_backend
     from ksurgeon.kmatrix.conv import KPointwiseConv
     from ksurgeon.kmatrix.linear import KLinear
     from ksurgeon.kmatrix.matrix import KMatrix
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from ksurgeon.train.gradual import distill_gradually
 
 _HOMES = {
+    "Backend": "kernels.backend",
     "Butterfly": "kmatrix.structures",
     "Chain": "kmatrix.structures",
     "Conversion": "surgery.conversion",
@@ -119,6 +122,7 @@ _HOMES = {
     "prepack": "surgery.prepack",
     "quantize": "surgery.quantize",
     "read_plan": "rules.files",
+    "register_backend": "kernels.registry",
     "register_structure": "kmatrix.structures",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
@@ -128,6 +132,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Backend",
     "Butterfly",
     "Chain",
     "Conversion",
@@ -183,6 +188,7 @@ __all__ = [
     "prepack",
     "quantize",
     "read_plan",
+    "register_backend",
     "register_structure",
     "replace_modules",
     "revert",

@@ -9,6 +9,8 @@ import pytest
 import ksurgeon
 
 PROMISED = [
+    "Backend",
+    "register_backend",
     "export_model",
     "ExportError",
     "find",

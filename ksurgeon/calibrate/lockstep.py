@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ksurgeon.calibrate.modes import without_autocast
 from ksurgeon.calibrate.rows import input_rows, output_rows, row_mask, shown_rows
-from ksurgeon.errors import InputError
+from ksurgeon.errors import InputError, SurgeryError
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import ExampleInputs, as_call, call_model, tensors_of
 from ksurgeon.find.unchanged import example_run
@@ -22,7 +23,7 @@ from ksurgeon.torch_private import forget_hook_with_kwargs
 if TYPE_CHECKING:
     from ksurgeon.calibrate.passes import Stop
 
-__all__ = ["Joint", "Reached", "affordable", "can_compensate", "in_lockstep"]
+__all__ = ["Joint", "Reached", "affordable", "can_compensate", "in_lockstep", "require_greenlet"]
 
 _LARGEST = 4096  # entries of the vectors whose moments are kept
 _ROWS = 4096  # vectors of a batch that a site takes, at most
@@ -80,6 +81,20 @@ def can_compensate(site: Site) -> bool:
     return called and site.in_features // _groups(site) <= _LARGEST
 
 
+def require_greenlet() -> None:
+    """Return if forward passes can be held inside a layer.
+
+    Raises:
+        SurgeryError: greenlet is not installed.
+    """
+    if find_spec("greenlet") is None:
+        raise SurgeryError(
+            "error propagation holds forward passes inside of layers, which needs greenlet: "
+            "pip install 'ksurgeon[compensate]', or fit each layer by itself with compensate=False, the "
+            "command with --no-compensate"
+        )
+
+
 def in_lockstep(
     model: nn.Module,
     sites: Sequence[Site],
@@ -92,9 +107,9 @@ def in_lockstep(
 
     Each batch runs twice at once, in greenlets: through the original layers and, from the first replaced
     site on, through the replacements. So the whole walk costs two forward passes, and the memory of what is
-    alive in them at one site; ``affordable`` tells how many batches that allows. The model itself is never
-    changed. A layer that is called again later is not stopped at again. Sites that no batch reaches are not
-    yielded.
+    alive in them at one site; ``affordable`` tells how many batches that allows. Threads in their place would
+    each hold a team of OpenMP's. The model itself is never changed. A layer that is called again later is
+    not stopped at again. Sites that no batch reaches are not yielded.
 
     Args:
         model: the model.

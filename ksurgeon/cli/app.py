@@ -1,25 +1,40 @@
 """The command line's table of contents: every command, in the order of the help."""
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
-from ksurgeon.cli.commands import (
-    convert,
-    diff,
-    doctor,
-    export,
-    find,
-    plan,
-    revert,
-    rules,
-    show,
-    show_rule,
-)
-from ksurgeon.cli.commands_training import distill, finetune, run_recipe
+from ksurgeon.cli import commands, commands_training
 from ksurgeon.cli.environment import check_environment
 
 __all__ = ["app"]
+
+_COMMANDS = {
+    "find": commands.Find,
+    "convert": commands.Convert,
+    "plan": commands.Plan,
+    "distill": commands_training.Distill,
+    "finetune": commands_training.Finetune,
+    "run": commands_training.RunRecipe,
+    "show": commands.Show,
+    "revert": commands.Revert,
+    "export": commands.Export,
+    "diff": commands.Diff,
+    "doctor": commands.Doctor,
+}
+_HOMES = {asked: name for name, asked in _COMMANDS.items()} | {
+    commands_training.Distill: "train",
+    commands_training.Finetune: "train",
+    commands.Rules: "rules",
+    commands.ShowRule: "show_rule",
+}
+
+
+def _carry_out(asked: Any, debug: bool) -> None:
+    """Run a command: the module of the work, which imports torch, is imported for that alone."""
+    import_module(f"ksurgeon.cli.{_HOMES[type(asked)]}").run(asked)
+
 
 app = typer.Typer(
     name="ksurgeon",
@@ -28,6 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    result_callback=_carry_out,
 )
 
 
@@ -38,19 +54,10 @@ def _root(
     check_environment()
 
 
-app.command()(find)
-app.command()(convert)
-app.command()(plan)
-app.command()(distill)
-app.command()(finetune)
-app.command("run")(run_recipe)
-app.command()(show)
-app.command()(revert)
-app.command()(export)
-app.command()(diff)
-app.command()(doctor)
+for _name, _asked in _COMMANDS.items():
+    app.command(_name)(_asked)
 
 rules_app = typer.Typer(help="List the built-in rules, or show one.", invoke_without_command=True)
-rules_app.callback()(rules)
-rules_app.command("show")(show_rule)
+rules_app.callback()(commands.Rules)
+rules_app.command("show")(commands.ShowRule)
 app.add_typer(rules_app, name="rules")

@@ -1,5 +1,6 @@
-"""Signatures of the commands that train; the work, and the import of torch, begins inside them."""
+"""What the commands that train are asked: arguments, options, help; imports no torch."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -24,125 +25,100 @@ from ksurgeon.cli.options import (
     expanded,
 )
 
-__all__ = ["distill", "finetune", "run_recipe"]
+__all__ = ["Distill", "Finetune", "RunRecipe"]
 
 
-def distill(
-    folder: Folder,
-    data: TrainingData,
+@dataclass(frozen=True)
+class _Subject:
+    folder: Folder
+    data: TrainingData
+
+
+@dataclass(frozen=True)
+class _Teacher:
     teacher: Annotated[
         str | None,
         typer.Option(
             callback=expanded, help="a model as any command takes it; else what FOLDER was made from"
         ),
-    ] = None,
+    ] = None
     teacher_weights: Annotated[
         str | None, typer.Option(callback=expanded, help="auto, pretrained, or FILE.safetensors")
-    ] = None,
-    task: TaskName = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    minutes: Minutes = None,
-    batch: Batch = None,
-    lr: Rate = None,
-    gradual: Annotated[int, typer.Option(help="operate in so many groups, healing after each")] = 0,
+    ] = None
+    gradual: Annotated[int, typer.Option(help="operate in so many groups, healing after each")] = 0
     tolerance: Annotated[
         float | None, typer.Option(help="with --gradual: stop before a held-out metric falls by more")
-    ] = None,
-    output: Output = None,
-    resume: Resume = False,
-    device: Where = None,
-    trust_remote_code: TrustRemoteCode = False,
-    seed: SomeSeed = None,
-    set: SetOptions = None,
-    json: AsJson = False,
-    yes: Yes = False,
-) -> None:
+    ] = None
+
+
+@dataclass(frozen=True)
+class _Training:
+    task: TaskName = None
+    steps: Steps = None
+    epochs: Epochs = None
+    minutes: Minutes = None
+    batch: Batch = None
+    lr: Rate = None
+    output: Output = None
+    resume: Resume = False
+    device: Where = None
+    trust_remote_code: TrustRemoteCode = False
+    seed: SomeSeed = None
+    set: SetOptions = None
+    json: AsJson = False
+    yes: Yes = False
+
+
+@dataclass(frozen=True)
+class Distill(_Training, _Teacher, _Subject):  # options in the order of the bases, the last one first
     """Let a converted model learn from its original, on data that needs no labels.
 
     The folder is FOLDER-distilled unless -o names another; checkpoints and log lie beside it.
     """
-    from ksurgeon.cli.train import Request, run_distill
-
-    given = {"task": task, "steps": steps, "epochs": epochs, "minutes": minutes, "batch": batch, "lr": lr}
-    asked = Request(
-        folder=folder, data=data, output=output, resume=resume, device=device, settings=set or [],
-        given={**given, "seed": seed}, trust_remote_code=trust_remote_code, json=json, yes=yes,
-    )  # fmt: skip
-    run_distill(asked, teacher, teacher_weights, gradual, tolerance)
 
 
-def finetune(
-    folder: Folder,
-    data: TrainingData,
-    task: TaskName = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    minutes: Minutes = None,
-    batch: Batch = None,
-    lr: Rate = None,
-    output: Output = None,
-    resume: Resume = False,
-    device: Where = None,
-    trust_remote_code: TrustRemoteCode = False,
-    seed: SomeSeed = None,
-    set: SetOptions = None,
-    json: AsJson = False,
-    yes: Yes = False,
-) -> None:
+@dataclass(frozen=True)
+class Finetune(_Training, _Subject):
     """Train a converted model on labels, without a teacher.
 
     The folder is FOLDER-finetuned unless -o names another; checkpoints and log lie beside it.
     """
-    from ksurgeon.cli.train import Request, run_finetune
-
-    given = {"task": task, "steps": steps, "epochs": epochs, "minutes": minutes, "batch": batch, "lr": lr}
-    asked = Request(
-        folder=folder, data=data, output=output, resume=resume, device=device, settings=set or [],
-        given={**given, "seed": seed}, trust_remote_code=trust_remote_code, json=json, yes=yes,
-    )  # fmt: skip
-    run_finetune(asked)
 
 
-def run_recipe(
+@dataclass(frozen=True)
+class RunRecipe:
+    """Carry out a whole experiment: surgery, training and evaluation, written to a results file.
+
+    The folder is runs/NAME unless -o names another.
+    """
+
     recipe: Annotated[
         str,
         typer.Argument(callback=expanded, metavar="RECIPE", help="a recipe file (.toml)", show_default=False),
-    ],
-    output: Output = None,
-    minutes: Annotated[float | None, typer.Option(help="of training, in place of the recipe's")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="of the recipe's variants, only this one")] = None,
+    ]
+    output: Output = None
+    minutes: Annotated[float | None, typer.Option(help="of training, in place of the recipe's")] = None
+    only: Annotated[list[str] | None, typer.Option(help="of the recipe's variants, only this one")] = None
     quick: Annotated[
         bool, typer.Option("--quick", help="a short run that shows that all works; the folder is NAME-quick")
-    ] = False,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="of every variant, in place of the recipe's")
-    ] = None,
+    ] = False
+    seeds: Annotated[int | None, typer.Option(min=1, help="of every variant, in place of the recipe's")] = (
+        None
+    )
     jobs: Annotated[
         int | None,
         typer.Option(
             min=1, help="trainings side by side; from scratch as many as there are cores, otherwise one"
         ),
-    ] = None,
-    resume: Resume = False,
-    device: Where = None,
-    trust_remote_code: TrustRemoteCode = False,
-    set: SetOptions = None,
+    ] = None
+    resume: Resume = False
+    device: Where = None
+    trust_remote_code: TrustRemoteCode = False
+    set: SetOptions = None
     plot: Annotated[
         str | None,
         typer.Option(
             callback=expanded, metavar="FILE", help="draw metrics over parameters (.png, .svg, .pdf)"
         ),
-    ] = None,
-    yes: Yes = False,
-) -> None:
-    """Carry out a whole experiment: surgery, training and evaluation, written to a results file.
-
-    The folder is runs/NAME unless -o names another.
-    """
-    from ksurgeon.cli.run import run
-
-    run(
-        recipe, output, minutes, only or [], quick, seeds, jobs, resume, device, trust_remote_code,
-        set or [], plot, yes,
-    )  # fmt: skip
+    ] = None
+    yes: Yes = False

@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.markup import escape
 from torch import nn
 
+from ksurgeon.cli.commands import Convert
 from ksurgeon.cli.console import err, out, progress_bar, status
-from ksurgeon.cli.opening import open_batches, open_on
+from ksurgeon.cli.opening import open_asked, open_batches
 from ksurgeon.cli.target import agree_on_target
 from ksurgeon.find import Finder
 from ksurgeon.find.inputs import ExampleInputs
@@ -27,40 +28,19 @@ from ksurgeon.surgery.storage import save
 __all__ = ["run"]
 
 
-def run(
-    model: str,
-    rule: str | None,
-    plan: str | None,
-    data: str | None,
-    examples: int,
-    tokenizer: str | None,
-    max_length: int,
-    compensate: bool,
-    int8: bool,
-    fold: bool,
-    output: str | None,
-    weights: str,
-    input_size: str | None,
-    seed: int,
-    device: str,
-    trust_remote_code: bool,
-    dry_run: bool,
-    json: bool,
-    yes: bool,
-    everything: bool,
-) -> None:
-    given = read_plan(plan) if plan is not None else None
-    chosen = load_rule(rule) if rule is not None else None
-    target = output or _default_folder(model, chosen.name if chosen else "plan")
-    if not dry_run:
-        target = agree_on_target(target, yes)
-    loaded = open_on(model, weights, input_size, seed, device, trust_remote_code)
-    batches = open_batches(data, loaded, examples, tokenizer, max_length) if data is not None else None
+def run(asked: Convert) -> None:
+    given = read_plan(asked.plan) if asked.plan is not None else None
+    chosen = load_rule(asked.rule) if asked.rule is not None else None
+    target = asked.output or _default_folder(asked.model, chosen.name if chosen else "plan")
+    if not asked.dry_run:
+        target = agree_on_target(target, asked.yes)
+    loaded = open_asked(asked.model, asked)
+    batches = open_batches(asked.data, loaded, asked) if asked.data is not None else None
     example_inputs = (
         batches.example if batches is not None and loaded.guesses else loaded.example_inputs
     )  # data of the user's are a better guess
-    if dry_run:
-        _show_plan(loaded.model, example_inputs, chosen, given, model, json)
+    if asked.dry_run:
+        _show_plan(loaded.model, example_inputs, chosen, given, asked.model, asked.json)
         return
     with progress_bar("fitting", "finding sites") as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*matches nothing", UserWarning)  # the report says it
@@ -70,22 +50,22 @@ def run(
             example_inputs,
             source=loaded.source,
             data=batches,
-            compensate=compensate,
-            weights="int8" if int8 else None,
-            fold=fold,
-            seed=seed,
+            compensate=asked.compensate,
+            weights="int8" if asked.int8 else None,
+            fold=asked.fold,
+            seed=asked.seed,
             progress=progress,
         )
     with status("measuring latency, original and converted in turns"):
         conversion.record.outcome = measure(conversion, example_inputs)
     named = loaded.source.name if loaded.source.kind == "transformers" else None
-    beside = model if Path(model).is_dir() else named
+    beside = asked.model if Path(asked.model).is_dir() else named
     with status("copying tokenizer and processor") if beside else nullcontext():
         written = read_record(save(conversion.model, target, files_from=beside))
-    if json:
+    if asked.json:
         print(json_module.dumps({"folder": str(target), **_plain(written)}, indent=1))
         return
-    show_record(out, conversion.record, everything=everything)
+    show_record(out, conversion.record, everything=asked.all)
     place, sourced = escape(str(target)), written.source is not None
     own = written.source is not None and written.source.code is not None
     folder = escape(shlex.quote(str(target)))

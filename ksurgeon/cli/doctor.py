@@ -11,9 +11,9 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from ksurgeon.cli.commands import Doctor
 from ksurgeon.cli.console import out
-from ksurgeon.kernels import available_backends, chosen_backend, cpu, cuda
-from ksurgeon.kernels.cache import may_tune
+from ksurgeon.kernels import available_backends, broken_backends, chosen_backend, registered_backends
 
 __all__ = ["run"]
 
@@ -32,11 +32,6 @@ _PACKAGES = (
     "speechbrain",
     "librosa",
 )
-_TEAMS = {
-    "libgomp": "they run on PyTorch's threads (libgomp)",
-    "libomp": "they run on PyTorch's threads (libomp, LLVM's or Intel's)",
-    "own": "they run on threads of their own, as this PyTorch was built without OpenMP",
-}
 _UNUSED = "nothing, unless your models use it"
 _COSTS = {
     "torchvision": "models of torchvision and timm do not work",
@@ -49,24 +44,28 @@ _COSTS = {
 }
 
 
-def run(json: bool) -> None:
+def run(asked: Doctor) -> None:
     found = {name: _version(name) for name in _PACKAGES}
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    facts = {
+    backends, gpus = registered_backends(), _gpus()
+    names = [_name_of(gpu) for gpu in gpus]
+    facts: dict[str, object] = {
         "python": platform.python_version(),
         "packages": found,
         "backends": list(available_backends()),
         "backend": chosen_backend(),
-        "cpu_kernels": cpu.instruction_set() if cpu.is_available() else None,
-        "cpu_threads": cpu.team() if cpu.is_available() else None,
+        "registered_backends": {
+            each.name: {"device_types": list(each.device_types), "missing": each.why_missing() or None}
+            for each in backends
+        },
+        "broken_backends": broken_backends(),
         "KSURGEON_BACKEND": os.environ.get("KSURGEON_BACKEND"),
         "threads": torch.get_num_threads(),
-        "tuning": _tuning(),
-        "gpus": gpus,
-        "kernels_on_gpus": [chosen_backend(torch.device("cuda", i)) for i in range(len(gpus))],
-        "choices_on_gpus": [_choices(i) for i in range(len(gpus))],
+        "gpus": names,
+        "kernels_on_gpus": [chosen_backend(gpu) for gpu in gpus],
     }
-    if json:
+    for backend in backends:
+        facts |= backend.facts()
+    if asked.json:
         print(json_module.dumps(facts, indent=1))
         return
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -79,20 +78,30 @@ def run(json: bool) -> None:
     table.add_row(
         "threads", str(torch.get_num_threads()), "torch.set_num_threads or OMP_NUM_THREADS changes it"
     )
-    table.add_row("GPU", ", ".join(gpus) or "none", "" if gpus else "everything runs on the CPU")
-    for index in range(len(gpus)):
-        chosen = chosen_backend(torch.device("cuda", index))
-        table.add_row(f"kernels on GPU {index}", chosen, _gpu_note(index))
-    table.add_row("cpu kernels", *_cpu_kernels())
-    tuning = _tuning()
-    table.add_row("tuning", "on" if tuning["on"] else "off", _tuning_note(tuning))
-    asked = os.environ.get("KSURGEON_BACKEND")
-    table.add_row(
-        "kernels",
-        chosen_backend(),
-        f"KSURGEON_BACKEND={asked}" if asked else "of " + ", ".join(available_backends()),
-    )
+    table.add_row("GPU", ", ".join(names) or "none", "" if gpus else "everything runs on the CPU")
+    for index, gpu in enumerate(gpus):
+        notes = [escape(each.about(gpu)) for each in backends if gpu.type in each.device_types]
+        table.add_row(f"kernels on GPU {index}", chosen_backend(gpu), "; ".join(filter(None, notes)))
+    for backend in backends:
+        for row in backend.rows():
+            table.add_row(*row)
+    for name, reason in broken_backends().items():
+        table.add_row(f"{name} kernels", "[yellow]broken[/]", escape(reason))
+    named = os.environ.get("KSURGEON_BACKEND")
+    note = f"KSURGEON_BACKEND={named}" if named else "of " + ", ".join(available_backends())
+    table.add_row("kernels", chosen_backend(), note)
     out.print(table)
+
+
+def _gpus() -> list[torch.device]:
+    found = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if found else 0
+    return [torch.device(found.type, index) for index in range(count)] if found else []
+
+
+def _name_of(gpu: torch.device) -> str:
+    name: Any = getattr(torch.get_device_module(gpu), "get_device_name", None)
+    return gpu.type if name is None else str(name(gpu))
 
 
 def _package_note(name: str, number: str | None) -> str:
@@ -104,57 +113,6 @@ def _package_note(name: str, number: str | None) -> str:
         except Exception as error:
             return f"[yellow]cannot be imported[/]: {escape(str(error).strip())}"
     return ""
-
-
-def _gpu_note(index: int) -> str:
-    reason = cuda.why_not(index)
-    if reason is not None:
-        return reason
-    choices = _choices(index)
-    return (
-        f"each kind of product is checked and measured at its first use; {len(choices['measured'])} "
-        f"measured so far, kept in {choices['cache']}"
-    )
-
-
-def _choices(index: int) -> dict[str, Any]:
-    """What was chosen on a GPU, by kind of product, and where that is kept."""
-    if cuda.why_not(index) is not None:
-        return {"cache": None, "measured": {}}
-    from ksurgeon.kernels.cuda.trial import cache_of
-
-    cache = cache_of(index)
-    return {"cache": str(cache.path), "measured": cache.all()}
-
-
-def _cpu_kernels() -> tuple[str, str]:
-    if cpu.is_available():
-        return cpu.instruction_set(), (
-            f"compiled at installation, instruction set chosen at run time; {_TEAMS[cpu.team()]}"
-        )
-    return "[yellow]missing[/]", (
-        f"{cpu.why_missing()}; the reference runs instead, with the same results and several times slower on "
-        "CPU: install a C++ compiler, then `pip install --force-reinstall --no-deps ksurgeon`"
-    )
-
-
-def _tuning() -> dict[str, Any]:
-    """Whether ways to merge are measured, which classes of products were, and where that is kept."""
-    if not cpu.is_available():
-        return {"on": False, "cache": None, "measured": {}}
-    from ksurgeon.kernels.cpu.tune import tuner
-
-    return {"on": may_tune(), "cache": str(tuner.cache.path), "measured": tuner.cache.all()}
-
-
-def _tuning_note(tuning: dict[str, Any]) -> str:
-    if tuning["cache"] is None:
-        return "there is nothing to tune without compiled kernels"
-    count = len(tuning["measured"])
-    kept = (
-        f"{count} class{'es' * (count != 1)} of products measured on this machine, kept in {tuning['cache']}"
-    )
-    return kept if tuning["on"] else f"KSURGEON_TUNE=0: fixed choices; {kept}"
 
 
 def _version(name: str) -> str | None:

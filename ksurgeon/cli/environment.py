@@ -23,11 +23,17 @@ def check_environment() -> None:
     """
     for name, allowed in _ALLOWED.items():
         value = os.environ.get(name)
-        if value is not None and value not in allowed:
+        if value is None or value in allowed:
+            continue
+        remedy = "name one of these"
+        if name == "KSURGEON_BACKEND":  # of other packages, which need not be imported for their names
+            from importlib.metadata import entry_points
+
+            allowed = (*allowed, *entry_points(group="ksurgeon.backends").names)
+            remedy = "name one of these, or install the package that brings it"
+        if value not in allowed:
             named = ", ".join(filter(None, allowed))
-            raise KsurgeonError(
-                f"{name}={value!r}: allowed are {named}; unset the variable or name one of these"
-            )
+            raise KsurgeonError(f"{name}={value!r}: allowed are {named}; unset the variable or {remedy}")
     library = os.environ.get("KSURGEON_CPU_LIBRARY")
     if library and not Path(library).is_file():
         raise KsurgeonError(

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from ksurgeon.cli.commands import Export
 from ksurgeon.cli.console import out, status
 from ksurgeon.cli.opening import open_on
 from ksurgeon.cli.target import agree_on_file
@@ -27,37 +28,28 @@ __all__ = ["run"]
 _RUNS = {"onnx": "onnxruntime", "pt2": "torch.export, run eagerly", "aoti": "AOTInductor"}
 
 
-def run(
-    model: str,
-    to: str,
-    output: str | None,
-    input_size: str | None,
-    seed: int,
-    trust_remote_code: bool,
-    compare: bool,
-    kernels: bool,
-    json: bool,
-    yes: bool,
-) -> None:
-    suffix = FORMATS[to].suffix if to in FORMATS else ""
-    target = agree_on_file(output or Path(model).name.replace(":", "-") + suffix, yes)
-    loaded = open_on(model, "auto", input_size, seed, "cpu", trust_remote_code)
+def run(asked: Export) -> None:
+    suffix = FORMATS[asked.to].suffix if asked.to in FORMATS else ""
+    target = agree_on_file(asked.output or Path(asked.folder).name.replace(":", "-") + suffix, asked.yes)
+    loaded = open_on(asked.folder, "auto", asked.input_size, asked.seed, "cpu", asked.trust_remote_code)
     loaded = replace(loaded, make_inputs=partial(_as_tokenized, loaded.example_inputs))
-    with status(f"exporting to {to}"):
-        exported = export_model(loaded.model, target, loaded.example_inputs, to=to, kernels=kernels)
+    with status(f"exporting to {asked.to}"):
+        exported = export_model(
+            loaded.model, target, loaded.example_inputs, to=asked.to, kernels=asked.kernels
+        )
     facts: dict[str, object] = {
         "file": str(target),
-        "to": to,
+        "to": asked.to,
         "open": exported.opened,
         "bytes": exported.size,
         "largest_error": exported.largest_error,
     }
-    if kernels:
+    if asked.kernels:
         facts["library"] = onnx_library()
     record = record_of(loaded.model)
-    if compare and record is not None and record.operations:
+    if asked.compare and record is not None and record.operations:
         facts |= _beside_dense(loaded, exported)
-    if json:
+    if asked.json:
         print(json_module.dumps(facts, indent=1))
         return
     _show(exported, facts)

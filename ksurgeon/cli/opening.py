@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from ksurgeon.calibrate import Batches, open_data
+from ksurgeon.cli.commands import Convert, Diff, Find, Plan
 from ksurgeon.cli.console import err, status
 from ksurgeon.errors import InputError, WeightsError
 from ksurgeon.kernels import chosen_backend
@@ -18,7 +19,7 @@ from ksurgeon.surgery.record import record_of
 from ksurgeon.surgery.recorded import inputs_like
 from ksurgeon.surgery.storage import load
 
-__all__ = ["open_batches", "open_on"]
+__all__ = ["open_asked", "open_batches", "open_on"]
 
 
 def open_on(
@@ -49,24 +50,23 @@ def open_on(
     return loaded
 
 
-def open_batches(
-    data: str,
-    loaded: LoadedModel,
-    examples: int,
-    tokenizer: str | None,
-    max_length: int,
-    batch_size: int = 16,
-) -> Batches:
+def open_asked(name: str, asked: Convert | Diff | Find | Plan, weights: str | None = None) -> LoadedModel:
+    """``open_on`` as a command is asked to, but for the weights where others are named."""
+    weights = asked.weights if weights is None else weights
+    return open_on(name, weights, asked.input_size, asked.seed, asked.device, asked.trust_remote_code)
+
+
+def open_batches(data: str, loaded: LoadedModel, asked: Convert | Plan, batch_size: int = 16) -> Batches:
     """The data that a command is given, for the model; what cannot be read is said."""
     with status("reading data"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         batches = open_data(
             data,
             loaded.model,
-            examples=examples,
+            examples=asked.examples,
             batch_size=batch_size,
-            tokenizer=tokenizer,
-            max_length=max_length,
+            tokenizer=asked.tokenizer,
+            max_length=asked.max_length,
             source=loaded.source,
             example_inputs=None if loaded.guesses else loaded.example_inputs,
         )

@@ -5,16 +5,18 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from rich.markup import escape
 from torch import nn
 
 from ksurgeon.calibrate.harm import HarmName, is_harm
 from ksurgeon.calibrate.run import Run
+from ksurgeon.cli.commands import Convert, Plan
 from ksurgeon.cli.console import err, out, stages
-from ksurgeon.cli.opening import open_batches, open_on
+from ksurgeon.cli.opening import open_asked, open_batches
 from ksurgeon.cli.target import agree_on_file
 from ksurgeon.errors import FolderError, InputError
 from ksurgeon.find.inputs import ExampleInputs, as_call
@@ -27,97 +29,61 @@ from ksurgeon.rules.files import write_plan
 __all__ = ["run"]
 
 _SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+_HANDED_ON = ("examples", "tokenizer", "max_length", "weights", "input_size", "seed", "device")
 _ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
-def run(
-    model: str,
-    budget: str,
-    data: str,
-    output: str,
-    targets: list[str],
-    ignore: list[str],
-    structures: list[str] | None,
-    explained: list[str],
-    front: bool,
-    plot: str | None,
-    harm: str,
-    metric: str | None,
-    examples: int,
-    batch_size: int,
-    tokenizer: str | None,
-    max_length: int,
-    generate: int,
-    threads: int | None,
-    precision: Literal["bfloat16", "int8"] | None,
-    runtime: Literal["eager", "compile", "onnx"],
-    weights: str,
-    input_size: str | None,
-    seed: int,
-    device: str,
-    trust_remote_code: bool,
-    fresh: bool,
-    json: bool,
-    everything: bool,
-) -> None:
-    wanted = Budget.parse(budget)
-    if not is_harm(harm):
-        raise InputError(f"--harm {harm}: allowed: {', '.join(get_args(HarmName))}")
-    _check_files(output, plot)
-    measure = cast(Callable[[nn.Module], float], named_function(metric)) if metric else None
-    loaded = open_on(model, weights, input_size, seed, device, trust_remote_code)
-    batches = open_batches(data, loaded, examples, tokenizer, max_length, batch_size)
+def run(asked: Plan) -> None:
+    wanted = Budget.parse(asked.budget)
+    if not is_harm(asked.harm):
+        raise InputError(f"--harm {asked.harm}: allowed: {', '.join(get_args(HarmName))}")
+    _check_files(asked.output, asked.plot)
+    measure = cast(Callable[[nn.Module], float], named_function(asked.metric)) if asked.metric else None
+    loaded = open_asked(asked.model, asked)
+    batches = open_batches(asked.data, loaded, asked, asked.batch_size)
     values = sorted({*(_ERRORS if wanted.kind == "error" else _SHARES), wanted.value}, reverse=True)
-    with stages("calibrating") as stage, warnings.catch_warnings(), _promising(fresh):
+    with stages("calibrating") as stage, warnings.catch_warnings(), _promising(asked.fresh):
         warnings.simplefilter("ignore", UserWarning)
         planning = search(
             loaded.model,
             wanted,
             batches,
-            targets=targets,
-            ignore=ignore,
-            structures=structures or None,
-            harm=harm,
+            targets=asked.targets or [],
+            ignore=asked.ignore or [],
+            structures=asked.structures or None,
+            harm=asked.harm,
             metric=measure,
-            run=_generating(generate) if generate else None,
-            threads=threads,
-            precision=precision,
-            runtime=runtime,
-            seed=seed,
-            keep=not fresh,
+            run=_generating(asked.generate) if asked.generate else None,
+            threads=asked.threads,
+            precision=asked.precision,
+            runtime=asked.runtime,
+            seed=asked.seed,
+            keep=not asked.fresh,
             stage=stage,
         )
-        sites = [planning.options_of(path) for path in explained]
-        others = planning.front(values, stage) if front or plot else []
+        sites = [planning.options_of(path) for path in asked.explain or []]
+        others = planning.front(values, stage) if asked.front or asked.plot else []
     try:
-        write_plan(planning.plan, output)
+        write_plan(planning.plan, asked.output)
     except FolderError:
         show_planning(out, planning, everything=True)  # what hours of work found is not lost
         raise
-    pictures = _draw(plot, planning, others)
-    if json:
-        print(json_module.dumps(_plain(planning, others, output), indent=1))
+    pictures = _draw(asked.plot, planning, others)
+    if asked.json:
+        print(json_module.dumps(_plain(planning, others, asked.output), indent=1))
         return
-    show_planning(out, planning, everything=everything)
+    show_planning(out, planning, everything=asked.all)
     if others:
         show_front(out, planning, others)
     for options in sites:
         explain_site(out, planning, options)
-    given = {
-        "examples": examples,
-        "tokenizer": tokenizer,
-        "max-length": max_length,
-        "weights": weights,
-        "input-size": input_size,
-        "seed": seed,
-        "device": device,
-    }
-    defaults = {"examples": 512, "max-length": 128, "weights": "auto", "seed": 0, "device": "cpu"}
-    changed = {name: value for name, value in given.items() if value != defaults.get(name)}
-    command = ["ksurgeon", "convert", model, "--plan", output, "--data", data]
-    command += [str(word) for name, value in changed.items() for word in (f"--{name}", value)]
-    command += ["--trust-remote-code"] * trust_remote_code
-    out.print(f"\n[bold]Written to {escape(', '.join([output, *pictures]))}[/]", highlight=False)
+    defaults = {field.name: field.default for field in fields(Convert)}
+    changed = {name: getattr(asked, name) for name in _HANDED_ON if getattr(asked, name) != defaults[name]}
+    command = ["ksurgeon", "convert", asked.model, "--plan", asked.output, "--data", asked.data]
+    for name, value in changed.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    command += ["--trust-remote-code"] * asked.trust_remote_code
+    out.print(f"\n[bold]Written to {escape(', '.join([asked.output, *pictures]))}[/]", highlight=False)
     out.print(f"  carry it out  {shlex.join(command)}", highlight=False, markup=False, soft_wrap=True)
 
 

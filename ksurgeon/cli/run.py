@@ -6,6 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ksurgeon.cli.commands_training import RunRecipe
 from ksurgeon.cli.console import err, out
 from ksurgeon.cli.train import parse_settings
 from ksurgeon.cli.training import TerminalListener
@@ -22,61 +23,47 @@ from ksurgeon.surgery.folders import require_writable
 __all__ = ["run"]
 
 
-def run(
-    recipe: str,
-    output: str | None,
-    minutes: float | None,
-    only: list[str],
-    quick: bool,
-    seeds: int | None,
-    jobs: int | None,
-    resume: bool,
-    device: str | None,
-    trust_remote_code: bool,
-    settings: list[str],
-    plot: str | None,
-    yes: bool,
-) -> None:
-    whole = load_recipe(recipe)
-    loaded = whole.quickened() if quick else whole
-    compares = loaded.is_from_scratch or bool(seeds or loaded.seeds)
-    if plot is not None:
-        check_picture(Path(plot))
+def run(asked: RunRecipe) -> None:
+    whole = load_recipe(asked.recipe)
+    loaded = whole.quickened() if asked.quick else whole
+    compares = loaded.is_from_scratch or bool(asked.seeds or loaded.seeds)
+    if asked.plot is not None:
+        check_picture(Path(asked.plot))
         if loaded.evaluate is None and not compares:
             raise RecipeError(
-                f"--plot {plot}: the recipe {loaded.name} evaluates nothing that could be drawn"
+                f"--plot {asked.plot}: the recipe {loaded.name} evaluates nothing that could be drawn"
             )
-    folder = Path(output or Path("runs") / (f"{loaded.name}-quick" if quick else loaded.name))
+    folder = Path(asked.output or Path("runs") / (f"{loaded.name}-quick" if asked.quick else loaded.name))
     chosen_backend()
-    for file in (folder / RESULTS, *([Path(plot)] if plot is not None else [])):
+    for file in (folder / RESULTS, *([Path(asked.plot)] if asked.plot is not None else [])):
         require_writable(file)
-    if (folder / RESULTS).exists() and not (yes or resume):
+    if (folder / RESULTS).exists() and not (asked.yes or asked.resume):
         raise FolderError(
             f"{folder} holds earlier results; give --resume to go on, --yes to replace them, or another "
             "folder with -o"
         )
-    require_leave(loaded, trust_remote_code)
+    require_leave(loaded, asked.trust_remote_code)
     listener = TerminalListener(err)
-    options = parse_settings(settings, {"minutes": minutes})
-    picture = Path(plot) if plot is not None else folder / "results.svg"
+    options = parse_settings(asked.set or [], {"minutes": asked.minutes})
+    picture = Path(asked.plot) if asked.plot is not None else folder / "results.svg"
 
     def early(results: dict[str, Any]) -> None:
         if compares:
             err.print(seeds_table(results))
-            if plot is not None or can_draw():
+            if asked.plot is not None or can_draw():
                 draw_seeds(results, picture)
 
     try:
         results = run_recipe(
             loaded,
             folder,
-            only=tuple(only),
-            quick=quick,
-            seeds=seeds,
-            jobs=jobs,
-            resume=resume,
-            device=device,
-            trust_remote_code=trust_remote_code,
+            only=tuple(asked.only or []),
+            quick=asked.quick,
+            seeds=asked.seeds,
+            jobs=asked.jobs,
+            resume=asked.resume,
+            device=asked.device,
+            trust_remote_code=asked.trust_remote_code,
             listener=listener,
             progress=early,
             **options,
@@ -87,9 +74,9 @@ def run(
     written = str(folder / RESULTS)
     if compares and picture.is_file():
         written += f" and {picture}"
-    elif plot is not None:
+    elif asked.plot is not None:
         draw_results(results, picture)
-        written += f" and {plot}"
+        written += f" and {asked.plot}"
     out.print(f"[bold]Written to {escape(written)}[/]", highlight=False)
 
 

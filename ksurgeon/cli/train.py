@@ -3,12 +3,13 @@
 import json as json_module
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
+from ksurgeon.cli.commands_training import Distill, Finetune
 from ksurgeon.cli.console import err, out, status
 from ksurgeon.cli.target import agree_on_target
 from ksurgeon.cli.training import TerminalListener, describe_stage, side_by_side
@@ -25,74 +26,58 @@ from ksurgeon.train.processes import end_processes, is_first_process
 from ksurgeon.train.settings import make_settings
 from ksurgeon.train.trained import Trained
 
-__all__ = ["Request", "parse_settings", "run_distill", "run_finetune"]
+__all__ = ["parse_settings", "run"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What every training is asked for; ``given`` are the settings that have an option of their own."""
-
-    folder: str
-    data: str
-    output: str | None
-    resume: bool
-    device: str | None
-    settings: Sequence[str]
-    given: Mapping[str, Any]
-    trust_remote_code: bool
-    json: bool
-    yes: bool
-
-    def checked(self, suffix: str) -> tuple[Path, dict[str, Any]]:
-        """Where the result goes, and what the training is given, once what was asked for makes sense."""
-        options = parse_settings(self.settings, self.given)
-        make_settings(**options)
-        chosen_backend()
-        read_record(self.folder)
-        target = _target(self.output or f"{self.folder.rstrip('/')}-{suffix}", self.yes or self.resume)
-
-        def keep(reached: Trained | Gradual) -> None:
-            if is_first_process():
-                save(reached.model, target)
-
-        common = {"folder": _work(target), "resume": self.resume, "device": self.device, "keep": keep}
-        return target, common | options
+_OF_SETTINGS = ("task", "steps", "epochs", "minutes", "batch", "lr", "seed")
+"""Options that are settings of the training."""
 
 
-def run_distill(
-    asked: Request,
-    teacher: str | None,
-    teacher_weights: str | None,
-    gradual: int,
-    tolerance: float | None,
-) -> None:
-    from ksurgeon.train.teacher import find_teacher
-
-    target, common = asked.checked("distilled")
-    with _saying(f"opening {asked.folder} and its teacher"):
-        student = load(asked.folder, trust_remote_code=asked.trust_remote_code)
-        found = find_teacher(student, teacher, teacher_weights, asked.trust_remote_code)
-    with _listening() as listener:
-        common["listener"] = listener
-        if gradual:
-            if found.warning:
-                listener.note(found.warning)
-            reached = distill_gradually(
-                student, found, asked.data, groups=gradual, tolerance=tolerance, **common
-            )
-            trained, stages = reached.trained, reached.stages
-        else:
-            trained, stages = distill(student, found, asked.data, **common), []
+def run(asked: Distill | Finetune) -> None:
+    suffix = "distilled" if isinstance(asked, Distill) else "finetuned"
+    target, common = _checked(asked, suffix)
+    if isinstance(asked, Distill):
+        trained, stages = _distilled(asked, common)
+    else:
+        with _saying(f"opening {asked.folder}"):
+            model = load(asked.folder, trust_remote_code=asked.trust_remote_code)
+        with _listening() as listener:
+            trained, stages = finetune(model, asked.data, listener=listener, **common), []
     _report(trained, stages, target, asked.json)
 
 
-def run_finetune(asked: Request) -> None:
-    target, common = asked.checked("finetuned")
-    with _saying(f"opening {asked.folder}"):
-        model = load(asked.folder, trust_remote_code=asked.trust_remote_code)
+def _checked(asked: Distill | Finetune, suffix: str) -> tuple[Path, dict[str, Any]]:
+    """Where the result goes, and what the training is given, once what was asked for makes sense."""
+    options = parse_settings(asked.set or [], {name: getattr(asked, name) for name in _OF_SETTINGS})
+    make_settings(**options)
+    chosen_backend()
+    read_record(asked.folder)
+    target = _target(asked.output or f"{asked.folder.rstrip('/')}-{suffix}", asked.yes or asked.resume)
+
+    def keep(reached: Trained | Gradual) -> None:
+        if is_first_process():
+            save(reached.model, target)
+
+    common = {"folder": _work(target), "resume": asked.resume, "device": asked.device, "keep": keep}
+    return target, common | options
+
+
+def _distilled(asked: Distill, common: dict[str, Any]) -> tuple[Trained, Sequence[Stage]]:
+    from ksurgeon.train.teacher import find_teacher
+
+    with _saying(f"opening {asked.folder} and its teacher"):
+        student = load(asked.folder, trust_remote_code=asked.trust_remote_code)
+        found = find_teacher(student, asked.teacher, asked.teacher_weights, asked.trust_remote_code)
     with _listening() as listener:
-        trained = finetune(model, asked.data, listener=listener, **common)
-    _report(trained, [], target, asked.json)
+        common["listener"] = listener
+        if not asked.gradual:
+            return distill(student, found, asked.data, **common), []
+        if found.warning:
+            listener.note(found.warning)
+        reached = distill_gradually(
+            student, found, asked.data, groups=asked.gradual, tolerance=asked.tolerance, **common
+        )
+        return reached.trained, reached.stages
 
 
 def _report(trained: Trained, stages: Sequence[Stage], target: Path, json: bool) -> None:

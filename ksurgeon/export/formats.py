@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.errors import ExportError
-from ksurgeon.export.operators import onnx_library, translations
+from ksurgeon.export.operators import kernels_for_export, onnx_library
 from ksurgeon.find.inputs import as_call, call_model, tensors_of
 from ksurgeon.torch_private import compile_package, load_package
 
@@ -54,7 +54,7 @@ def _write_onnx(model: nn.Module, inputs: Any, shapes: Any, file: Path, kernels:
             verbose=False,
             optimize=True,
             output_names=_output_names(model, inputs),
-            custom_translation_table=translations() if kernels else None,
+            custom_translation_table=kernels_for_export().translations() if kernels else None,
         )
     assert program is not None
     program.save(str(file))

@@ -6,10 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ksurgeon.export.operators import kernels_for_export
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.kernels import operators_only, reference_only
-from ksurgeon.kernels.cpu.plan import Kind
-from ksurgeon.kernels.cpu.tune import choose
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.shuffle import KChannelShuffle
@@ -33,8 +32,7 @@ def plain(model: nn.Module, kernels: bool = False) -> Iterator[nn.Module]:
                 for inner in module.modules()
             }
             for matrix in (module for module in model.modules() if isinstance(module, KMatrix)):
-                kind: Kind = "columns" if id(matrix) in images else "rows"
-                factors = _merged_for_kernels(matrix, kind) if kernels else matrix.merged()
+                factors = _merged_for_kernels(matrix, id(matrix) in images) if kernels else matrix.merged()
                 merged = nn.ParameterList(nn.Parameter(factor, False) for factor in factors)
                 held.append((matrix, matrix._modules["factors"], matrix.patterns))
                 matrix._modules["factors"] = merged
@@ -47,8 +45,8 @@ def plain(model: nn.Module, kernels: bool = False) -> Iterator[nn.Module]:
             matrix.patterns = patterns
 
 
-def _merged_for_kernels(matrix: KMatrix, kind: Kind) -> list[Tensor]:
-    """Neighbours multiplied out as the kernels are fastest here with many rows."""
+def _merged_for_kernels(matrix: KMatrix, columns: bool) -> list[Tensor]:
+    """Neighbours multiplied out as the kernels are fastest here with many vectors."""
     factors = list(matrix._held())
     patterns = tuple(Pattern.of(factor.shape) for factor in factors)
-    return merge_counts(factors, choose(patterns, torch.float32, kind))
+    return merge_counts(factors, kernels_for_export().merge_counts(patterns, columns))

@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from ksurgeon.kernels import cpu, int8
+import ksurgeon.kernels  # noqa: F401  its backends define the operators
 
 __all__ = ["register_with_flop_counter"]
 
@@ -16,12 +16,11 @@ _Shape = Sequence[int]
 def register_with_flop_counter() -> None:
     """Let ``FlopCounterMode`` count K-matrices as it counts PyTorch's own products: two for a multiplication
     and its addition, and nothing for what a kernel computes a second time."""
-    assert cpu  # it defines the operators
     if torch.ops.ksurgeon.chain not in flop_registry:
         register_flop_formula([torch.ops.ksurgeon.chain, torch.ops.ksurgeon.chain_inference])(_of_chain)
         register_flop_formula(torch.ops.ksurgeon.rotated_chain)(_of_rotated_chain)
         register_flop_formula(torch.ops.ksurgeon.chain_backward)(_of_gradients)
-        register_flop_formula(int8.int8_chain.overloadpacket)(_of_int8_chain)
+        register_flop_formula(torch.ops.ksurgeon.int8_chain)(_of_int8_chain)
 
 
 def _of_chain(

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-__all__ = ["rounded"]
+__all__ = ["LONGEST", "rounded"]
 
 _LARGEST = 127
+LONGEST = (2**31 - 1) // (255 * _LARGEST)
+"""Inputs of a block whose products are sure to add up to a number of 32 bits."""
 
 
 @torch.no_grad()

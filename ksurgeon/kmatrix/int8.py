@@ -9,12 +9,11 @@ from torch.compiler import is_exporting
 
 from ksurgeon.errors import StructureError, WeightsError
 from ksurgeon.kernels.activation import activate
-from ksurgeon.kernels.cpu.int8 import LONGEST
-from ksurgeon.kernels.cpu.layout import lies_in_rows
-from ksurgeon.kernels.dispatch import is_plain_only
+from ksurgeon.kernels.dispatch import int8_at_once, is_plain_only
 from ksurgeon.kernels.eager import has_tangents
-from ksurgeon.kernels.int8 import Int8Chain, apply_int8, at_once
-from ksurgeon.kernels.rounding import rounded
+from ksurgeon.kernels.int8 import Int8Chain, apply_int8
+from ksurgeon.kernels.layout import lies_in_rows
+from ksurgeon.kernels.rounding import LONGEST, rounded
 from ksurgeon.kmatrix.matrix import KMatrix, multiply, resized
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.patterns.merge import merge_counts, merge_plan
@@ -142,7 +141,7 @@ class Int8Matrix(nn.Module):
     ) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix, add ``bias``, activate."""
         if not self._padded and not torch.compiler.is_compiling() and not is_plain_only():
-            y = at_once(x, self._tensors(), bias, dim, activation)
+            y = int8_at_once(x, self._tensors(), bias, dim, activation)
             if y is not None:
                 return y
         differentiated = (torch.is_grad_enabled() and x.requires_grad) or has_tangents()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.recording import TensorSpec
 from ksurgeon.find.unchanged import example_run
-from ksurgeon.kernels import chosen_backend, cpu
+from ksurgeon.kernels import chosen_backend, machine
 from ksurgeon.kernels.cache import Cache, cpu_model
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.planner.options import Option, SiteOptions
@@ -110,13 +110,8 @@ class Stopwatch:
     @property
     def cache(self) -> Cache:
         if self._cache is None:
-            kernels = cpu.instruction_set() if cpu.is_available() else "none"
-            if cpu.is_available():
-                from ksurgeon.kernels.cpu.tune import machine
-
-                kernels = machine()
             device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-            about = f"{cpu_model()}; {device}; torch {torch.__version__}; {chosen_backend()}; {kernels}"
+            about = f"{cpu_model()}; {device}; torch {torch.__version__}; {chosen_backend()}; {machine()}"
             self._cache = Cache("layers", about)
         return self._cache
 

@@ -17,7 +17,7 @@ from ksurgeon.errors import PlanError
 from ksurgeon.export.formats import FORMATS
 from ksurgeon.export.plain import plain
 from ksurgeon.find.inputs import ExampleInputs, as_call
-from ksurgeon.kernels import cpu
+from ksurgeon.kernels import export_backend
 from ksurgeon.kmatrix.int8 import quantized
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense, Structure
@@ -130,7 +130,7 @@ def _compiled(module: nn.Module) -> Callable[..., object]:
 
 def _in_onnx(module: nn.Module, inputs: ExampleInputs) -> Callable[[ExampleInputs], object]:
     chosen = FORMATS["onnx"]
-    kernels = chosen.kernels if cpu.is_available() else None
+    kernels = None if export_backend() is None else chosen.kernels
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         with plain(module, kernels is not None):

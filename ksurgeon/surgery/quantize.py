@@ -11,7 +11,7 @@ from torch import nn
 
 from ksurgeon.errors import MatchError, RuleError, StructureError
 from ksurgeon.find.inputs import ExampleInputs, require_weights
-from ksurgeon.kernels.cpu.int8 import LONGEST
+from ksurgeon.kernels.rounding import LONGEST
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.int8 import Int8Matrix, quantized
 from ksurgeon.kmatrix.linear import KLinear

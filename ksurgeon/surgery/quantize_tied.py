@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from ksurgeon.errors import WeightsError
-from ksurgeon.kernels.cpu.int8 import LONGEST
-from ksurgeon.kernels.rounding import rounded
+from ksurgeon.kernels.rounding import LONGEST, rounded
 from ksurgeon.kmatrix.int8_tied import TiedInt8Linear
 from ksurgeon.surgery.operate import ClassSwap
 

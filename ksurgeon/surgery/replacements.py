@@ -9,7 +9,7 @@ from torch import nn
 
 from ksurgeon.calibrate import Batches, SiteMoments, calibrate, harm_for
 from ksurgeon.calibrate.harm import HarmName, is_harm
-from ksurgeon.calibrate.lockstep import can_compensate
+from ksurgeon.calibrate.lockstep import can_compensate, require_greenlet
 from ksurgeon.errors import DataError
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import call_model
@@ -69,7 +69,7 @@ def build_replacements(
     Raises:
         DataError: a start from geometry without data, or with data that tell none.
         InputError: the model takes or gives NaN or infinite entries on the batches.
-        SurgeryError: a changed model calls its layers in another order.
+        SurgeryError: a changed model calls its layers in another order, or greenlet is not installed.
     """
     made: dict[Site, Built] = {}
     decisions = {site: decision for decision, site in pairs}
@@ -101,6 +101,8 @@ def build_replacements(
         known: dict[str, SiteMoments] = {}
         fitted = [site for decision, site in pairs if decision.start == "fit"]
         if batches is not None and fitted:
+            if compensate:
+                require_greenlet()
             with example_run(model):
                 outputs = call_model(model, batches.fit[0])
             name: HarmName = harm if is_harm(harm) else "auto"

@@ -10,11 +10,13 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ksurgeon.calibrate import calibrate
+import ksurgeon
+from ksurgeon.calibrate import calibrate, lockstep
 from ksurgeon.calibrate.lockstep import affordable, can_compensate, in_lockstep
 from ksurgeon.calibrate.modes import _Modes
 from ksurgeon.errors import InputError, SurgeryError
 from ksurgeon.find import find
+from ksurgeon.surgery import replacements
 from tests import zoo
 
 
@@ -269,3 +271,11 @@ def test_a_layer_inside_of_vmap_cannot_be_held():
     with pytest.raises(SurgeryError, match=r"calls layer inside of torch.func"):
         next(in_lockstep(model, find(model, batches[0]), batches))
     assert not hooks._has_any_global_hook()
+
+
+def test_without_greenlet_it_is_said_before_the_work(monkeypatch):
+    model, data = zoo.mlp().eval(), batches_for("mlp")
+    monkeypatch.setattr(lockstep, "find_spec", lambda name: None)
+    monkeypatch.setattr(replacements, "calibrate", lambda *_, **__: pytest.fail("the work began"))
+    with pytest.raises(SurgeryError, match=r"ksurgeon\[compensate\].*compensate=False"):
+        ksurgeon.convert(model, "linear", data[0], data=data)

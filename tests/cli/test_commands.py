@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 import ksurgeon
+from ksurgeon.cli.app import _HOMES
 from ksurgeon.kernels import cpu
 from ksurgeon.kernels.cache import Cache
 from ksurgeon.rules.load import builtin_rules
@@ -253,3 +256,10 @@ def test_help_needs_no_torch(entry):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "convert" in done.stdout and "ksurgeon.cli.app" in imported
     assert not imported & {"torch", "timm", "transformers", "torchvision", "pydantic", "numpy"}
+
+
+@pytest.mark.parametrize("asked", _HOMES, ids=lambda asked: asked.__name__)
+def test_every_command_finds_its_work(asked):
+    run = import_module(f"ksurgeon.cli.{_HOMES[asked]}").run
+    taken = get_type_hints(run)["asked"]
+    assert asked in (taken, *get_args(taken))

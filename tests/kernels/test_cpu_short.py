@@ -16,8 +16,8 @@ from torch.nn.utils import parametrize, prune
 from ksurgeon.kernels import cpu, reference
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.cpu import run
-from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS
 from ksurgeon.kernels.cpu.native import fast
+from ksurgeon.kernels.layout import FEWEST_COLUMNS
 from ksurgeon.kernels.permutation import permutation_of
 from ksurgeon.kmatrix.conv import KPointwiseConv
 from ksurgeon.kmatrix.matrix import KMatrix

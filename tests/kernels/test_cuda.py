@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ksurgeon.kernels import cuda, dispatch, reference
+from ksurgeon.kernels import cuda, reference
+from ksurgeon.kernels.chosen import CHOSEN
+from ksurgeon.kernels.cuda.backend import CudaBackend
 from ksurgeon.kernels.cuda.layout import vectors_along
 from ksurgeon.kernels.cuda.plan import merge_for, outer_tiles, step_tiles
+from ksurgeon.kernels.dispatch import backend_of
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Kaleidoscope
@@ -252,23 +255,25 @@ def test_devices_that_cannot_say_so_once(monkeypatch: pytest.MonkeyPatch) -> Non
     cuda.why_not.cache_clear()
     cuda._runs_on.cache_clear()
     try:
-        with pytest.warns(UserWarning, match=r"GPU 3: its compute capability is 7\.5.*reference"):
-            assert not cuda._runs_on("cuda", 3)
+        device = torch.device("cuda", 3)
+        with pytest.warns(UserWarning, match=r"cuda:3: .*its compute capability is 7\.5.*reference"):
+            assert backend_of(device).name == "reference"
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not cuda._runs_on("cuda", 3)
+            assert backend_of(device).name == "reference"
+        assert not cuda._runs_on("cuda", 3)
         monkeypatch.setattr(cuda, "find_spec", lambda name: None)
         assert "pip install triton" in cuda.why_not(4)
     finally:
+        CHOSEN.clear()
         cuda.why_not.cache_clear()
         cuda._runs_on.cache_clear()
 
 
 def test_what_a_compiler_cannot_trace_is_asked_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSURGEON_BACKEND", "cuda")
-    monkeypatch.setattr(dispatch, "_chosen", None)
-    monkeypatch.setattr(dispatch, "_chosen_on_gpu", None)
-    monkeypatch.setattr(cuda, "is_available", lambda: torch.cuda.device_count() >= 0)
+    monkeypatch.setattr(CudaBackend, "why_missing", lambda self, device=None: "")
+    CHOSEN.clear()
     layer, x = KLinear(32, 32, device=DEVICE), torch.randn(3, 32, device=DEVICE)
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     try:
@@ -277,6 +282,7 @@ def test_what_a_compiler_cannot_trace_is_asked_beforehand(monkeypatch: pytest.Mo
         )
     finally:
         torch._dynamo.reset()
+        CHOSEN.clear()
 
 
 def test_operators_are_traced_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels import cuda, dispatch, reference
+from ksurgeon.kernels import cuda, reference
+from ksurgeon.kernels.chosen import CHOSEN
 from ksurgeon.patterns.pattern import Pattern
 
 GPU = torch.cuda.is_available()
@@ -30,7 +31,7 @@ def triton_kernels() -> Iterator[ModuleType]:
             patch.setenv("TRITON_INTERPRET", "1")  # read once, when the kernels are imported
         else:
             patch.setenv("KSURGEON_BACKEND", "cuda")
-            patch.setattr(dispatch, "_chosen_on_gpu", None)
+            CHOSEN.clear()
         cuda._runs_on.cache_clear()
         from ksurgeon.kernels.cuda import run
 

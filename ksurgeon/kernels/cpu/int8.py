@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.activation import check_activation
-from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory, in_rows, lies_in_rows, new_result
+from ksurgeon.kernels.backend import Int8Chain
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Guard, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import comparison_of
 from ksurgeon.kernels.cpu.quads import Quads
+from ksurgeon.kernels.layout import FEWEST_COLUMNS, check_memory, in_rows, lies_in_rows, new_result
+from ksurgeon.kernels.rounding import LONGEST
 from ksurgeon.patterns.pattern import Pattern, axis_of, check_chain
 
-__all__ = ["LONGEST", "STORED", "forward", "multiplied", "shortly"]
-
-Int8Chain = Sequence[tuple[Tensor, Tensor]]
+__all__ = ["STORED", "forward", "multiplied", "shortly"]
 
 STORED = (torch.float32, torch.bfloat16, torch.float16)
-LONGEST = (2**31 - 1) // (255 * 127)
-"""Inputs of a block whose products are sure to add up to a number of 32 bits."""
-
 _TRIES = 3  # before nothing is compared, where another thread writes to the factors
 _threads = torch.get_num_threads
 if is_available():

@@ -4,10 +4,10 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ksurgeon.kernels.cpu.int8 import STORED, multiplied
-from ksurgeon.kernels.cpu.layout import check_memory
 from ksurgeon.kernels.cpu.native import Guard
 from ksurgeon.kernels.cpu.pack import comparison_of
 from ksurgeon.kernels.cpu.quads import Quads
+from ksurgeon.kernels.layout import check_memory
 from ksurgeon.kernels.rounding import rounded
 
 __all__ = ["linear"]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ksurgeon.errors import KsurgeonError
-from ksurgeon.kernels.cpu.layout import FEWEST_COLUMNS, check_memory
 from ksurgeon.kernels.cpu.native import KINDS, Chain, Guard, computes, fast
 from ksurgeon.kernels.cpu.plan import FEW_ROWS, Kind, merge_for_training
 from ksurgeon.kernels.cpu.tune import choose
+from ksurgeon.kernels.layout import FEWEST_COLUMNS, check_memory
 from ksurgeon.kernels.permutation import permutation_of
 from ksurgeon.patterns.merge import merge_counts
 from ksurgeon.patterns.pattern import check_chain

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels.activation import activate, check_activation
-from ksurgeon.kernels.cpu.layout import check_memory, in_rows, lies_in_rows, new_result
 from ksurgeon.kernels.cpu.merging import pull_back
 from ksurgeon.kernels.cpu.native import ACTIVATIONS, KINDS, Chain, fast, is_available, library
 from ksurgeon.kernels.cpu.pack import Pack, find_pack, forget, record_of
 from ksurgeon.kernels.cpu.plan import FEW_ROWS
+from ksurgeon.kernels.layout import check_memory, in_rows, lies_in_rows, new_result
 from ksurgeon.patterns.pattern import axis_of
 from ksurgeon.patterns.rotated import sources_of
 

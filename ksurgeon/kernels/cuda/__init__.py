@@ -4,7 +4,6 @@ Triton is imported for the first tensor on a GPU.
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -19,15 +18,10 @@ from ksurgeon.kernels.cuda import ops
 from ksurgeon.kernels.eager import has_modes, has_tangents, has_transforms
 from ksurgeon.patterns.rotated import Rotated, sources_of
 
-__all__ = ["apply_chain", "index_of", "is_available", "why_not"]
+__all__ = ["apply_chain", "index_of", "why_not"]
 
 _PLAIN = (Tensor, nn.Parameter)
 _OLDEST = (8, 0)
-
-
-def is_available() -> bool:
-    """Whether there is a GPU that the kernels run on."""
-    return any(why_not(index) is None for index in range(torch.cuda.device_count()))
 
 
 @lru_cache
@@ -52,14 +46,10 @@ def index_of(device: torch.device) -> int:
 @lru_cache
 @constant
 def _runs_on(kind: str, index: int | None) -> bool:
-    """Whether the kernels run on a device; says once why they do not run on a GPU."""
+    """Whether the kernels run on a device."""
     if kind != "cuda":
         return kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    index = torch.cuda.current_device() if index is None else index
-    reason = why_not(index)
-    if reason is not None:
-        warnings.warn(f"GPU {index}: {reason}; K-matrices use the reference backend there", stacklevel=2)
-    return reason is None
+    return why_not(torch.cuda.current_device() if index is None else index) is None
 
 
 def apply_chain(

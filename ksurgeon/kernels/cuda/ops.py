@@ -1,11 +1,11 @@
-"""The operators of ``kernels/cpu/ops.py`` on CUDA tensors: their fakes and derivatives are shared."""
+"""The operators of PyTorch on CUDA tensors."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.ops import as_rotated, chain, chain_backward, rotated_chain
+from ksurgeon.kernels.operators import as_rotated, chain, chain_backward, rotated_chain
 
 __all__ = ["DTYPES", "chain", "chain_backward", "rotated_chain"]
 

@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ksurgeon.kernels.cpu.layout import check_memory
 from ksurgeon.kernels.cuda.digits import Whole, packed, whole_plan
 from ksurgeon.kernels.cuda.merging import merge
 from ksurgeon.kernels.cuda.plan import merge_for
+from ksurgeon.kernels.layout import check_memory
 from ksurgeon.patterns.merge import merge_counts
 from ksurgeon.patterns.rotated import patterns_of, sources_of
 

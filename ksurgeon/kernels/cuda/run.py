@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ksurgeon.kernels import reference
-from ksurgeon.kernels.cpu.layout import check_memory, in_rows, new_result
 from ksurgeon.kernels.cuda import launch, pack
 from ksurgeon.kernels.cuda.layout import Vectors, vectors_along
 from ksurgeon.kernels.cuda.merging import pull_back
 from ksurgeon.kernels.cuda.pack import Way
 from ksurgeon.kernels.cuda.sweep import backward_steps, forward_steps
+from ksurgeon.kernels.layout import check_memory, in_rows, new_result
 from ksurgeon.patterns.merge import merge_counts
 from ksurgeon.patterns.rotated import patterns_of
 

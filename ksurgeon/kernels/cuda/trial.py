@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ksurgeon.kernels import reference
 from ksurgeon.kernels.cache import Cache, may_tune
-from ksurgeon.kernels.cpu.layout import in_rows
 from ksurgeon.kernels.cuda import run
 from ksurgeon.kernels.cuda.launch import allows_tf32
 from ksurgeon.kernels.cuda.pack import Way
+from ksurgeon.kernels.layout import in_rows
 from ksurgeon.patterns.pattern import Pattern
 from ksurgeon.patterns.rotated import patterns_of
 from ksurgeon.torch_private import sleep_on_gpu, without_modes
