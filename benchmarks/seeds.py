@@ -32,7 +32,8 @@ def table(results: Results, filters: Mapping[str, list[str]] | None = None) -> s
     same seeds with the 95 % interval, and times.
 
     Args:
-        filters: globs for the variants (``cases``) and headings (``columns``) that are shown.
+        filters: globs for the variants (``cases``) and headings (``columns``) that are shown; the columns
+            of differences are called "METRIC difference".
     """
     if results["recipe"] == "permuted_images":
         from benchmarks.permuted import table as permuted
@@ -51,7 +52,11 @@ def table(results: Results, filters: Mapping[str, list[str]] | None = None) -> s
     for metric in metrics:
         head += [f"{metric}, %", f"− {shown} (95 % interval)"]
     head += ["training, s", *(["latency, ms", f"÷ {shown}"] if latencies else [])]
-    shown_at = [at for at, heading in enumerate(head) if any(fnmatchcase(heading, c) for c in columns)]
+    asked = [
+        f"{head[at - 1].removesuffix(', %')} difference" if heading.startswith("− ") else heading
+        for at, heading in enumerate(head)
+    ]
+    shown_at = [at for at, heading in enumerate(asked) if any(fnmatchcase(heading, c) for c in columns)]
     lines = [_setting(results), "", f"| {' | '.join(head[at] for at in shown_at)} |"]
     lines.append("|" + "---|" * len(shown_at))
     for name in names:

@@ -125,7 +125,7 @@ def test_results_of_a_recipe_with_seeds(tmp_path: Path) -> None:
     assert report.render(text, tmp_path, tmp_path) == text
     drawn = (tmp_path / "small.svg").read_bytes()
     marker = '<!-- results a.json cases="n*" columns="variant; accuracy*" -->\n<!-- end -->\n'
-    assert "| new | 67.5 ± 5.0 |\n\n!" in report.render(marker, tmp_path, tmp_path)
+    assert "| new | 67.5 ± 5.0 | +12.5 (+12.5 … +12.5) |\n\n!" in report.render(marker, tmp_path, tmp_path)
     assert (tmp_path / "small.svg").read_bytes() == drawn
     done["resumed_on"] = [done["machine"] | {"processor": "fast"}]
     (tmp_path / "a.json").write_text(json.dumps(done))
