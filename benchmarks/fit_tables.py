@@ -9,6 +9,7 @@ __all__ = ["STRUCTURES", "WAYS", "render"]
 
 STRUCTURES = ("low rank, uneven", "low rank", "pruned", "Monarch", "K-matrix + low rank", "K-matrix")
 WAYS = ("weight", "inputs", "both sides", "compensated")
+_SHOWN = {"both sides": "inputs and output gradients", "compensated": "error propagation"}
 
 _PLACE = re.compile(r"(<!-- fits of (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -28,7 +29,7 @@ def render(results: dict[str, Any], page: Path) -> None:
 
 def _tables(entry: dict[str, Any]) -> str:
     setting = ", ".join(f"{name} {value}" for name, value in entry["setting"].items() if value is not None)
-    return f"{setting}. Untouched: **{entry['untouched']:.4f}**.\n\n{_whole(entry)}\n{_layers(entry)}"
+    return f"{setting}. Unmodified: **{entry['untouched']:.4f}**.\n\n{_whole(entry)}"
 
 
 def _whole(entry: dict[str, Any]) -> str:
@@ -36,20 +37,15 @@ def _whole(entry: dict[str, Any]) -> str:
     rows = {(row["structure"], row["way"], row["share"]): row for row in entry["rows"]}
     shares = sorted({share for *_, share in rows}, reverse=True)
     lines = [
-        "| structure | fitted to | "
-        + " | ".join(f"{share:.0%}" for share in shares)
-        + " | errors of weights, of outputs |",
-        "|---|---|" + "---|" * (len(shares) + 1),
+        f"| structure | fitted to | {' | '.join(f'{share:.0%}' for share in shares)} |",
+        "|---|---|" + "---|" * len(shares),
     ]
     for structure, way in product(STRUCTURES, WAYS):
         if not any((structure, way, share) in rows for share in shares):
             continue
         found = [rows.get((structure, way, share)) for share in shares]
         figures = [_figure(row, share) for row, share in zip(found, shares, strict=True)]
-        errors = " · ".join(
-            f"{row['error']:.2f}, {row['weighted error']:.2f}" if row is not None else "–" for row in found
-        )
-        lines.append(f"| {structure} | {way} | {' | '.join(figures)} | {errors} |")
+        lines.append(f"| {structure} | {_SHOWN.get(way, way)} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -58,20 +54,3 @@ def _figure(row: dict[str, Any] | None, share: float) -> str:
         return "–"
     apart = f" (keeps {row['kept']:.0%})" if abs(row["kept"] - share) > 0.03 else ""
     return f"{row['figure']:.3f}{apart}"
-
-
-def _layers(entry: dict[str, Any]) -> str:
-    """Every layer at one half: the weighted error of each structure fitted to the inputs."""
-    rows = [row for row in entry["rows"] if row["share"] == 0.5 and row["way"] == "inputs"]
-    rows.sort(key=lambda row: STRUCTURES.index(row["structure"]))
-    if not rows:
-        return ""
-    lines = [
-        "<details><summary>Every layer at 50 %: error of its output when fitted to its inputs</summary>\n",
-        f"| layer | {' | '.join(row['structure'] for row in rows)} |",
-        "|---|" + "---|" * len(rows),
-    ]
-    for path in rows[0]["layers"]:
-        errors = [f"{row['layers'][path][1]:.3f}" for row in rows]
-        lines.append(f"| `{path}` | {' | '.join(errors)} |")
-    return "\n".join([*lines, "\n</details>\n"])

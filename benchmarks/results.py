@@ -30,6 +30,7 @@ __all__ = [
     "show",
     "spread",
     "summary",
+    "time_of",
     "unit_of",
 ]
 
@@ -113,6 +114,11 @@ def spread(row: dict[str, Any]) -> tuple[str, str]:
         return f"{ours['median']:.4f}", ""
     middle, low, high = (_short(ours[part] / scale) for part in ("median", "low", "high"))
     return f"{middle} {name}", f"{low}–{high}"
+
+
+def time_of(microseconds: float) -> str:
+    """A time with its unit."""
+    return f"{_short(microseconds / 1000)} ms" if microseconds >= 1000 else f"{_short(microseconds)} µs"
 
 
 def _short(value: float) -> str:

@@ -1,5 +1,8 @@
 """Results of recipes with seeds as tables and images of a page; see ``benchmarks.report``."""
 
+import os
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +27,38 @@ def _setting(results: Results) -> str:
     return f"**{results['recipe']}** · {quick}{', '.join(words)}; {seeds}"
 
 
-def table(results: Results) -> str:
+def table(results: Results, filters: Mapping[str, list[str]] | None = None) -> str:
     """Markdown: for each variant its size, held-out metrics in %, their differences to the baseline on the
-    same seeds with the 95 % interval, and times."""
+    same seeds with the 95 % interval, and times.
+
+    Args:
+        filters: globs for the variants (``cases``) and headings (``columns``) that are shown; the columns
+            of differences are called "METRIC difference".
+    """
     if results["recipe"] == "permuted_images":
         from benchmarks.permuted import table as permuted
 
         return f"{_setting(results)}\n\n{permuted(results)}"
     baseline, latencies = results["baseline"], _latencies(results)
-    names = [name for name in results["variants"] if results["statistics"].get(name)]
+    cases, columns = (filters or {}).get("cases", ["*"]), (filters or {}).get("columns", ["*"])
+    names = [
+        name
+        for name in results["variants"]
+        if results["statistics"].get(name) and any(fnmatchcase(name, case) for case in cases)
+    ]
     shown = "its baseline" if results.get("baselines") else baseline
     metrics = metrics_of(results)
     head = ["variant", "seeds", "parameters", "multiplications"]
     for metric in metrics:
         head += [f"{metric}, %", f"− {shown} (95 % interval)"]
     head += ["training, s", *(["latency, ms", f"÷ {shown}"] if latencies else [])]
-    lines = [_setting(results), "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    asked = [
+        f"{head[at - 1].removesuffix(', %')} difference" if heading.startswith("− ") else heading
+        for at, heading in enumerate(head)
+    ]
+    shown_at = [at for at, heading in enumerate(asked) if any(fnmatchcase(heading, c) for c in columns)]
+    lines = [_setting(results), "", f"| {' | '.join(head[at] for at in shown_at)} |"]
+    lines.append("|" + "---|" * len(shown_at))
     for name in names:
         told, variant = results["statistics"][name], results["variants"][name]
         multiplications = variant.get("multiplications")
@@ -52,7 +71,7 @@ def table(results: Results) -> str:
             own = results.get("baselines", {}).get(name, baseline)
             ratio = latencies[name] / latencies[own] if own in latencies else None
             cells += [f"{latencies[name]:.2f}", "" if ratio is None else f"{ratio:.2f}×"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells[at] for at in shown_at)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -61,7 +80,11 @@ def draw(results: Results, folder: Path) -> str:
     name = results["recipe"]
     if name == "permuted_images":
         return ""
-    draw_seeds(results, folder / f"{name}.svg")
+    import matplotlib
+
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # the same image for the same results
+    with matplotlib.rc_context({"svg.hashsalt": "ksurgeon"}):
+        draw_seeds(results, folder / f"{name}.svg")
     return f"\n![{name}: held-out accuracy over steps, means and 95 % intervals]({name}.svg)\n"
 
 

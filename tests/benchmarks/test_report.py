@@ -36,10 +36,40 @@ def test_rows_are_added_in_the_place_of_their_likes(tmp_path: Path) -> None:
     text = report.render(page, file.parent, tmp_path)
     assert "old" not in text and text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n")
     assert "| 4→4 | 1 | 2 µs | 2–2 | 5× (≥ 3×) |" in text
-    assert "Of 2 figures wanted, 1 are reached" in text
+    assert "1 of 2 targets are met." in text
     assert report.render(text, file.parent, tmp_path) == text
     with pytest.raises(SystemExit, match="name another file"):
         results.add(file, "title", SETTING | {"threads": 2}, [row(dense=5.0)])
+
+
+def test_a_page_chooses_rows_and_columns(tmp_path: Path) -> None:
+    rows = [row("a", dense=3.0, other=1.0), row("b", dense=1.0, other=1.0), row("a", rows=2, dense=3.0)]
+    results.add(tmp_path / "a.json", "title", SETTING, rows)
+    marker = '<!-- results a.json cases="a; c*" rows="1" columns="den*" -->'
+    text = report.render(f"{marker}\n<!-- end -->\n", tmp_path, tmp_path)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert table == ["| linear | rows | ours | spread | dense |", "|" + "---|" * 5, table[2]]
+    assert table[2] == "| a | 1 | 2 µs | 2–2 | 3× (≥ 3×) |"
+    assert "2 of 3 targets are met. [All rows](a.json)." in text
+    with pytest.raises(SystemExit, match="unknown lines"):
+        report.render('<!-- results a.json lines="1" -->\n<!-- end -->\n', tmp_path, tmp_path)
+
+
+def test_the_fastest_runs(tmp_path: Path) -> None:
+    def run(case: str, ours: float, wanted: dict[str, float]) -> dict[str, Any]:
+        times = {"ours": ours, "dense, eager float32": 6.0, "dense, ONNX float32": 4.0}
+        times["dense, torch-int8 float32"] = 2000.0
+        us = {name: {"median": t, "low": t, "high": t, "best": t} for name, t in times.items()}
+        return compared("net", case, 8, us, wanted)
+
+    rows = [run("eager float32", 3.0, {"dense, eager float32": 3.0}), run("ONNX float32", 2.0, {})]
+    rows.append(run("eager int8", 1000.0, {}))
+    results.add(tmp_path / "a.json", "title", SETTING, rows)
+    text = report.render("<!-- results a.json fastest -->\n<!-- end -->\n", tmp_path, tmp_path)
+    assert "| net | 8 | float32 | 4 µs, ONNX | 2 µs, ONNX | 2× |" in text
+    assert "| net | 8 | int8 | 2 ms, torch-int8 | 1 ms, eager | 2× |" in text
+    assert "- net, batch 8, eager float32: dense, eager float32 2× (missed: ≥ 3×)" in text
+    assert "bfloat16" not in text
 
 
 def test_a_roofline_is_drawn(tmp_path: Path) -> None:
@@ -93,6 +123,10 @@ def test_results_of_a_recipe_with_seeds(tmp_path: Path) -> None:
     assert "| new | 2 | 1,200 | 3 | 67.5 ± 5.0 | +12.5 (+12.5 … +12.5) | 7 | 3.00 | 1.50× |" in text
     assert "(small.svg)" in text and (tmp_path / "small.svg").is_file()
     assert report.render(text, tmp_path, tmp_path) == text
+    drawn = (tmp_path / "small.svg").read_bytes()
+    marker = '<!-- results a.json cases="n*" columns="variant; accuracy*" -->\n<!-- end -->\n'
+    assert "| new | 67.5 ± 5.0 | +12.5 (+12.5 … +12.5) |\n\n!" in report.render(marker, tmp_path, tmp_path)
+    assert (tmp_path / "small.svg").read_bytes() == drawn
     done["resumed_on"] = [done["machine"] | {"processor": "fast"}]
     (tmp_path / "a.json").write_text(json.dumps(done))
     assert "· processor slow and fast, torch 2.11; 2 seeds" in report.render(text, tmp_path, tmp_path)

@@ -34,7 +34,8 @@ def test_a_survey_writes_results_and_a_page(run, tmp_path):
     assert "| timm | 1 of " in done.out and "1/1 timm test_mambaout: analysed" in done.err
     (line,) = (tmp_path / "s.jsonl").read_text().splitlines()
     assert json.loads(line)["trip"]["replaced"] > 0 and "missed" not in json.loads(line)
-    assert "| test_mambaout |" in (tmp_path / "s.md").read_text()
+    assert "[s.csv](s.csv)" in (tmp_path / "s.md").read_text()
+    assert "timm,test_mambaout," in (tmp_path / "s.csv").read_text()
     again = run(*arguments)
     assert again.status == 0 and again.out == done.out and "1/1" not in again.err
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.survey import page, summary
+from tools.survey import models, page, summary
 from tools.survey.page import share
 from tools.survey.result import Result, Trip
 
@@ -65,10 +65,18 @@ def test_the_page_tells_what_is_left_and_why():
         "- timm absent: not installed: requires the natten library",
         "- transformers fails: failed: killed by SIGSEGV",
         "- transformers other: load: other outputs",
-        "| vit | 9999 | 1 | 1 channel_shuffle, 3 linear | 1.3 |",
-        "<details><summary>timm: 1 models</summary>",
+        "| library | channel_shuffle | linear |",
+        "| timm | 1 | 3 |",
     ):
         assert line in text.splitlines()
     assert "1 of 2 models passed" in text and "(1 models generate)" in text
-    assert "1 answer rounding by other outputs" in text
+    assert "1 amplify rounding" in text and "[coverage.csv](coverage.csv)" in text
     assert text.endswith("\n") and "\n\n\n" not in text
+
+
+def test_every_model_is_in_a_file_beside_the_page():
+    assert models(RESULTS).splitlines() == [
+        "library,model,traced,not traced,channel_shuffle,linear,seconds",
+        "timm,vit,9999,1,1,3,1.3",
+        "transformers,other,0,0,0,0,0.0",
+    ]

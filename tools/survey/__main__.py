@@ -26,7 +26,8 @@ def survey(
         ),
     ],
     table: Annotated[
-        Path | None, typer.Option(callback=expanded, metavar="FILE.md", help="write them as a page, too")
+        Path | None,
+        typer.Option(callback=expanded, metavar="FILE.md", help="write them as a page, too, and FILE.csv"),
     ] = None,
     library: Annotated[
         list[str] | None, typer.Option(help="timm, torchvision or transformers; may be given again")

@@ -27,7 +27,7 @@ def run(
             raise FolderError(f"there is no folder {path.parent} to write {path.name} in; make it first")
         if path is not None:
             agree_on_file(path, yes=True)
-    from tools.survey import choose, page, summary, survey
+    from tools.survey import choose, models, page, summary, survey
 
     with status("listing the models"):
         tasks = choose(libraries, every, only, convert)
@@ -48,7 +48,9 @@ def run(
         raise SystemExit(130) from None
     out.print(summary(results), markup=False, highlight=False, soft_wrap=True)
     if table is not None:
-        _write(table, page(results))
+        every_model = table.with_suffix(".csv")
+        _write(table, page(results, every_model.name))
+        _write(every_model, models(results))
 
 
 def _write(path: Path, text: str) -> None:

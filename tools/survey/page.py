@@ -1,5 +1,7 @@
 """The results of a survey as a page in Markdown."""
 
+import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,19 +10,25 @@ from importlib.metadata import PackageNotFoundError, version
 from tools.survey.result import Result
 from tools.survey.tiny import LIBRARIES, names
 
-__all__ = ["page", "share", "summary"]
+__all__ = ["models", "page", "share", "summary"]
 
 _SIZES = re.compile(r",? ?\(\d[^)]*\)|\b\d+\b")
 _INTRODUCTION = """\
 # Linear maps found in timm, torchvision and transformers
 
-Made by `python -m tools.survey` with {versions}: small models with random weights (one of each module of
-timm, torchvision's for classification, detection and segmentation, every model type of transformers), each
-run once under an oracle that sees PyTorch's own operators, and once by the finder. *Found* are weights of
-matrix products that are a site or stand under a reason, *replaceable* are those without one; *missed*
-counts models with a weight in a product, a Fourier transform, or a module that only reorders its input, of
-which the finder is silent. Models that need a library that is not installed count as not buildable here.
-Shares are rounded down; seconds are CPU time of the finder.
+Made by `python -m tools.survey --json survey.jsonl --table docs/coverage.md` with {versions}: small models
+with random weights (one of each module of timm, torchvision's for classification, detection and segmentation,
+every model type of transformers). Each runs once while an oracle watches PyTorch's own operators, and once
+through the finder.
+
+- *Found*: the weight of a matrix product is a site, or is listed with the reason why it is not.
+- *Replaceable*: it is a site.
+- *Missed*: models with a weight in a product, a Fourier transform, or a module that only reorders its input,
+  that the finder does not report.
+- *Not buildable here*: the model needs a library that is not installed.
+
+Shares are rounded down. Every model is in [{models}]({models}): modules traced and not traced, sites of each
+kind, and CPU seconds of the finder.
 """
 
 
@@ -60,16 +68,32 @@ def summary(results: Sequence[Result]) -> str:
     return "\n".join(rows)
 
 
-def page(results: Sequence[Result]) -> str:
-    """The whole page: the summary, what is left and why, and every model."""
-    parts = [_INTRODUCTION.format(versions=_versions()), summary(results)]
+def page(results: Sequence[Result], models: str = "coverage.csv") -> str:
+    """The whole page: the summary, and what is left and why.
+
+    Args:
+        models: the name of the file beside it that has every model.
+    """
+    parts = [_INTRODUCTION.format(versions=_versions(), models=models), summary(results)]
+    parts += ["## Sites, by kind", _kinds(results)]
     parts += _missed(results) + _trips(results)
     parts += ["## Sites that are left, by reason", _counted(_reasons(results))]
     parts += ["## Forwards that do not trace, by class and reason", _counted(_failures(results))]
     parts += ["## Models that were not analysed", _listed(_not_analysed(results))]
-    parts += ["## Every model"]
-    parts += [_models(library, mine) for library, mine in _by_library(results)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def models(results: Iterable[Result]) -> str:
+    """A line of CSV for each model that was analysed."""
+    done = [r for _, mine in _by_library(results) for r in mine if r.state == "analysed"]
+    kinds = sorted({kind for result in done for kind in result.kinds})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["library", "model", "traced", "not traced", *kinds, "seconds"])
+    for r in done:
+        sites = [r.kinds.get(kind, 0) for kind in kinds]
+        writer.writerow([r.library, r.name, r.traced, r.untraced, *sites, f"{r.seconds:.1f}"])
+    return text.getvalue()
 
 
 def _by_library(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
@@ -104,14 +128,10 @@ def _trips(results: Iterable[Result]) -> list[str]:
     speaking = sum(trip.generated > 0 for _, trip in trips)
     shaky = sum(not trip.steady for _, trip in trips)
     text = (
-        f"{len(trips) - len(failed)} of {len(trips)} models passed: every weight of a linear layer or "
-        "pointwise convolution taken over exactly, the same outputs and gradients, the same tokens "
-        f"({speaking} models generate), saved, loaded into a model with other weights, and reverted. "
-        + (
-            f"{shaky} answer rounding by other outputs or gradients: there the layers were compared. "
-            if shaky
-            else ""
-        )
+        f"{len(trips) - len(failed)} of {len(trips)} models passed: every linear layer and pointwise "
+        "convolution was converted exactly, with the same outputs, gradients and generated tokens "
+        f"({speaking} models generate), then saved, loaded into a model with other weights, and reverted. "
+        + (f"{shaky} amplify rounding; there the layers were compared one by one. " if shaky else "")
         + "Those that did not:"
     )
     return ["## Exact round trips", text, _listed(failed)]
@@ -145,20 +165,15 @@ def _listed(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines) or "None."
 
 
-def _models(library: str, results: Sequence[Result]) -> str:
-    rows = [
-        f"| {r.name} | {r.traced} | {r.untraced} | {_kinds(r)} | {r.seconds:.1f} |"
-        for r in results
-        if r.state == "analysed"
-    ]
-    head = ["| model | traced | not | sites | seconds |", "|---|---:|---:|---|---:|"]
-    return "\n".join(
-        [f"<details><summary>{library}: {len(rows)} models</summary>", "", *head, *rows, "", "</details>"]
-    )
-
-
-def _kinds(result: Result) -> str:
-    return ", ".join(f"{number} {kind}" for kind, number in sorted(result.kinds.items()))
+def _kinds(results: Iterable[Result]) -> str:
+    """A table in Markdown: sites of each kind, by library."""
+    grouped = _by_library(results)
+    kinds = sorted({kind for _, mine in grouped for result in mine for kind in result.kinds})
+    rows = [f"| library | {' | '.join(kinds)} |", "|---|" + "---:|" * len(kinds)]
+    for library, mine in grouped:
+        counts = [f"{sum(result.kinds.get(kind, 0) for result in mine):,}" for kind in kinds]
+        rows.append(f"| {library} | {' | '.join(counts)} |")
+    return "\n".join(rows)
 
 
 def _plain(text: str) -> str:
