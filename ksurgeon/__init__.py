@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         ExportError,
         FolderError,
         InputError,
+        KindError,
         KsurgeonError,
         MatchError,
         ModelNotFoundError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from ksurgeon.rules.files import read_plan, write_plan
     from ksurgeon.rules.plan import Plan
     from ksurgeon.rules.schema import Rule
+    from ksurgeon.site_kinds import SiteKind, register_site_kind
     from ksurgeon.surgery.conversion import Conversion
     from ksurgeon.surgery.convert import convert, replace_modules
     from ksurgeon.surgery.fold import fold, unfold
@@ -76,6 +78,7 @@ _HOMES = {
     "KPointwiseConv": "kmatrix.conv",
     "KTransform": "kmatrix.transform",
     "Kaleidoscope": "kmatrix.structures",
+    "KindError": "errors",
     "KsurgeonConfig": "integrations.hf_config",
     "KsurgeonError": "errors",
     "LowRank": "kmatrix.structures",
@@ -90,6 +93,7 @@ _HOMES = {
     "Rule": "rules.schema",
     "RuleError": "errors",
     "Site": "find.site",
+    "SiteKind": "site_kinds",
     "StructureError": "errors",
     "SurgeryError": "errors",
     "TrainingError": "errors",
@@ -112,6 +116,7 @@ _HOMES = {
     "prepack": "surgery.prepack",
     "quantize": "surgery.quantize",
     "read_plan": "rules.files",
+    "register_site_kind": "site_kinds",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
     "save": "surgery.storage",
@@ -136,6 +141,7 @@ __all__ = [
     "KPointwiseConv",
     "KTransform",
     "Kaleidoscope",
+    "KindError",
     "KsurgeonConfig",
     "KsurgeonError",
     "LowRank",
@@ -150,6 +156,7 @@ __all__ = [
     "Rule",
     "RuleError",
     "Site",
+    "SiteKind",
     "StructureError",
     "SurgeryError",
     "TrainingError",
@@ -172,6 +179,7 @@ __all__ = [
     "prepack",
     "quantize",
     "read_plan",
+    "register_site_kind",
     "replace_modules",
     "revert",
     "save",

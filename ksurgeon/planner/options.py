@@ -15,6 +15,7 @@ from ksurgeon.kmatrix.structures import (
     Structure,
 )
 from ksurgeon.rules.plan import structure_cost
+from ksurgeon.site_kinds import site_kind
 
 __all__ = ["FAMILIES", "Option", "SiteOptions", "options_for"]
 
@@ -91,8 +92,8 @@ def options_for(site: Site, families: Sequence[str] = FAMILIES) -> SiteOptions:
     if found.reason is not None:
         return found
     known = {site.weight_parameters}
-    for structure in _structures(site):
-        if structure.structure not in families:
+    for structure in _candidates(site):
+        if structure.structure in FAMILIES and structure.structure not in families:
             continue
         try:
             parameters, multiplications = structure_cost(site, structure)
@@ -111,15 +112,19 @@ def options_for(site: Site, families: Sequence[str] = FAMILIES) -> SiteOptions:
 def _reason(site: Site) -> str | None:
     if site.reason is not None:
         return site.reason
-    if site.kind not in ("linear", "pointwise_conv") or not site.weight_parameters:
+    if not site.weight_parameters or not _candidates(site):
         return "no dense weight to be structured"
     return "too small for anything to be won" if site.weight_parameters < _SMALLEST else None
 
 
+def _candidates(site: Site) -> Sequence[Structure]:
+    own = site_kind(site.kind).candidates(site)
+    return _structures(site) if own is None else own
+
+
 def _structures(site: Site) -> list[Structure]:
     found: list[Structure] = []
-    groups = site.groups if site.kind == "pointwise_conv" else 1
-    sizes = site.in_features // groups, site.out_features // groups
+    sizes = site.in_features // site.blocks, site.out_features // site.blocks
     ranks = {}
     for share in _SHARES:
         rank = int(share * sizes[0] * sizes[1] / sum(sizes))

@@ -13,10 +13,10 @@ from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.build import dense_weight, in_parts, set_dense
 from ksurgeon.surgery.computed import child_of
 from ksurgeon.surgery.current import current_record
-from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Operation, Record, attach
 
 __all__ = ["load_dense"]
@@ -61,7 +61,7 @@ def load_dense(
     layers = {
         f"{o.path}{'' if o.parameter else '.weight'}": (o, _layer_of(model, o))
         for o in record.operations
-        if KINDS[o.kind].is_original is None
+        if site_kind(o.kind).has_weight
     }
     _check(model, record, state_dict, set(layers))
     fitted: list[tuple[Operation, KMatrix, KMatrix, float]] = []

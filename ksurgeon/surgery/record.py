@@ -15,7 +15,7 @@ from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.inputs import Inputs
 from ksurgeon.models.source import Source
 from ksurgeon.patterns.pattern import Pattern
-from ksurgeon.rules.schema import SiteKind
+from ksurgeon.rules.schema import KindName
 from ksurgeon.torch_private import pytree
 
 __all__ = [
@@ -56,7 +56,7 @@ class Operation(_Base):
 
     path: str
     aliases: tuple[str, ...] = ()
-    kind: SiteKind
+    kind: KindName
     form: Literal["kaleidoscope", "dense"] = "kaleidoscope"
     structure: Structure
     start: str
