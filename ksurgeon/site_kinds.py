@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
@@ -45,9 +45,8 @@ class SiteKind(ABC):
         modules: classes of the replacements, or "module:name" of such as are imported when they are needed.
         structures: names of the structures that it takes; all but "butterfly" if empty.
         starts: how replacements may get their values; the first is that of a rule that says none.
-        has_weight: whether the sites have parameters. Where they have none, a replacement that starts
-            "exact" can be told to be unchanged (``is_original``), and a revert gives the original back; it
-            has the attributes ``site`` (a path) and ``replaced`` (names and modules), which surgery sets.
+        has_weight: whether the sites have parameters. Where they have none, a revert gives the original back
+            as long as ``is_original``; surgery sets ``site`` (a path) and ``replaced`` (names and modules).
         is_dense: whether a ``KLinear`` or ``KPointwiseConv`` takes the place of one dense weight, which is
             then fitted to data and planned under a budget.
         is_default: whether a structure that is given alone, without a rule, is for these sites.
@@ -204,25 +203,22 @@ def quoted(names: Iterable[str]) -> str:
 def register_site_kind(kind: type[K]) -> type[K]:
     """Let sites of a kind be found, replaced, saved, loaded and reverted; a decorator of its class.
 
-    A package that is installed registers its own by entry points of the group ``ksurgeon.site_kinds``. Of two
-    kinds that recognise the same map, the one registered later has it.
+    A package that is installed registers its own by entry points of the group ``ksurgeon.site_kinds``, such
+    as ``embedding = "their_package:Embedding"`` under ``[project.entry-points."ksurgeon.site_kinds"]``. Of
+    two kinds that recognise the same map, the one registered later has it.
 
     Examples:
         >>> @ksurgeon.register_site_kind
         ... class Embedding(ksurgeon.SiteKind): ...
-
-        In the ``pyproject.toml`` of a package:
-
-        >>> [project.entry-points."ksurgeon.site_kinds"]
-        ... embedding = "their_package.embedding:Embedding"
 
     Raises:
         KindError: another kind has the name, or the class is no kind.
     """
     if not (isinstance(kind, type) and issubclass(kind, SiteKind)):
         raise KindError(f"a kind of site is a subclass of ksurgeon.SiteKind, got {kind!r}")
-    if missing := [name for name in ("name", "title", "modules") if not getattr(kind, name, None)]:
-        raise KindError(f"{kind.__name__} has no {missing[0]}; set it in the class: see ksurgeon.SiteKind")
+    missing = [name for name in ("name", "title", "modules") if not getattr(kind, name, None)]
+    if missing := missing + sorted(kind.__abstractmethods__):
+        raise KindError(f"{kind.__name__} has no {missing[0]}; add it to the class: see ksurgeon.SiteKind")
     import_module("ksurgeon.kinds")  # whose names are taken
     known = _registered.get(kind.name)
     if known is not None and _origin(type(known)) != _origin(kind):
@@ -284,9 +280,14 @@ def kind_of(module: "nn.Module") -> SiteKind | None:
 
 
 @cache
+def _waiting() -> list[EntryPoint]:
+    return list(entry_points(group=_GROUP))
+
+
 def _load_others() -> None:
-    """Register what installed packages bring along; one that fails is left out."""
-    for point in entry_points(group=_GROUP):
+    """Register what installed packages bring along, once; one that fails is left out."""
+    while _waiting():
+        point = _waiting().pop(0)
         try:
             register_site_kind(point.load())
         except Exception as error:
@@ -294,5 +295,5 @@ def _load_others() -> None:
             warnings.warn(
                 f'the kind of site "{point.name}" of {package} is left out: {type(error).__name__}: {error}; '
                 f"update {package}, or uninstall it",
-                stacklevel=2,
+                stacklevel=3,
             )

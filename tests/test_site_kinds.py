@@ -95,7 +95,7 @@ def registry(monkeypatch):
     site_kinds.site_kinds()
     monkeypatch.setattr(site_kinds, "_registered", dict(site_kinds._registered))
     yield
-    site_kinds._load_others.cache_clear()
+    site_kinds._waiting.cache_clear()
 
 
 @pytest.fixture
@@ -242,7 +242,11 @@ def test_names_are_taken_once(embedding):
     ("kind", "message"),
     [
         (nn.Embedding, "a kind of site is a subclass of ksurgeon.SiteKind, got"),
-        (type("Nameless", (Embedding,), {"name": ""}), "Nameless has no name; set it in the class"),
+        (
+            type("Short", (SiteKind,), {"name": "a", "title": "a", "modules": (nn.Linear,)}),
+            "Short has no build;",
+        ),
+        (type("Nameless", (Embedding,), {"name": ""}), "Nameless has no name; add it to the class"),
     ],
 )
 def test_what_is_no_kind_is_refused(registry, kind, message):
@@ -278,7 +282,7 @@ def package(folder, name, code, monkeypatch):
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[ksurgeon.site_kinds]\ntheir = {name}:Their\n")
     monkeypatch.syspath_prepend(str(folder))
-    site_kinds._load_others.cache_clear()
+    site_kinds._waiting.cache_clear()
 
 
 def test_installed_packages_bring_kinds_along(registry, tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ def finish(model: Any, record: Record, planned: Mapping[str, Planned], config: K
     assert record.outcome is not None and config.rule is not None
     for each in planned.values():
         if each.done:
-            record.operations.append(_operation(each))
+            record.operations.append(Operation.of(each.site, each.decision, weight_error=each.error))
     saved = sum(o.parameters_before - o.parameters_after for o in record.operations)
     record.outcome.parameters = (_count(model) + saved, _count(model))
     attach(model, record if record.operations else None)
@@ -135,24 +135,6 @@ def _rest(model: Any, config: KsurgeonConfig) -> Plan | None:
     assert config.rule is not None
     plan = make_plan(open_finder(model, None).all_sites, config.rule)
     return plan if plan.replacements else None
-
-
-def _operation(planned: Planned) -> Operation:
-    site, decision = planned.site, planned.decision
-    assert decision.structure is not None and decision.start is not None
-    return Operation(
-        path=site.path,
-        aliases=site.aliases,
-        kind=site.kind,
-        structure=decision.structure,
-        start=decision.start,
-        groups=site.groups,
-        facts=site.facts,
-        parts=decision.parts,
-        parameters_before=decision.parameters_before,
-        parameters_after=decision.parameters_after,
-        weight_error=planned.error,
-    )
 
 
 def _tied(model: Any) -> set[str]:

@@ -148,22 +148,14 @@ def _problem(decision: Decision, site: "Site | None") -> str | None:
 
 
 def _counted(decision: Decision, site: "Site") -> Decision:
-    after = site.parameters, site.multiplications
-    start = site_kind(site.kind).starts[0]
+    counts: dict[str, Any] = {}
     if decision.action == "replace":
         assert decision.structure is not None
         after = structure_cost(site, decision.structure, decision.parts)
-    return decision.model_copy(
-        update={
-            "start": decision.start or (start if decision.action == "replace" else None),
-            "in_features": site.in_features,
-            "out_features": site.out_features,
-            "parameters_before": site.parameters,
-            "multiplications_before": site.multiplications,
-            "parameters_after": after[0],
-            "multiplications_after": after[1],
-        }
-    )
+        counts = {"parameters_after": after[0], "multiplications_after": after[1]}
+        counts["start"] = decision.start or site_kind(site.kind).starts[0]
+    fresh = Decision.about(site, action=decision.action, **counts)
+    return decision.model_copy(update={name: getattr(fresh, name) for name in fresh.model_fields_set})
 
 
 def _inline(structure: Structure | None, facts: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -72,6 +72,16 @@ class Decision(BaseModel):
     measured_harm: float | None = None
     latency_before: float | None = None
     latency_after: float | None = None
+
+    @classmethod
+    def about(cls, site: "Site", **decided: Any) -> Self:
+        """A decision about a site: to leave it, unless ``decided`` says what becomes of it, and its cost."""
+        parameters, multiplications = site.parameters, site.multiplications
+        facts = {"path": site.path, "kind": site.kind, "action": "leave"}
+        sizes = {"in_features": site.in_features, "out_features": site.out_features}
+        before = {"parameters_before": parameters, "multiplications_before": multiplications}
+        after = {"parameters_after": parameters, "multiplications_after": multiplications}
+        return cls.model_validate({**facts, **sizes, **before, **after, **decided})
 
     @property
     def harm(self) -> float:
@@ -282,9 +292,8 @@ def _replace(site: "Site", number: int, part: Part) -> Decision:
     if after > site.parameters and site.weight_parameters:
         return leave(site, f"would grow from {site.parameters} to {after} parameters", number)
     target = matching(part.targets, site.names)
-    return Decision(
-        path=site.path,
-        kind=site.kind,
+    return Decision.about(
+        site,
         action="replace",
         reason=f"part {number}" + (f', target "{target}"' if target else ""),
         part=number,
@@ -293,12 +302,8 @@ def _replace(site: "Site", number: int, part: Part) -> Decision:
         grid=grid,
         parts=parts,
         dim=part.dim if isinstance(part, Insertion) else None,
-        parameters_before=site.parameters,
         parameters_after=after,
-        multiplications_before=site.multiplications,
         multiplications_after=multiplications,
-        in_features=site.in_features,
-        out_features=site.out_features,
     )
 
 
@@ -317,19 +322,7 @@ def structure_cost(site: "Site", structure: Structure, parts: int = 1) -> tuple[
 
 def leave(site: "Site", reason: str, number: int | None = None) -> Decision:
     """The decision to leave a site as it is."""
-    return Decision(
-        path=site.path,
-        kind=site.kind,
-        action="leave",
-        reason=reason,
-        part=number,
-        in_features=site.in_features,
-        out_features=site.out_features,
-        parameters_before=site.parameters,
-        parameters_after=site.parameters,
-        multiplications_before=site.multiplications,
-        multiplications_after=site.multiplications,
-    )
+    return Decision.about(site, reason=reason, part=number)
 
 
 def _count(number: int, kind: str = "") -> str:

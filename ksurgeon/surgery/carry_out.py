@@ -114,23 +114,12 @@ def carry_out(
             )
         )
         record.operations.append(
-            Operation(
-                path=site.path,
-                aliases=site.aliases,
-                kind=site.kind,
-                structure=decision.structure,
-                start=decision.start,
+            Operation.of(
+                site,
+                decision,
                 calibrated=new.calibrated,
                 permutation=new.permutation,
-                dim=site.dim,
-                ndim=site.ndim,
-                groups=site.groups,
-                facts=site.facts,
-                parameter=site.parameter,
-                parts=decision.parts,
                 stage=stage,
-                parameters_before=decision.parameters_before,
-                parameters_after=decision.parameters_after,
                 weight_error=new.error,
                 output_error=output_error,
             )
