@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ksurgeon.calibrate import SiteMoments
-    from ksurgeon.find import Finder, Site
-    from ksurgeon.find.layer_kinds import Layer
-    from ksurgeon.find.match import Match
+    from ksurgeon.find import Finder, Layer, Match, Site
     from ksurgeon.find.tracer import Trace
     from ksurgeon.surgery.record import Operation, Record
 
@@ -63,7 +61,8 @@ class SiteKind(ABC):
         ...
         ...     def layer(self, module):
         ...         if type(module) is nn.Embedding:
-        ...             return Layer(in_features=module.num_embeddings, out_features=module.embedding_dim)
+        ...             rows, columns = module.weight.shape
+        ...             return ksurgeon.find.Layer(in_features=rows, out_features=columns)
         ...
         ...     def build(self, model, site, structure, start):
         ...         return LowRankEmbedding(model.get_submodule(site.path), structure.rank, start)

@@ -10,7 +10,7 @@ from torch import nn
 import ksurgeon
 from ksurgeon import SiteKind, register_site_kind, site_kinds
 from ksurgeon.errors import KindError, MatchError, RecordError, RuleError
-from ksurgeon.find.layer_kinds import Layer
+from ksurgeon.find import Layer
 from ksurgeon.kmatrix.structures import LowRank, Monarch
 from ksurgeon.report.terminal import show_plan, show_record, show_sites
 from ksurgeon.rules import load_rule, make_plan

@@ -9,8 +9,7 @@ from ksurgeon.site_kinds import Grid, SiteKind, quoted, site_kinds
 if TYPE_CHECKING:
     from torch import nn
 
-    from ksurgeon.find import Site
-    from ksurgeon.find.match import Match
+    from ksurgeon.find import Match, Site
     from ksurgeon.find.tracer import Trace
 
 __all__ = ["ChannelShuffle"]

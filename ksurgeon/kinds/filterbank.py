@@ -9,8 +9,7 @@ from ksurgeon.kmatrix.structures import Butterfly, Structure
 if TYPE_CHECKING:
     from torch import nn
 
-    from ksurgeon.find import Finder, Site
-    from ksurgeon.find.match import Match
+    from ksurgeon.find import Finder, Match, Site
     from ksurgeon.find.tracer import Trace
 
 __all__ = ["Filterbank"]

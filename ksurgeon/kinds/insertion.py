@@ -11,8 +11,7 @@ from ksurgeon.site_kinds import Grid
 if TYPE_CHECKING:
     from torch import nn
 
-    from ksurgeon.find import Site
-    from ksurgeon.find.match import Match
+    from ksurgeon.find import Match, Site
     from ksurgeon.find.tracer import Trace
     from ksurgeon.surgery.record import Operation, Record
 

@@ -7,8 +7,7 @@ from ksurgeon.kinds.dense import DenseKind
 if TYPE_CHECKING:
     from torch import nn
 
-    from ksurgeon.find import Finder, Site
-    from ksurgeon.find.layer_kinds import Layer
+    from ksurgeon.find import Finder, Layer, Site
     from ksurgeon.surgery.record import Operation
 
 __all__ = ["Linear"]

@@ -8,7 +8,7 @@ from ksurgeon.kinds.channel_shuffle import ChannelShuffle
 if TYPE_CHECKING:
     from torch import nn
 
-    from ksurgeon.find.match import Match
+    from ksurgeon.find import Match
     from ksurgeon.find.tracer import Trace
 
 __all__ = ["Permutation"]

@@ -7,7 +7,8 @@ from ksurgeon.kinds.dense import DenseKind
 if TYPE_CHECKING:
     from torch import nn
 
-    from ksurgeon.find.layer_kinds import Layer
+    from ksurgeon.find import Layer
+
 
 __all__ = ["PointwiseConv"]
 

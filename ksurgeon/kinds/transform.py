@@ -10,8 +10,7 @@ from ksurgeon.site_kinds import SiteKind
 if TYPE_CHECKING:
     from torch import nn
 
-    from ksurgeon.find import Site
-    from ksurgeon.find.match import Match
+    from ksurgeon.find import Match, Site
     from ksurgeon.find.tracer import Trace
 
 __all__ = ["Transform"]
