@@ -16,6 +16,7 @@ from ksurgeon.report.terminal import show_plan, show_record, show_sites
 from ksurgeon.rules import load_rule, make_plan
 from ksurgeon.rules.plan import describe_parts
 from ksurgeon.site_kinds import kind_of, site_kind
+from ksurgeon.train.groups import operate_on_group
 
 RULE = """
 name = "tables"
@@ -209,6 +210,21 @@ def test_a_replacement_that_somebody_wrapped_is_not_saved(embedding, rule, tmp_p
     tagger.tokens = nn.Sequential(tagger.tokens)
     with pytest.raises(ksurgeon.SurgeryError, match=r"tokens was .* is inside a Sequential"):
         ksurgeon.save(tagger, tmp_path / "saved")
+
+
+def test_weights_of_the_dense_architecture_are_for_k_layers(embedding, rule):
+    tagger = model()
+    weights = tagger.state_dict()
+    ksurgeon.convert(tagger, rule, X)
+    with pytest.raises(ksurgeon.SurgeryError, match=r'tokens is no K-layer, .* kind "embedding" takes no'):
+        ksurgeon.load_dense(tagger, weights)
+
+
+def test_a_group_of_a_gradual_conversion(embedding, rule):
+    student, teacher = model(), model()
+    record = ksurgeon.convert(student, rule, X).record
+    operate_on_group(teacher, student, record, record.operations)
+    assert torch.equal(teacher.tokens.left, student.tokens.left)
 
 
 def test_a_folder_of_a_kind_that_is_not_installed_names_it(registry, rule, tmp_path, monkeypatch):

@@ -102,7 +102,12 @@ def load_dense(
 
 
 def _layer_of(model: nn.Module, operation: Operation) -> _Layer:
-    path = operation.path
+    path, kind = operation.path, site_kind(operation.kind)
+    if not kind.is_dense:
+        raise SurgeryError(
+            f'{path} is no K-layer, and a replacement of the kind "{kind.name}" takes no dense weight: load '
+            "the weights into the architecture before ksurgeon.convert"
+        )
     if operation.parameter:
         owner = path.removesuffix(operation.parameter)
         path = f"{owner}{child_of(operation.parameter)}"

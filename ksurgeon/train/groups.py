@@ -75,8 +75,10 @@ def operate_on_group(
 
 def _start(operation: Operation) -> SiteStart:
     """Values are copied, whatever the start; without a weight not every structure can be the identity."""
-    keeps = operation.start == "exact" or not site_kind(operation.kind).has_weight
-    return cast(SiteStart, operation.start) if keeps else "identity"
+    kind = site_kind(operation.kind)
+    if operation.start != "exact" and kind.has_weight and "identity" in kind.starts:
+        return "identity"
+    return cast(SiteStart, operation.start)
 
 
 def _copy_values(module: nn.Module, student: nn.Module, path: str) -> None:
