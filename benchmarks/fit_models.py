@@ -32,9 +32,9 @@ from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.kmatrix.structures import Kaleidoscope, LowRank, Monarch, Structure, Sum
 from ksurgeon.planner.choose import choose
 from ksurgeon.planner.predict import low_rank_curve
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.build import dense_blocks, dense_weight, site_weight
 from ksurgeon.surgery.compensate import compensating
-from ksurgeon.surgery.kinds import KINDS
 
 _FILE, _PAGE = Path("benchmarks/results/fit_models.json"), Path("docs/fit.md")
 _SHARES = (0.75, 0.5, 0.25)
@@ -212,7 +212,7 @@ def converted(
     def build(site: Site, moments: SiteMoments | None) -> nn.Module:
         structure = chosen[site.path]
         assert structure is not None
-        new, _ = KINDS[site.kind].build(task.model, site, structure, "fit", moments)
+        new, _ = site_kind(site.kind).make(task.model, site, structure, "fit", moments)
         weights[site.path] = dense_weight(new).detach()
         model.set_submodule(site.path, new)
         return new

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         ExportError,
         FolderError,
         InputError,
+        KindError,
         KsurgeonError,
         MatchError,
         ModelNotFoundError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from ksurgeon.rules.files import read_plan, write_plan
     from ksurgeon.rules.plan import Plan
     from ksurgeon.rules.schema import Rule
+    from ksurgeon.site_kinds import SiteKind, register_site_kind
     from ksurgeon.surgery.conversion import Conversion
     from ksurgeon.surgery.convert import convert, replace_modules
     from ksurgeon.surgery.fold import fold, unfold
@@ -83,6 +85,7 @@ _HOMES = {
     "KPointwiseConv": "kmatrix.conv",
     "KTransform": "kmatrix.transform",
     "Kaleidoscope": "kmatrix.structures",
+    "KindError": "errors",
     "KsurgeonConfig": "integrations.hf_config",
     "KsurgeonError": "errors",
     "LowRank": "kmatrix.structures",
@@ -97,6 +100,7 @@ _HOMES = {
     "Rule": "rules.schema",
     "RuleError": "errors",
     "Site": "find.site",
+    "SiteKind": "site_kinds",
     "Structure": "kmatrix.structures",
     "StructureError": "errors",
     "StructuredMatrix": "kmatrix.structured",
@@ -123,6 +127,7 @@ _HOMES = {
     "quantize": "surgery.quantize",
     "read_plan": "rules.files",
     "register_backend": "kernels.registry",
+    "register_site_kind": "site_kinds",
     "register_structure": "kmatrix.structures",
     "replace_modules": "surgery.convert",
     "revert": "surgery.revert",
@@ -149,6 +154,7 @@ __all__ = [
     "KPointwiseConv",
     "KTransform",
     "Kaleidoscope",
+    "KindError",
     "KsurgeonConfig",
     "KsurgeonError",
     "LowRank",
@@ -163,6 +169,7 @@ __all__ = [
     "Rule",
     "RuleError",
     "Site",
+    "SiteKind",
     "Structure",
     "StructureError",
     "StructuredMatrix",
@@ -189,6 +196,7 @@ __all__ = [
     "quantize",
     "read_plan",
     "register_backend",
+    "register_site_kind",
     "register_structure",
     "replace_modules",
     "revert",

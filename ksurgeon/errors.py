@@ -5,6 +5,7 @@ __all__ = [
     "ExportError",
     "FolderError",
     "InputError",
+    "KindError",
     "KsurgeonError",
     "MatchError",
     "ModelNotFoundError",
@@ -29,6 +30,10 @@ class KsurgeonError(Exception):
 
 class StructureError(KsurgeonError, ValueError):
     """A structure, pattern or chain that cannot be built for the sizes given."""
+
+
+class KindError(KsurgeonError, ValueError):
+    """A kind of site that is not known, or whose name is taken."""
 
 
 class RuleError(KsurgeonError, ValueError):

@@ -78,7 +78,7 @@ class Reached:
 def can_compensate(site: Site) -> bool:
     """Whether a site is a layer that its owner calls, and small enough for its moments to be kept."""
     called = not (site.nodes or site.parameter or site.read or "Transpose" in site.class_name)
-    return called and site.in_features // _groups(site) <= _LARGEST
+    return called and site.in_features // site.blocks <= _LARGEST
 
 
 def require_greenlet() -> None:
@@ -191,7 +191,7 @@ class _Sums:
     """
 
     def __init__(self, site: Site, layer: nn.Module) -> None:
-        self.layer, self.groups, self.centred = layer, _groups(site), site.has_bias
+        self.layer, self.groups, self.centred = layer, site.blocks, site.has_bias
         self.count = 0
         self.inputs = self.outputs = self.moment = self.cross = torch.zeros((), dtype=torch.float64)
         self.means: tuple[Tensor, Tensor] | None = None
@@ -237,7 +237,3 @@ class _Sums:
 
 def _mean(rows: Tensor) -> Tensor:
     return rows.mean(0, dtype=torch.float64).to(rows.dtype)
-
-
-def _groups(site: Site) -> int:
-    return site.groups if site.kind == "pointwise_conv" else 1

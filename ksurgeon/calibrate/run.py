@@ -16,6 +16,7 @@ from ksurgeon.errors import InputError, KsurgeonError
 from ksurgeon.find import Site
 from ksurgeon.find.inputs import ExampleInputs, call_model
 from ksurgeon.find.unchanged import example_run
+from ksurgeon.site_kinds import site_kind
 
 __all__ = ["Run", "calibrate"]
 
@@ -64,9 +65,7 @@ def calibrate(
         InputError: a site took NaN or infinite entries (its path and the batch are named), or the model does
             not run on a batch.
     """
-    sites = [
-        site for site in sites if site.kind == "insertion" or (not site.nodes and site.weight_parameters)
-    ]
+    sites = [site for site in sites if site_kind(site.kind).is_dense or site_kind(site.kind).inserts]
     for share in (True, False):
         meters = _Meters(model, sites, largest, rows, seed, share)
         try:
@@ -144,7 +143,7 @@ class _Meters:
         read: dict[int, Site] = {}
         with ExitStack() as stack:
             for site in self.sites:
-                if site.kind == "insertion":
+                if site_kind(site.kind).inserts:
                     if inputs:
                         stack.callback(self._watch_place(site).remove)
                     continue
@@ -214,16 +213,14 @@ class _Meters:
             ) from error
 
     def _moment(self, site: Site, device: torch.device) -> Moment:
-        groups = site.groups if site.kind == "pointwise_conv" else 1
-        if site.in_features // groups > self.largest:
+        if site.in_features // site.blocks > self.largest:
             return SketchedMoment(site.in_features, min(_SKETCH, self.largest), device)
-        return Gram(site.in_features, groups, device)
+        return Gram(site.in_features, site.blocks, device)
 
     def _slope_moment(self, site: Site, device: torch.device) -> Moment:
-        groups = site.groups if site.kind == "pointwise_conv" else 1
-        if site.out_features // groups > self.largest:
-            return HashedMoment(site.out_features, _SKETCH, groups, device, self.seed)
-        return Gram(site.out_features, groups, device)
+        if site.out_features // site.blocks > self.largest:
+            return HashedMoment(site.out_features, _SKETCH, site.blocks, device, self.seed)
+        return Gram(site.out_features, site.blocks, device)
 
     def _anchored(self, site: Site, output: Tensor, rows: Callable[[Tensor], Tensor]) -> Tensor:
         """The output as part of a graph, so that its gradient comes by."""

@@ -9,9 +9,11 @@ from types import ModuleType
 from typing import Any
 
 from ksurgeon.find.finder import Finder, find, open_finder
+from ksurgeon.find.layer_kinds import Layer
+from ksurgeon.find.match import Match
 from ksurgeon.find.site import Site
 
-__all__ = ["Finder", "Site", "find", "open_finder"]
+__all__ = ["Finder", "Layer", "Match", "Site", "find", "open_finder"]
 
 
 class _Callable(ModuleType):

@@ -7,22 +7,20 @@ import torch
 from torch import fx, nn
 
 from ksurgeon.errors import InputError
-from ksurgeon.find.filterbanks import find_filterbanks, inside_of
 from ksurgeon.find.inputs import ExampleInputs
 from ksurgeon.find.insertions import find_insertions
 from ksurgeon.find.layers import find_layers, held_outside, is_graph_module, is_uninitialised, kept_outside
 from ksurgeon.find.match import Match
 from ksurgeon.find.movement import as_function, is_movement_module, kept_constants
-from ksurgeon.find.parameters import find_parameters
 from ksurgeon.find.patching import one_at_a_time, patched
-from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call, Recording, record_run, record_values
 from ksurgeon.find.shuffles import only_moves
 from ksurgeon.find.site import Site
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 from ksurgeon.find.unchanged import example_run
+from ksurgeon.site_kinds import site_kinds
 
-__all__ = ["Finder", "find", "open_finder"]
+__all__ = ["Finder", "find", "find_matches", "open_finder"]
 
 
 class Finder:
@@ -35,6 +33,7 @@ class Finder:
         failures: why a module could not be traced, by path.
         matches: the maps found inside each forward, by the path of their site.
         insertions: sites where a map could be inserted, along each dimension; there are many.
+        outside: what ``held_outside`` tells of the model.
 
     Raises:
         InputError: the model does not run on the inputs, or ``torch.jit`` compiled it.
@@ -64,20 +63,15 @@ class Finder:
 
     def _look(self, example_inputs: ExampleInputs | None) -> list[Site]:
         model = self.model
-        self._outside = held_outside(model)
+        self.outside = held_outside(model)
         if example_inputs is not None:
             self.recording = record_run(model, example_inputs)
         inside = self._find_inside() if self.recording else []
-        layers = find_layers(model, self.recording)
-        if self.recording:
-            owned = find_parameters(model, self.recording, layers)
-            covered = {site.owner for site in owned}
-            layers = [site for site in layers if site.path not in covered] + owned
-        banks = find_filterbanks(model, self.recording, self._outside)
-        inside = [site for site in inside if not inside_of(site, banks)]
-        layers = [site for site in layers if not inside_of(site, banks)] + banks
+        sites = find_layers(model, self.recording) + inside
+        for kind in site_kinds():
+            sites = kind.gather(self, sites)
         order = {path: position for position, (path, _) in enumerate(model.named_modules())}
-        return sorted(layers + inside, key=lambda site: order[site.owner])
+        return sorted(sites, key=lambda site: (order[site.owner], bool(site.nodes)))
 
     @cached_property
     def insertions(self) -> list[Site]:
@@ -165,7 +159,7 @@ class Finder:
         self.matches[site_path] = match
         rewritten = not whole and type(module) is not nn.Sequential
         if not rewritten:
-            obstacle = kept_outside(module, self._outside) if whole else None
+            obstacle = kept_outside(module, self.outside) if whole else None
         return Site(
             kind=match.kind,
             path=site_path,
@@ -182,6 +176,19 @@ class Finder:
             vectors=value.numel() // match.in_features // value.shape[0] if value.dim() > 1 else 1,
             nodes=() if whole else tuple(node.name for node in region.nodes),
         )
+
+
+def find_matches(module: nn.Module, trace: Trace, movers: set[str]) -> list[Match]:
+    """Maps in a traced forward in the order they run; of two that share a node, that of the later kind."""
+    order = {node: position for position, node in enumerate(trace.graph.nodes)}
+    taken: set[fx.Node] = set()
+    matches = []
+    for kind in site_kinds()[::-1]:
+        for match in kind.matches(module, trace, movers):
+            if taken.isdisjoint(match.region.nodes):
+                taken.update(match.region.nodes)
+                matches.append(match)
+    return sorted(matches, key=lambda match: order[match.region.sink])
 
 
 def _cannot_rewrite(trace: Trace, gone: set[fx.Node], varied: bool) -> str | None:

@@ -9,10 +9,8 @@ from torch import nn
 from ksurgeon.find.layers import is_graph_module, paths_of
 from ksurgeon.find.recording import Call, Recording, TensorSpec
 from ksurgeon.find.site import Site
-from ksurgeon.frontend import KFilters, KFrontend
-from ksurgeon.kmatrix.shuffle import KChannelShuffle
 from ksurgeon.kmatrix.structured import StructuredMatrix
-from ksurgeon.kmatrix.transform import KTransform
+from ksurgeon.site_kinds import kind_of
 
 __all__ = ["find_insertions"]
 
@@ -35,7 +33,8 @@ def _maps(model: nn.Module) -> set[int]:
     """Modules, by ``id``, that a revert takes away: K-matrices, and placeholders beside one."""
     found: set[int] = set()
     for module in model.modules():
-        if isinstance(module, (StructuredMatrix, KChannelShuffle, KTransform, KFrontend, KFilters)):
+        kind = kind_of(module)
+        if isinstance(module, StructuredMatrix) or (kind is not None and not kind.has_weight):
             found.update(map(id, module.modules()))
         for child in module.children():
             names = [name for name, _ in getattr(child, "replaced", ())]

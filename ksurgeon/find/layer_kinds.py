@@ -1,14 +1,14 @@
-"""Layers that are linear maps as whole modules, one function for each family of them."""
+"""Layers that are linear maps as whole modules: what their sizes are, and why one cannot be replaced."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LAYERS", "Layer", "layer_of"]
+__all__ = ["Layer", "linear_layer", "pointwise_layer"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -22,20 +22,20 @@ class Layer:
     """A module that is a linear map of its own.
 
     Attributes:
-        kind: kind of the site that it is.
         in_features, out_features: entries of the vectors mapped, all groups together.
         groups: groups of a convolution.
         reason: why it cannot be replaced; None as far as its kind is concerned.
         size: entries of its weights; 0 for those of ``weight``.
+        multiplications: for each vector; as many as ``size`` if left out.
         facts: plain data that its replacement needs.
     """
 
-    kind: str
     in_features: int
     out_features: int
     groups: int = 1
     reason: str | None = None
     size: int = 0
+    multiplications: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -43,7 +43,6 @@ def _dense(module: nn.Module) -> Layer | None:
     if not isinstance(module, nn.Linear):
         return None
     return Layer(
-        kind="linear",
         in_features=int(module.in_features),  # some models have a tensor there
         out_features=int(module.out_features),
         reason=_changed(module, nn.Linear),
@@ -58,7 +57,6 @@ def _conv1d_of_transformers(module: nn.Module) -> Layer | None:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return Layer(
-        kind="linear",
         in_features=weight.shape[0],
         out_features=weight.shape[1],
         reason=_changed(module, base),
@@ -73,7 +71,6 @@ def _pointwise(module: nn.Module) -> Layer | None:
     if any(size != 1 for size in module.kernel_size):
         return None
     return Layer(
-        kind="pointwise_conv",
         in_features=module.in_channels,
         out_features=module.out_channels,
         groups=module.groups,
@@ -94,31 +91,37 @@ def _not_pointwise(module: nn.modules.conv._ConvNd) -> str | None:
     return None
 
 
-def _quantised(module: nn.Module) -> Layer | None:
-    if not type(module).__module__.startswith(_QUANTISED):
-        return None
-    reason = f"quantised ({type(module).__module__}.{type(module).__name__})"
-    if hasattr(module, "in_features"):
-        sizes = int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-        return Layer(kind="linear", in_features=sizes[0], out_features=sizes[1], reason=reason)
-    kernel = getattr(module, "kernel_size", ())
-    if hasattr(module, "in_channels") and kernel and all(size == 1 for size in kernel):
-        sizes = int(module.in_channels), int(module.out_channels)  # type: ignore[arg-type]
-        return Layer(kind="pointwise_conv", in_features=sizes[0], out_features=sizes[1], reason=reason)
+def _quantised(module: nn.Module) -> str | None:
+    if type(module).__module__.startswith(_QUANTISED):
+        return f"quantised ({type(module).__module__}.{type(module).__name__})"
     return None
 
 
-def _scripted(module: nn.Module) -> Layer | None:
-    if not isinstance(module, torch.jit.ScriptModule):
+def _quantised_dense(module: nn.Module) -> Layer | None:
+    reason = _quantised(module)
+    if reason is None or not hasattr(module, "in_features"):
+        return None
+    sizes = int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+    return Layer(in_features=sizes[0], out_features=sizes[1], reason=reason)
+
+
+def _quantised_pointwise(module: nn.Module) -> Layer | None:
+    reason, kernel = _quantised(module), getattr(module, "kernel_size", ())
+    if reason is None or not hasattr(module, "in_channels") or not kernel or any(s != 1 for s in kernel):
+        return None
+    sizes = int(module.in_channels), int(module.out_channels)  # type: ignore[arg-type]
+    return Layer(in_features=sizes[0], out_features=sizes[1], reason=reason)
+
+
+def _scripted(module: nn.Module, original: str) -> Layer | None:
+    """What ``torch.jit`` compiled from a layer of the class."""
+    if not isinstance(module, torch.jit.ScriptModule) or not re.fullmatch(original, module.original_name):
         return None
     weight = getattr(module, "weight", None)
-    kind = "linear" if module.original_name == "Linear" else "pointwise_conv"
-    dense = kind == "linear" or re.fullmatch("Conv[123]d", module.original_name)
-    if not dense or weight is None or any(size != 1 for size in weight.shape[2:]):
+    if weight is None or any(size != 1 for size in weight.shape[2:]):
         return None
     groups = int(getattr(module, "groups", 1))
     return Layer(
-        kind=kind,
         in_features=weight.shape[1] * groups,
         out_features=weight.shape[0],
         groups=groups,
@@ -131,7 +134,6 @@ def _bilinear(module: nn.Module) -> Layer | None:
     if not isinstance(module, nn.Bilinear):
         return None
     return Layer(
-        kind="linear",
         in_features=module.in1_features * module.in2_features,
         out_features=int(module.out_features),
         reason="bilinear: a map of the products of two inputs, not of one",
@@ -143,7 +145,6 @@ def _recurrent(module: nn.Module) -> Layer | None:
         return None
     matrices = [p for p in module.parameters() if p.dim() == 2]
     return Layer(
-        kind="linear",
         in_features=module.input_size,
         out_features=matrices[0].shape[0],
         reason="the weights of a recurrent layer, which its kernel reads at every step",
@@ -151,20 +152,21 @@ def _recurrent(module: nn.Module) -> Layer | None:
     )
 
 
-LAYERS: tuple[Callable[[nn.Module], Layer | None], ...] = (
-    _scripted,
-    _quantised,
-    _dense,
-    _conv1d_of_transformers,
-    _pointwise,
-    _bilinear,
-    _recurrent,
-)
+def linear_layer(module: nn.Module) -> Layer | None:
+    """What a module is that computes a dense layer; None for any other."""
+    return (
+        _scripted(module, "Linear")
+        or _quantised_dense(module)
+        or _dense(module)
+        or _conv1d_of_transformers(module)
+        or _bilinear(module)
+        or _recurrent(module)
+    )
 
 
-def layer_of(module: nn.Module) -> Layer | None:
-    """What the first function of ``LAYERS`` that knows the module says of it; None if none does."""
-    return next((layer for recognise in LAYERS if (layer := recognise(module)) is not None), None)
+def pointwise_layer(module: nn.Module) -> Layer | None:
+    """What a module is that computes a convolution with a kernel of size 1; None for any other."""
+    return _scripted(module, "Conv[123]d") or _quantised_pointwise(module) or _pointwise(module)
 
 
 def _changed(module: nn.Module, base: type[nn.Module]) -> str | None:

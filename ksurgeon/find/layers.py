@@ -8,9 +8,10 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
 
-from ksurgeon.find.layer_kinds import Layer, layer_of
+from ksurgeon.find.layer_kinds import Layer
 from ksurgeon.find.recording import Recording
 from ksurgeon.find.site import Site
+from ksurgeon.site_kinds import site_kinds
 
 __all__ = [
     "OFFLOADED",
@@ -44,10 +45,10 @@ _FUSED = {
 def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
     """Sites that are layers of their own, in the order of the model."""
     paths, names, outside = paths_of(model), names_of_parameters(model), held_outside(model)
-    sites = []
+    sites, kinds = [], site_kinds()[::-1]
     for module in model.modules():
-        layer = layer_of(module)
-        if layer is None:
+        kind, layer = next(((k, known) for k in kinds if (known := k.layer(module))), (None, None))
+        if kind is None or layer is None:
             continue
         path, *aliases = paths[id(module)]
         weight = dict(module.named_parameters(recurse=False)).get("weight")
@@ -61,7 +62,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
         reason = _reason(module, path, layer, recording, outside)
         sites.append(
             Site(
-                kind=layer.kind,
+                kind=kind.name,
                 path=path,
                 owner=path,
                 aliases=tuple(aliases),
@@ -70,7 +71,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
                 groups=layer.groups,
                 facts=dict(layer.facts),
                 read=read,
-                parts=parts_of(path, layer.in_features, layer.out_features) if layer.kind == "linear" else 1,
+                parts=parts_of(path, layer.in_features, layer.out_features) if kind.splits else 1,
                 class_name=type(module).__name__,
                 reason=reason or (f"its weight is tied to {', '.join(tied)}" if tied else None),
                 tied=() if reason else tuple(tied),
@@ -78,7 +79,7 @@ def find_layers(model: nn.Module, recording: Recording | None) -> list[Site]:
                 parameters=sum(p.numel() for p in module.parameters() if not _is_lazy(p)) or size,
                 weight_parameters=size,
                 vectors=vectors,
-                multiplications=vectors * size,
+                multiplications=vectors * (size if layer.multiplications is None else layer.multiplications),
             )
         )
     return sites

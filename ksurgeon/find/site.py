@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ksurgeon.find.heads import is_head
+from ksurgeon.site_kinds import site_kind
 
 __all__ = ["Site"]
 
@@ -13,8 +14,7 @@ class Site:
     """A linear map in a model, or a place for one, and whether it can be replaced.
 
     Attributes:
-        kind: "linear", "pointwise_conv", "channel_shuffle", "insertion", or another kind that a recogniser
-            knows.
+        kind: name of its ``SiteKind``: "linear", "pointwise_conv", "channel_shuffle", "insertion", …
         path: path of the module; for a map inside a ``forward`` the owner's path, a colon, and the
             name of the FX node that gives the result; for an insertion the owner's path, a colon, the place
             and the dimension.
@@ -73,13 +73,16 @@ class Site:
     @property
     def is_module(self) -> bool:
         """Whether a module that is called is the map."""
-        return not (self.nodes or self.parameter or self.kind == "insertion")
+        return not (self.nodes or self.parameter or site_kind(self.kind).inserts)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks on the diagonal of its weight: the groups of a layer; 1 where it has none."""
+        return self.groups if self.weight_parameters else 1
 
     def is_along(self, dim: int | None) -> bool:
-        """Whether it acts along the dimension, which of an insertion may count from the last."""
-        if dim is not None and dim < 0 and self.kind == "insertion":
-            dim += self.ndim
-        return self.dim == dim
+        """Whether it acts along the dimension, which may count from the last."""
+        return self.dim == dim or (dim is not None and dim < 0 and self.dim == dim + self.ndim)
 
     @property
     def head(self) -> bool:

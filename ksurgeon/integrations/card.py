@@ -3,6 +3,7 @@
 from pathlib import Path
 from statistics import median
 
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.record import Operation, Record
 
 __all__ = ["CARD_FILE", "is_replaceable", "model_card"]
@@ -24,7 +25,7 @@ def model_card(record: Record) -> str:
     source = record.source
     name = source.name if source else "a model of unknown source"
     library = {"timm": "timm", "transformers": "transformers"}.get(source.kind if source else "", "pytorch")
-    fitted = [o for o in record.operations if o.start != "exact" and o.kind != "insertion"]
+    fitted = [o for o in record.operations if o.start != "exact" and not site_kind(o.kind).inserts]
     parts = [
         f"---\nlibrary_name: {library}\ntags:\n- ksurgeon\n- kaleidoscope-matrix\n---\n{_MARK}",
         f"# {Path(name).name} with K-matrices",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,9 @@ from ksurgeon.find import Finder, Site
 from ksurgeon.integrations.hf_config import KsurgeonConfig
 from ksurgeon.models import from_transformers
 from ksurgeon.rules.plan import Decision, Plan, describe_parts, make_plan, require_matches
-from ksurgeon.rules.schema import SiteKind
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.build import note
 from ksurgeon.surgery.convert import convert
-from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import prepare, swap_all
 from ksurgeon.surgery.record import Operation, Outcome, Record, attach
 
@@ -46,7 +45,7 @@ def plan_for(model: Any, config: KsurgeonConfig) -> tuple[Record, dict[str, Plan
     assert config.rule is not None
     finder = Finder(model)
     plan = make_plan(finder.sites, config.rule)
-    if all(KINDS[part.find].is_original is None for part in config.rule.parts):
+    if all(site_kind(part.find).has_weight for part in config.rule.parts):
         require_matches(plan, finder.sites)
     record = Record.begin(model)
     record.rules, record.seed = [plan.rule], config.seed
@@ -86,15 +85,12 @@ class ConvertOnLoad(ConversionOps):  # type: ignore[misc]
             if planned is None:
                 given[name] = weight
                 continue
+            path = planned.site.path
+            stays = {own for own, _ in model.get_submodule(path).named_parameters()} - {"weight"}
             new = self._convert(model, planned, weight)
             if missing_keys is not None:
                 missing_keys.discard(name)
-            path = planned.site.path
-            given |= {
-                f"{path}.{own}": factor.data
-                for own, factor in new.named_parameters()
-                if own.startswith("matrix.")
-            }
+            given |= {f"{path}.{own}": p.data for own, p in new.named_parameters() if own not in stays}
         return given
 
     def _convert(self, model: Any, planned: Planned, weight: Tensor) -> nn.Module:
@@ -108,7 +104,7 @@ class ConvertOnLoad(ConversionOps):  # type: ignore[misc]
         devices = [weight.device.index] if weight.is_cuda else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             torch.manual_seed(self.seed + planned.number)
-            new, planned.error = KINDS[site.kind].build(model, site, decision.structure, decision.start)
+            new, planned.error = site_kind(site.kind).make(model, site, decision.structure, decision.start)
         layer.weight = None
         swaps, _ = prepare(model, planned.finder, [(site, new)])
         swap_all(swaps)
@@ -121,11 +117,11 @@ def finish(model: Any, record: Record, planned: Mapping[str, Planned], config: K
     assert record.outcome is not None and config.rule is not None
     for each in planned.values():
         if each.done:
-            record.operations.append(_operation(each))
+            record.operations.append(Operation.of(each.site, each.decision, weight_error=each.error))
     saved = sum(o.parameters_before - o.parameters_after for o in record.operations)
     record.outcome.parameters = (_count(model) + saved, _count(model))
     attach(model, record if record.operations else None)
-    inside = any(KINDS[part.find].is_original is not None for part in config.rule.parts)
+    inside = any(not site_kind(part.find).has_weight for part in config.rule.parts)
     left = any(not each.done for each in planned.values()) or any(part.untie for part in config.rule.parts)
     if inside or left:
         rest = _rest(model, config)
@@ -139,24 +135,6 @@ def _rest(model: Any, config: KsurgeonConfig) -> Plan | None:
     assert config.rule is not None
     plan = make_plan(open_finder(model, None).all_sites, config.rule)
     return plan if plan.replacements else None
-
-
-def _operation(planned: Planned) -> Operation:
-    site, decision = planned.site, planned.decision
-    assert decision.structure is not None and decision.start is not None
-    return Operation(
-        path=site.path,
-        aliases=site.aliases,
-        kind=cast(SiteKind, site.kind),
-        structure=decision.structure,
-        start=decision.start,
-        groups=site.groups,
-        facts=site.facts,
-        parts=decision.parts,
-        parameters_before=decision.parameters_before,
-        parameters_after=decision.parameters_after,
-        weight_error=planned.error,
-    )
 
 
 def _tied(model: Any) -> set[str]:

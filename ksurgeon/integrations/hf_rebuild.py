@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ksurgeon.errors import RecordError
 from ksurgeon.models import from_transformers
-from ksurgeon.surgery.kinds import KINDS, kind_of
+from ksurgeon.site_kinds import kind_of, site_kind
 from ksurgeon.surgery.record import Record, signature
 from ksurgeon.surgery.replay import replay
 from ksurgeon.surgery.untied import TIED_KEYS
@@ -33,7 +33,7 @@ def rebuild(
     _rename(model, record)
     record.architecture = signature(model)
     kept: dict[str, Tensor] = {}
-    if any(KINDS[operation.kind].is_original is not None for operation in record.operations):
+    if any(not site_kind(operation.kind).has_weight for operation in record.operations):
         kept = _graft(model, record)
     else:
         replay(model, record)

@@ -11,6 +11,7 @@ from ksurgeon.planner.choose import Choice, choose, least
 from ksurgeon.planner.options import Option, SiteOptions, options_for
 from ksurgeon.rules.plan import unmatched_messages
 from ksurgeon.rules.schema import matching
+from ksurgeon.site_kinds import site_kinds
 
 __all__ = ["Candidates"]
 
@@ -53,7 +54,7 @@ class Candidates:
             reasons = "; ".join([*sorted({o.reason or "" for o in self.options})[:4], *named])
             raise MatchError(
                 "no site of the model can be replaced"
-                + (f": {reasons}" if reasons else ", for it has no linear layer or pointwise convolution")
+                + (f": {reasons}" if reasons else f", for it has no {_titles()}")
             )
 
     @property
@@ -151,6 +152,10 @@ def _left(site: Site, targets: tuple[str, ...], ignore: tuple[str, ...]) -> str 
         return "not among the targets"
     ignored = matching(ignore, site.names)
     return f'ignored by "{ignored}"' if ignored is not None else None
+
+
+def _titles() -> str:
+    return " or ".join(kind.title for kind in site_kinds() if kind.is_dense)
 
 
 def _up(value: float) -> float:

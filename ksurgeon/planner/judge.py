@@ -18,7 +18,7 @@ from ksurgeon.find.inputs import ExampleInputs, call_model
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.planner.predict import sweeps_for
-from ksurgeon.surgery.kinds import KINDS
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.operate import prepare, swap_all, undo_all
 
 __all__ = ["Judge", "Metric"]
@@ -116,7 +116,7 @@ class Judge:
             known = self._calibration.sites.get(site.path)
             known = known.copy(sweeps_for(site.weight_parameters)) if known is not None else None
             model = self._finder.model
-            new, _ = KINDS[site.kind].build(model, replace(site, parts=1), structure, "fit", known)
+            new, _ = site_kind(site.kind).make(model, replace(site, parts=1), structure, "fit", known)
             last = self._built[site.path] = structure, new
         return deepcopy(last[1])
 

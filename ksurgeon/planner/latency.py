@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -17,7 +18,7 @@ from ksurgeon.kernels.cache import Cache, cpu_model
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.planner.options import Option, SiteOptions
 from ksurgeon.planner.way import Way
-from ksurgeon.surgery.build import build_layer
+from ksurgeon.site_kinds import site_kind
 
 __all__ = ["Stopwatch", "refuse_slower"]
 
@@ -78,7 +79,8 @@ class Stopwatch:
         if taken:
             models["after"] = copy.deepcopy(finder.model)
             for site, structure in taken.items():
-                new = build_layer(finder.model.get_submodule(site.path), structure, "random")
+                kind, plain = site_kind(site.kind), replace(site, parts=1)
+                new = kind.build(finder.model, plain, structure, "random")
                 for path in (site.path, *site.aliases):
                     models["after"].set_submodule(path, new)
         inputs, calls = self._way.inputs(finder.example_inputs), {}
@@ -93,7 +95,7 @@ class Stopwatch:
     def _input(self, site: Site) -> Tensor | None:
         """A random input of the site's own shape, for the batch that the example inputs have."""
         recording = self._finder.recording
-        if recording is None or site.parameter or site.read or site.nodes:
+        if recording is None or site.parameter or site.read or not site_kind(site.kind).is_dense:
             return None
         module = self._finder.model.get_submodule(site.path)
         call = recording.first.get(id(module))

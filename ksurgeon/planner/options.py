@@ -15,6 +15,7 @@ from ksurgeon.kmatrix.structures import (
     registered,
 )
 from ksurgeon.rules.plan import structure_cost
+from ksurgeon.site_kinds import site_kind
 
 __all__ = ["FAMILIES", "Option", "SiteOptions", "families", "options_for"]
 
@@ -87,11 +88,7 @@ FAMILIES = ("low_rank", "monarch", "kaleidoscope", "monarch+low_rank", "kaleidos
 
 def families() -> tuple[str, ...]:
     """``FAMILIES``, and the structures of other packages that have candidates."""
-    known = registered().items()
-    return (*FAMILIES, *(n for n, cls in known if cls.candidates.__func__ is not _CANDIDATES))  # type: ignore[attr-defined]
-
-
-_CANDIDATES = Structure.candidates.__func__  # type: ignore[attr-defined]
+    return (*FAMILIES, *(name for name, cls in registered().items() if "candidates" in vars(cls)))
 
 
 def options_for(site: Site, structures: Sequence[str] = FAMILIES) -> SiteOptions:
@@ -101,8 +98,8 @@ def options_for(site: Site, structures: Sequence[str] = FAMILIES) -> SiteOptions
     if found.reason is not None:
         return found
     known = {site.weight_parameters}
-    for structure in _structures(site):
-        if structure.structure not in structures:
+    for structure in _candidates(site):
+        if structure.structure in families() and structure.structure not in structures:
             continue
         try:
             parameters, multiplications = structure_cost(site, structure)
@@ -121,15 +118,19 @@ def options_for(site: Site, structures: Sequence[str] = FAMILIES) -> SiteOptions
 def _reason(site: Site) -> str | None:
     if site.reason is not None:
         return site.reason
-    if site.kind not in ("linear", "pointwise_conv") or not site.weight_parameters:
+    if not site.weight_parameters or not _candidates(site):
         return "no dense weight to be structured"
     return "too small for anything to be won" if site.weight_parameters < _SMALLEST else None
 
 
+def _candidates(site: Site) -> Sequence[Structure]:
+    own = site_kind(site.kind).candidates(site)
+    return _structures(site) if own is None else own
+
+
 def _structures(site: Site) -> list[Structure]:
     found: list[Structure] = []
-    groups = site.groups if site.kind == "pointwise_conv" else 1
-    sizes = site.in_features // groups, site.out_features // groups
+    sizes = site.in_features // site.blocks, site.out_features // site.blocks
     ranks = {}
     for share in _SHARES:
         rank = int(share * sizes[0] * sizes[1] / sum(sizes))

@@ -1,7 +1,7 @@
 """Harm of every option of a site, predicted from its calibration."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import geometric_mean
 
 import torch
@@ -12,6 +12,7 @@ from ksurgeon.find import Site
 from ksurgeon.fit.two_sided import TwoSided
 from ksurgeon.kmatrix.structures import LowRank, Structure
 from ksurgeon.planner.options import Option, SiteOptions
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.build import dense_blocks, site_weight
 from ksurgeon.surgery.fitting import fitted_blocks
 
@@ -58,17 +59,25 @@ def predict(
     model: nn.Module,
     site: Site,
     options: SiteOptions,
-    known: SiteMoments,
+    known: SiteMoments | None,
     tried: Tried,
 ) -> None:
     """Fill in error and predicted harm of all options of a site.
 
     Low ranks are told from one decomposition, exactly. Other structures are fitted; one whose factorisation
     harms much more than a low rank with as many parameters keeps the figures of that and is not refined.
+    Of a kind that is not dense the error of the weight has to do, until swaps tell more.
     Those that were ``tried`` at sites of the same shape are expected to harm as many times what a low rank
     does as there.
     """
-    weight = dense_blocks(site_weight(model, site), _groups(site)).to(known.moment.device)
+    kind = site_kind(site.kind)
+    if known is None or not kind.is_dense:
+        for option in options.options[1:]:
+            assert option.structure is not None
+            error = kind.make(model, replace(site, parts=1), option.structure, "fit")[1]
+            option.error, option.predicted = error or 0.0, (error or 0.0) ** 2
+        return
+    weight = dense_blocks(site_weight(model, site), site.blocks).to(known.moment.device)
     known = known.copy()
     energy = _energy(weight, known)
     errors, harms = low_rank_curve(weight, known)
@@ -143,10 +152,6 @@ def low_rank_curve(weight: Tensor, known: SiteMoments) -> tuple[Tensor, Tensor]:
 def _energy(change: Tensor, known: SiteMoments) -> float:
     """``E‖Δ x‖²``."""
     return float((change.float() @ known.root.float()).double().square().sum())
-
-
-def _groups(site: Site) -> int:
-    return site.groups if site.kind == "pointwise_conv" else 1
 
 
 def _rank_of_equal_cost(weight: Tensor, option: Option, options: SiteOptions) -> int:

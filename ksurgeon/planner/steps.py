@@ -22,6 +22,7 @@ from ksurgeon.planner.predict import predict, tried_at
 from ksurgeon.planner.state import State
 from ksurgeon.planner.way import Way
 from ksurgeon.rules.plan import Plan
+from ksurgeon.site_kinds import site_kind
 
 __all__ = ["Search", "Stage"]
 
@@ -104,7 +105,7 @@ class Search:
         self.calibration = known
         _ = self.judge  # what is wrong with the held-out data shows before the long work
         for options in self.candidates.playing:
-            if options.path not in known.sites:
+            if site_kind(options.kind).is_dense and options.path not in known.sites:
                 options.reason, options.options = "no vector reached it on these data", options.options[:1]
 
     def predict(self, everything: bool = False) -> None:
@@ -119,7 +120,7 @@ class Search:
             site = self.sites[options.path]
             before = [(self.sites[other.path], other) for other in self.candidates.playing[:number]]
             tried = tried_at(site, before, beaten=not everything)
-            predict(self.model, site, options, self.calibration.sites[site.path], tried)
+            predict(self.model, site, options, self.calibration.sites.get(site.path), tried)
             if kept is not None:
                 _keep_measured(kept, options)
             self.state.sites[options.path] = options
@@ -171,7 +172,8 @@ class Search:
 
     def _probe(self) -> None:
         """One swap of every site whose harm no gradient tells."""
-        blind = [o for o in self.candidates.playing if self.calibration.sites[o.path].gradient is None]
+        known = self.calibration.sites
+        blind = [o for o in self.candidates.playing if o.path not in known or known[o.path].gradient is None]
         for number, options in enumerate(blind):
             if options.ratio == 1.0 and all(option.measured is None for option in options.options):
                 self.stage("probing", number, len(blind), options.path)

@@ -18,6 +18,7 @@ from ksurgeon.kmatrix.structures import (
     Sum,
 )
 from ksurgeon.rules.plan import Plan
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.record import Operation, Outcome, Record, Training
 
 __all__ = [
@@ -64,7 +65,7 @@ def show_record(console: Console, record: Record, *, everything: bool = False) -
                 "reach the output (fresh residual networks often begin with branches scaled by zero)[/]"
             )
     inexact = [o for o in record.operations if o.start != "exact"]
-    fitted = [o for o in inexact if o.kind != "insertion"]
+    fitted = [o for o in inexact if not site_kind(o.kind).inserts]
     for training in record.trainings:
         console.print(_training(training))
     if fitted and not record.trainings:
@@ -284,7 +285,7 @@ def show_plan(console: Console, plan: Plan, parts: list[str]) -> None:
     table = new_table("\nPlan", "site", "decision", "parameters", "→", "multiplications", "→", left=2)
     for d in plan.decisions:
         grid = f" on {' × '.join(map(str, d.grid))}" if d.grid else ""
-        replaced, verb = d.action == "replace", "insert" if d.kind == "insertion" else "replace"
+        replaced, verb = d.action == "replace", site_kind(d.kind).verbs[0]
         table.add_row(
             escape(d.path),
             Text(

@@ -11,7 +11,7 @@ from ksurgeon.files import parse_toml, read_regular
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.rules.explain import explain
 from ksurgeon.rules.plan import Decision, Plan, structure_cost
-from ksurgeon.rules.schema import INSERTION, insertion_problem
+from ksurgeon.site_kinds import site_kind
 
 if TYPE_CHECKING:
     from ksurgeon.find.site import Site
@@ -138,11 +138,8 @@ def _problem(decision: Decision, site: "Site | None") -> str | None:
     if decision.structure is None:
         return "no structure is given (with = { structure = … })"
     try:
-        problem = None
-        if site.kind == INSERTION:
-            problem = insertion_problem(decision.structure, decision.start, site.in_features, decision.grid)
-        elif decision.start == "geometry" or decision.grid:
-            problem = 'start = "geometry", and a grid, are for insertions'
+        kind, start = site_kind(site.kind), decision.start
+        problem = kind.problem(decision.structure, start, site.in_features, decision.grid)
         if problem is None:
             structure_cost(site, decision.structure, decision.parts)
         return problem
@@ -151,22 +148,14 @@ def _problem(decision: Decision, site: "Site | None") -> str | None:
 
 
 def _counted(decision: Decision, site: "Site") -> Decision:
-    after = site.parameters, site.multiplications
-    start = "exact" if decision.kind == INSERTION else "fit"
+    counts: dict[str, Any] = {}
     if decision.action == "replace":
         assert decision.structure is not None
         after = structure_cost(site, decision.structure, decision.parts)
-    return decision.model_copy(
-        update={
-            "start": decision.start or (start if decision.action == "replace" else None),
-            "in_features": site.in_features,
-            "out_features": site.out_features,
-            "parameters_before": site.parameters,
-            "multiplications_before": site.multiplications,
-            "parameters_after": after[0],
-            "multiplications_after": after[1],
-        }
-    )
+        counts = {"parameters_after": after[0], "multiplications_after": after[1]}
+        counts["start"] = decision.start or site_kind(site.kind).starts[0]
+    fresh = Decision.about(site, action=decision.action, **counts)
+    return decision.model_copy(update={name: getattr(fresh, name) for name in fresh.model_fields_set})
 
 
 def _inline(structure: Structure | None, facts: dict[str, Any]) -> Any:

@@ -4,24 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from ksurgeon.errors import MatchError, StructureError
-from ksurgeon.kmatrix.structures import Butterfly, GroupedKaleidoscope, Structure
+from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.rules.load import builtin_rules, load_rule
-from ksurgeon.rules.schema import (
-    INSERTION,
-    Grid,
-    Insertion,
-    Part,
-    Rule,
-    SiteStart,
-    holds,
-    insertion_problem,
-    matching,
-)
+from ksurgeon.rules.schema import Grid, Insertion, Part, Rule, SiteStart, holds, matching
+from ksurgeon.site_kinds import site_kind, site_kinds
 
 if TYPE_CHECKING:
     from ksurgeon.find.site import Site  # imports torch, which listing rules does not need
@@ -81,6 +72,16 @@ class Decision(BaseModel):
     measured_harm: float | None = None
     latency_before: float | None = None
     latency_after: float | None = None
+
+    @classmethod
+    def about(cls, site: "Site", **decided: Any) -> Self:
+        """A decision about a site: to leave it, unless ``decided`` says what becomes of it, and its cost."""
+        parameters, multiplications = site.parameters, site.multiplications
+        facts = {"path": site.path, "kind": site.kind, "action": "leave"}
+        sizes = {"in_features": site.in_features, "out_features": site.out_features}
+        before = {"parameters_before": parameters, "multiplications_before": multiplications}
+        after = {"parameters_after": parameters, "multiplications_after": multiplications}
+        return cls.model_validate({**facts, **sizes, **before, **after, **decided})
 
     @property
     def harm(self) -> float:
@@ -143,13 +144,13 @@ def make_plan(sites: Sequence["Site"], rule: Rule) -> Plan:
         if part.unless_found and kinds[part.unless_found]
     }
     parts = {number: part for number, part in enumerate(rule.parts, 1) if number not in skipped}
-    named = [site for site in sites if site.kind != INSERTION or any(map(_names(site), rule.insert))]
+    named = [s for s in sites if not site_kind(s.kind).inserts or any(map(_names(s), rule.insert))]
     decisions = [_decide(site, parts) for site in named]
     applied = {decision.part for decision in decisions}
     unmatched = [number for number in parts if number not in applied]
     unmatched_names = {}
     for number, part in parts.items():
-        among = [site for site in sites if (site.kind == INSERTION) == (part.find == INSERTION)]
+        among = [site for site in sites if site_kind(site.kind).inserts == isinstance(part, Insertion)]
         if messages := unmatched_messages(part.targets, part.ignore, among, part.find):
             unmatched_names[number] = messages
     return Plan(
@@ -203,10 +204,8 @@ def require_matches(plan: Plan, sites: Sequence["Site"]) -> None:
     if plan.replacements:
         return
     if not (sites or plan.decisions):
-        raise MatchError(
-            f'rule "{plan.rule}" matched nothing: the model has no linear layer, pointwise convolution or '
-            f"channel shuffle at all"
-        )
+        titles = ", ".join(kind.title for kind in site_kinds() if not kind.inserts)
+        raise MatchError(f'rule "{plan.rule}" matched nothing: the model has no {titles} at all')
     kinds = Counter(site.kind for site in sites)
     found = ", ".join(_count(number, kind) for kind, number in kinds.items())
     lines = [f'rule "{plan.rule}" matched nothing it could replace; the model has {found}']
@@ -236,7 +235,7 @@ def describe_parts(plan: Plan, rule: Rule | None) -> list[str]:
         if number in plan.skipped:
             lines.append(what + plan.skipped[number])
         else:
-            verb, past = ("insert", "inserted at") if part.find == INSERTION else ("replace", "replaced")
+            verb, past = site_kind(part.find).verbs
             lines.append(
                 what + (f"{past} {sites} site{'s' * (sites != 1)}" if sites else f"found nothing to {verb}")
             )
@@ -285,32 +284,26 @@ def _replace(site: "Site", number: int, part: Part) -> Decision:
     try:
         parts = site.parts if part.split else 1
         after, multiplications = structure_cost(site, part.structure, parts)
-        if isinstance(part, Insertion) and (
-            problem := insertion_problem(part.structure, part.start, site.in_features, part.grid)
-        ):
+        grid = part.grid if isinstance(part, Insertion) else ()
+        if problem := site_kind(site.kind).problem(part.structure, part.start, site.in_features, grid):
             raise StructureError(problem)
     except StructureError as error:
         return leave(site, f"structure: {error}", number)
     if after > site.parameters and site.weight_parameters:
         return leave(site, f"would grow from {site.parameters} to {after} parameters", number)
     target = matching(part.targets, site.names)
-    return Decision(
-        path=site.path,
-        kind=site.kind,
+    return Decision.about(
+        site,
         action="replace",
         reason=f"part {number}" + (f', target "{target}"' if target else ""),
         part=number,
         structure=part.structure,
-        start="exact" if part.find == INSERTION and part.start == "identity" else part.start,
-        grid=part.grid if isinstance(part, Insertion) else (),
+        start="exact" if isinstance(part, Insertion) and part.start == "identity" else part.start,
+        grid=grid,
         parts=parts,
         dim=part.dim if isinstance(part, Insertion) else None,
-        parameters_before=site.parameters,
         parameters_after=after,
-        multiplications_before=site.multiplications,
         multiplications_after=multiplications,
-        in_features=site.in_features,
-        out_features=site.out_features,
     )
 
 
@@ -320,7 +313,7 @@ def structure_cost(site: "Site", structure: Structure, parts: int = 1) -> tuple[
     Raises:
         StructureError: the structure cannot have the site's sizes.
     """
-    parameters, each = _counts(site, structure, parts)
+    parameters, each = site_kind(site.kind).cost(site, structure, parts)
     multiplications = site.vectors * each
     if site.read:  # multiplied out at every call: the structure times a basis of its smaller side
         multiplications = site.multiplications + min(site.in_features, site.out_features) * each
@@ -329,36 +322,7 @@ def structure_cost(site: "Site", structure: Structure, parts: int = 1) -> tuple[
 
 def leave(site: "Site", reason: str, number: int | None = None) -> Decision:
     """The decision to leave a site as it is."""
-    return Decision(
-        path=site.path,
-        kind=site.kind,
-        action="leave",
-        reason=reason,
-        part=number,
-        in_features=site.in_features,
-        out_features=site.out_features,
-        parameters_before=site.parameters,
-        parameters_after=site.parameters,
-        multiplications_before=site.multiplications,
-        multiplications_after=site.multiplications,
-    )
-
-
-def _counts(site: "Site", structure: Structure, parts: int) -> tuple[int, int]:
-    """Parameters of the structure on all groups of the site, and its multiplications per vector."""
-    groups = site.groups if site.kind == "pointwise_conv" else 1
-    if groups > 1 and isinstance(structure, GroupedKaleidoscope):
-        raise StructureError(
-            f"the convolution has {groups} groups already, and a grouped structure needs one without"
-        )
-    if isinstance(structure, Butterfly):
-        from ksurgeon.kmatrix.transform import count_parameters
-
-        numel = count_parameters(site.facts, structure)
-        return numel, numel
-    sizes = site.in_features // groups, site.out_features // groups // parts
-    count = groups * parts
-    return count * structure.parameters(*sizes), count * structure.multiplications(*sizes)
+    return Decision.about(site, reason=reason, part=number)
 
 
 def _count(number: int, kind: str = "") -> str:

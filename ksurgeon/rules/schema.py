@@ -2,38 +2,31 @@
 
 import operator
 import re
-from collections.abc import Sequence
-from math import prod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ksurgeon.kmatrix.structures import Butterfly, Dense, Kaleidoscope, Structure, Sum
+from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.rules.targets import compile_target
+from ksurgeon.site_kinds import site_kind
 
 if TYPE_CHECKING:
     from ksurgeon.find.site import Site
 
 __all__ = [
-    "INSERTION",
     "Grid",
     "Insertion",
-    "Kind",
+    "KindName",
     "Part",
     "Replacement",
     "Rule",
-    "SiteKind",
     "SiteStart",
     "Start",
     "Where",
     "holds",
-    "insertion_problem",
     "matching",
 ]
 
-Kind = Literal["linear", "pointwise_conv", "channel_shuffle", "permutation", "transform", "filterbank"]
-SiteKind = Literal[Kind, "insertion"]
-INSERTION: Literal["insertion"] = "insertion"
 Start = Literal["exact", "fit", "random", "orthogonal", "identity"]
 SiteStart = Literal[Start, "geometry"]
 
@@ -45,8 +38,6 @@ _OPERATORS = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_KNOWN = ("channel_shuffle", "permutation", "transform", "filterbank")  # maps whose matrix is known
-_BUTTERFLIES = ("transform", "filterbank")
 _CONDITION = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d{1,18})\s*", re.ASCII)
 
 
@@ -65,49 +56,29 @@ def _target(value: str) -> str:
     return value
 
 
+def _found(name: str) -> str:
+    if site_kind(name).inserts:
+        raise ValueError(
+            f'at "{name}" nothing stands that could be replaced; give the rule an [[insert]] part'
+        )
+    return name
+
+
 Condition = Annotated[str, BeforeValidator(_condition)]
 Target = Annotated[str, Field(min_length=1), AfterValidator(_target)]
+KindName = Annotated[str, AfterValidator(lambda name: site_kind(name).name)]
+_Found = Annotated[str, AfterValidator(_found)]
 Grid = Annotated[tuple[Annotated[int, Field(ge=3)], ...], Field(max_length=2)]
 
 
 def _default_start(data: dict[str, object]) -> Start:
-    return "exact" if data.get("find") in _KNOWN else "fit"
+    return cast(Start, site_kind(str(data["find"])).starts[0]) if "find" in data else "fit"
 
 
 def holds(condition: str, value: int) -> bool:
     """Whether ``value`` meets a condition such as ``">= 64"``."""
     comparison, limit = condition.split()
     return bool(_OPERATORS[comparison](value, int(limit)))
-
-
-def insertion_problem(
-    structure: Structure, start: str | None, size: int = 0, grid: Sequence[int] = ()
-) -> str | None:
-    """Why a structure cannot be inserted with that start; None if it can, or if that depends on the size."""
-    if isinstance(structure, (Butterfly, Sum)):
-        return f'structure = "{structure.structure}" cannot be inserted; only one chain of factors can'
-    if start == "fit":
-        return 'nothing was there to fit to; start is "exact" (the identity), "orthogonal" or "random"'
-    if grid and start != "geometry":
-        return f'a grid goes with start = "geometry", not "{start}"'
-    if start == "geometry":
-        return _geometry_problem(structure, size, grid)
-    square = not size or all(pattern.b == pattern.c for pattern in structure.patterns(size, size))
-    if not square and start not in ("orthogonal", "random"):
-        return f'{structure} cannot be the identity; give start = "random", or structure = "kaleidoscope"'
-    return None
-
-
-def _geometry_problem(structure: Structure, size: int, grid: Sequence[int]) -> str | None:
-    if not isinstance(structure, Kaleidoscope):
-        return (
-            'start = "geometry" is a permutation, which structure = "kaleidoscope" holds, '
-            f'not "{structure.structure}"'
-        )
-    if size and (prod(grid or (size,)) != size or size < 3):
-        shape = " × ".join(map(str, grid)) or "line"
-        return f"{size} entries form no grid {shape}: give one or two sides of at least 3 with that product"
-    return None
 
 
 def matching(targets: tuple[str, ...], names: tuple[str, ...]) -> str | None:
@@ -151,50 +122,26 @@ class Replacement(_Base):
     In Python, ``structure`` is what a rule file calls ``with``.
     """
 
-    find: Kind
+    find: _Found
     targets: tuple[Target, ...] = ()
     ignore: tuple[Target, ...] = ()
     where: Where = Where()
-    unless_found: Kind | None = None
+    unless_found: _Found | None = None
     split: bool = False
     untie: bool = False
     structure: Structure = Field(alias="with")
     start: Start = Field(default_factory=_default_start)
 
     @model_validator(mode="after")
-    def _exact_needs_a_known_map(self) -> "Replacement":
-        if isinstance(self.structure, Sum) and self.find in _KNOWN:
-            raise ValueError(
-                f'structure = "{self.structure.structure}" is for trained weights '
-                f'(find = "linear", "pointwise_conv"), not for "{self.find}"'
-            )
+    def _can_start_so(self) -> "Replacement":
         parametrization = getattr(self.structure, "parametrization", "free")
         if parametrization == "orthogonal" and self.start in ("exact", "fit"):
             raise ValueError(
                 f'start = "{self.start}" needs parametrization = "free"; with "orthogonal", start is '
                 f'"identity", "orthogonal" or "random"'
             )
-        if self.start == "exact" and not isinstance(self.structure, Dense):
-            if self.find not in _KNOWN:
-                allowed = ", ".join(f'"{kind}"' for kind in _KNOWN)
-                raise ValueError(
-                    f'start = "exact" needs a map that a K-matrix holds exactly (find = {allowed}), '
-                    f'not "{self.find}", whose weight is dense; allowed: '
-                    f'"fit", "random", "orthogonal", "identity", or structure = "dense"'
-                )
-            if not isinstance(self.structure, Kaleidoscope) and self.find not in _BUTTERFLIES:
-                raise ValueError(
-                    f'start = "exact" is known for structure = "kaleidoscope", '
-                    f'not for "{self.structure.structure}"'
-                )
-        if isinstance(self.structure, Butterfly) != (self.find in _BUTTERFLIES):
-            allowed = ", ".join(f'"{kind}"' for kind in _BUTTERFLIES)
-            raise ValueError(
-                f'structure = "butterfly" goes with find = {allowed}, and they with nothing else; '
-                f'got "{self.structure.structure}" for "{self.find}"'
-            )
-        if self.find in _BUTTERFLIES and self.start not in ("exact", "random"):
-            raise ValueError(f'start for find = "{self.find}" is "exact" or "random", got "{self.start}"')
+        if problem := site_kind(self.find).problem(self.structure, self.start):
+            raise ValueError(problem)
         return self
 
 
@@ -221,11 +168,11 @@ class Insertion(_Base):
     def _is_one_square_chain(self) -> "Insertion":
         if bool(self.before) == bool(self.after):
             raise ValueError("give one of before and after: a list of paths, re:expressions or class names")
-        if problem := insertion_problem(self.structure, self.start, grid=self.grid):
+        if problem := site_kind(self.find).problem(self.structure, self.start, grid=self.grid):
             raise ValueError(problem)
         return self
 
-    find: ClassVar = INSERTION
+    find: ClassVar = "insertion"
     split: ClassVar = False
     untie: ClassVar = False
     unless_found: ClassVar = None

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ksurgeon.errors import MatchError, RuleError
-from ksurgeon.kmatrix.structures import Butterfly, Structure
+from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.rules.files import checked_plan
 from ksurgeon.rules.load import load_rule
 from ksurgeon.rules.plan import Plan, leave, make_plan
-from ksurgeon.rules.schema import Kind, Replacement, Rule, SiteStart, Where, matching
+from ksurgeon.rules.schema import Replacement, Rule, SiteStart, Where, matching
 from ksurgeon.rules.targets import compile_target
+from ksurgeon.site_kinds import SiteKind, site_kinds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,9 +29,6 @@ Target = str | type["nn.Module"] | Callable[[str, "nn.Module"], bool]
 Targets = Target | Sequence[Target]
 What = str | Path | Rule | Plan | Structure | Mapping[Any, Structure]
 """A rule's name, file or object, a plan, a structure, or structures by their targets."""
-
-_DENSE: tuple[Kind, ...] = ("linear", "pointwise_conv")
-_TRANSFORMS: tuple[Kind, ...] = ("transform", "filterbank")
 
 
 class Selection:
@@ -101,15 +99,15 @@ class Selection:
     ) -> Rule:
         parts = []
         for targets, structure in pairs:
-            kinds = _TRANSFORMS if isinstance(structure, Butterfly) else _DENSE
-            eligible = [site for site in sites if site.kind in kinds]
+            kinds = _kinds_for(structure, targets, model, sites)
+            eligible = [site for site in sites if site.kind in {kind.name for kind in kinds}]
             if targets is not None:
                 _require_all(targets, model, eligible, sites)
             for kind in kinds:
                 paths = [
                     site.path
                     for site in eligible
-                    if site.kind == kind and site.path and targets and _first(targets, model, site)
+                    if site.kind == kind.name and site.path and targets and _first(targets, model, site)
                 ]
                 if paths or targets is None:
                     parts.append(self._part(kind, paths, structure))
@@ -117,9 +115,9 @@ class Selection:
             name=", ".join(dict.fromkeys(part.structure.structure for part in parts)), replace=tuple(parts)
         )
 
-    def _part(self, kind: Kind, paths: list[str], structure: Structure) -> Replacement:
-        where = Where() if paths or kind in _TRANSFORMS else Where(head=False, read=False)
-        given = {"find": kind, "targets": paths, "where": where, "structure": structure}
+    def _part(self, kind: SiteKind, paths: list[str], structure: Structure) -> Replacement:
+        where = Where(head=False, read=False) if kind.has_weight and not paths else Where()
+        given = {"find": kind.name, "targets": paths, "where": where, "structure": structure}
         try:
             return Replacement.model_validate(given if self.start is None else given | {"start": self.start})
         except ValidationError as error:
@@ -147,6 +145,23 @@ class Selection:
                     decision = leave(site, f"ignored by {_show(ignored)}", decision.part)
             decisions.append(decision)
         return plan.model_copy(update={"decisions": decisions})
+
+
+def _kinds_for(
+    structure: Structure, targets: tuple[Target, ...] | None, model: "nn.Module", sites: "list[Site]"
+) -> list[SiteKind]:
+    """Kinds that a structure is for by itself; where the targets mean none of these, others with weights."""
+    able = [kind for kind in site_kinds() if kind.takes(structure) and not kind.inserts]  # type: ignore[arg-type]
+    default = [kind for kind in able if kind.is_default]
+    others = [kind for kind in able if kind.has_weight and not kind.is_default]
+    if targets is None or not others:
+        return default
+
+    def means(kinds: list[SiteKind]) -> bool:
+        names = {kind.name for kind in kinds}
+        return any(_first(targets, model, site) is not None for site in sites if site.kind in names)
+
+    return others if not means(default) and means(others) else default
 
 
 def as_targets(targets: Targets) -> tuple[Target, ...]:

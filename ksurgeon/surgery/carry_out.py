@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ksurgeon.calibrate import Data, open_data
@@ -15,13 +15,11 @@ from ksurgeon.find.inputs import ExampleInputs, require_weights
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.models.source import Source
 from ksurgeon.rules.plan import Decision, Plan, describe_parts, require_matches
-from ksurgeon.rules.schema import SiteKind
 from ksurgeon.rules.select import Selection
-from ksurgeon.surgery.build import site_weight
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.conversion import Conversion, Result
 from ksurgeon.surgery.current import current_record
 from ksurgeon.surgery.inserted import called_alike
-from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.readable import NOT_FOUND_AGAIN, finds_again, require_builds
 from ksurgeon.surgery.record import (
@@ -83,7 +81,7 @@ def carry_out(
         warnings.warn("; ".join(messages), stacklevel=3)
     pairs = _pair(plan, finder.all_sites)
     record = extended_record(model, origin, source is not None, example_inputs)
-    if any(KINDS[site.kind].is_original for _, site in pairs) and not finds_again(model, record):
+    if any(not site_kind(site.kind).has_weight for _, site in pairs) and not finds_again(model, record):
         record.inputs = None
         if source is not None:  # it is to be saved
             raise SurgeryError(NOT_FOUND_AGAIN)
@@ -116,23 +114,12 @@ def carry_out(
             )
         )
         record.operations.append(
-            Operation(
-                path=site.path,
-                aliases=site.aliases,
-                kind=cast(SiteKind, site.kind),
-                structure=decision.structure,
-                start=decision.start,
+            Operation.of(
+                site,
+                decision,
                 calibrated=new.calibrated,
                 permutation=new.permutation,
-                dim=site.dim,
-                ndim=site.ndim,
-                groups=site.groups,
-                facts=site.facts,
-                parameter=site.parameter,
-                parts=decision.parts,
                 stage=stage,
-                parameters_before=decision.parameters_before,
-                parameters_after=decision.parameters_after,
                 weight_error=new.error,
                 output_error=output_error,
             )
@@ -204,7 +191,7 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
     bad = [
         site.path
         for site in sites
-        if KINDS[site.kind].is_original is None and not bool(site_weight(model, site).isfinite().all())
+        if site_kind(site.kind).has_weight and not bool(_weight(model, site).isfinite().all())
     ]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -212,6 +199,13 @@ def _require_finite(model: nn.Module, sites: Sequence[Site]) -> None:
             f"weights that are NaN or infinite: {', '.join(bad[:5])}{more}; "
             "load sound weights, or let the rule ignore these layers"
         )
+
+
+def _weight(model: nn.Module, site: Site) -> Tensor:
+    """Of the site as it stands; empty where its module computes it."""
+    holder, name = (site.owner, site.parameter) if site.parameter else (site.path, "weight")
+    weight = model.get_submodule(holder)._parameters.get(name)
+    return torch.empty(0) if weight is None else weight.detach()
 
 
 def extended_record(

@@ -7,9 +7,9 @@ from ksurgeon.find.inputs import is_offloaded
 from ksurgeon.kmatrix.int8_tied import TiedInt8Linear
 from ksurgeon.models.opening import build, guess_sources, skeleton
 from ksurgeon.models.source import Source
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.computed import child_of
 from ksurgeon.surgery.folded import MARK, FoldedNorm
-from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Folded, Operation, Record, record_of, signature
 from ksurgeon.surgery.replay import replay
 from ksurgeon.surgery.sizes import count_parameters
@@ -89,15 +89,15 @@ def _stands(model: nn.Module, operation: Operation) -> bool:
 
 def replacements_of(model: nn.Module, operation: Operation) -> list[nn.Module]:
     """The K-modules that an operation put into the model, as far as they are there; usually one."""
-    kind = KINDS[operation.kind]
-    if kind.is_original is not None:
-        ours = (m for m in model.modules() if isinstance(m, kind.modules))
+    kind = site_kind(operation.kind)
+    if not kind.has_weight:
+        ours = (m for m in model.modules() if isinstance(m, kind.classes))
         return [m for m in ours if getattr(m, "site", None) == operation.path]
     return [
         module
         for path in layer_paths(operation)
         for module in modules_at(model, path)
-        if isinstance(module, kind.modules)
+        if isinstance(module, kind.classes)
     ]
 
 
@@ -126,7 +126,7 @@ def _architecture(model: nn.Module, record: Record) -> dict[str, tuple[int, ...]
     below = [
         f"{o.path.partition(':')[0]}."
         for o in record.operations
-        if not (o.parameter or o.kind == "insertion")
+        if not (o.parameter or site_kind(o.kind).inserts)
     ]
     for path, module, operation in ours:
         parent = path.removesuffix(path.rpartition(".")[2])

@@ -11,7 +11,7 @@ from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.surgery.build import dense_blocks, in_parts, site_weight
 
-__all__ = ["fit_site", "fitted_blocks", "shift_bias"]
+__all__ = ["fit_layer", "fit_site", "fitted_blocks", "shift_bias"]
 
 
 def fit_site(
@@ -43,6 +43,31 @@ def fit_site(
         return float(torch.linalg.vector_norm(matrix.to_dense() - weight) / norm) if norm > 0 else 0.0
 
 
+def fit_layer(new: nn.Module, model: nn.Module, site: Site, known: SiteMoments | None) -> float:
+    """Fit a K-layer to the site that it is to replace, its bias too where data tell.
+
+    Args:
+        new: has a ``matrix``.
+        model: has the site.
+        site: its ``parts`` as the layer has them.
+        known: of the site's inputs.
+
+    Returns:
+        As of ``fit_site``.
+    """
+    assert isinstance(new.matrix, StructuredMatrix)
+    weight = site_weight(model, site).detach()
+    error = fit_site(new.matrix, in_parts(weight, site.parts), known)
+    if known is not None and site.has_bias and not site.parameter:
+        wanted = known.output_mean
+        if wanted is None:
+            bias = model.get_submodule(site.path).bias
+            assert isinstance(bias, Tensor)
+            wanted = weight.double() @ known.mean + bias.detach()
+        shift_bias(new, new.matrix, wanted, known.mean)
+    return error
+
+
 @torch.no_grad()
 def shift_bias(layer: nn.Module, matrix: StructuredMatrix, wanted: Tensor, mean: Tensor) -> None:
     """Give a layer another bias, such that its mean output is as wanted.
@@ -63,17 +88,16 @@ def shift_bias(layer: nn.Module, matrix: StructuredMatrix, wanted: Tensor, mean:
 
 def fitted_blocks(model: nn.Module, site: Site, structure: Structure, known: SiteMoments) -> Tensor:
     """What ``fit_site`` gives for a structure, as ``(groups, out / groups, in / groups)``."""
-    groups = site.groups if site.kind == "pointwise_conv" else 1
     weight = site_weight(model, site)
     matrix = new_matrix(
         site.in_features,
         site.out_features,
         structure=structure,
-        groups=groups,
+        groups=site.blocks,
         start="empty",
         device=weight.device,
         dtype=torch.promote_types(weight.dtype, torch.float32),
     )
     fit_site(matrix, in_parts(weight, 1), known)
     with torch.no_grad():
-        return dense_blocks(matrix.to_dense().detach(), groups)
+        return dense_blocks(matrix.to_dense().detach(), site.blocks)

@@ -13,10 +13,10 @@ from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.structures import Dense
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.build import dense_weight, in_parts, set_dense
 from ksurgeon.surgery.computed import child_of
 from ksurgeon.surgery.current import current_record
-from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Operation, Record, attach
 
 __all__ = ["load_dense"]
@@ -61,7 +61,7 @@ def load_dense(
     layers = {
         f"{o.path}{'' if o.parameter else '.weight'}": (o, _layer_of(model, o))
         for o in record.operations
-        if KINDS[o.kind].is_original is None
+        if site_kind(o.kind).has_weight
     }
     _check(model, record, state_dict, set(layers))
     fitted: list[tuple[Operation, StructuredMatrix, StructuredMatrix, float]] = []
@@ -102,7 +102,12 @@ def load_dense(
 
 
 def _layer_of(model: nn.Module, operation: Operation) -> _Layer:
-    path = operation.path
+    path, kind = operation.path, site_kind(operation.kind)
+    if not kind.is_dense:
+        raise SurgeryError(
+            f'{path} is no K-layer, and a replacement of the kind "{kind.name}" takes no dense weight: load '
+            "the weights into the architecture before ksurgeon.convert"
+        )
     if operation.parameter:
         owner = path.removesuffix(operation.parameter)
         path = f"{owner}{child_of(operation.parameter)}"

@@ -10,10 +10,10 @@ from torch import nn
 from ksurgeon.errors import SurgeryError
 from ksurgeon.find import Finder, Site
 from ksurgeon.find.match import Match
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.computed import child_of, computed_class, computed_names
 from ksurgeon.surgery.folded import FoldSwap
 from ksurgeon.surgery.inserted import InsertSwap
-from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.rewrite import base_class, is_rewritten, rewritten_class
 from ksurgeon.surgery.untied import UntieSwap, untie_swaps
 
@@ -164,7 +164,7 @@ def prepare(
             child = child_of(site.parameter)
             paths[site.path] = f"{site.owner}.{child}" if site.owner else child
             continue
-        if site.kind == "insertion":
+        if site_kind(site.kind).inserts:
             inserted.append((site, new))
             continue
         if site.nodes:
@@ -223,7 +223,7 @@ def _erased(
     """
     found: dict[tuple[int, str], str] = {}
     for site, _ in replacements:
-        if KINDS[site.kind].is_original is None or site.kind == "insertion":
+        if site_kind(site.kind).has_weight or site_kind(site.kind).inserts:
             continue
         owner, places = model.get_submodule(site.owner), ("before", "after")
         nodes = finder.matches[site.path].region.nodes if site.nodes else []
@@ -245,7 +245,7 @@ def _free_name(owner: nn.Module, stem: str, taken: Collection[str]) -> str:
 
 def _remember(new: nn.Module, site: Site, replaced: list[tuple[str, nn.Module]]) -> None:
     """What a map without parameters replaced holds no tensors: it is kept, so that it can be put back."""
-    if KINDS[site.kind].is_original is not None:
+    if not site_kind(site.kind).has_weight:
         new.site, new.replaced = site.path, tuple(replaced)  # type: ignore[assignment]
 
 
@@ -276,7 +276,7 @@ def _rewrite(
         raise SurgeryError(f"the forward of {path or 'the model'} was changed before; it cannot be rewritten")
     names: dict[str, str] = {}
     for site, _ in found:
-        names[site.path] = _free_name(owner, KINDS[site.kind].child, names.values())
+        names[site.path] = _free_name(owner, site_kind(site.kind).child, names.values())
     call = finder.call_of(owner)
     wanted = [(finder.matches[site.path], names[site.path]) for site, _ in found]
     after = rewritten_class(owner, call, finder.movers_of(owner), wanted)

@@ -19,6 +19,7 @@ from ksurgeon.kmatrix.matrix import KMatrix
 from ksurgeon.kmatrix.structures import Dense
 from ksurgeon.rules.schema import Replacement, Rule, Where, matching
 from ksurgeon.rules.select import Selection
+from ksurgeon.site_kinds import site_kinds
 from ksurgeon.surgery.carry_out import carry_out, extended_record
 from ksurgeon.surgery.current import current_record, replacements_of
 from ksurgeon.surgery.operate import MatrixSwap, Swap, swap_all, undo_all
@@ -147,14 +148,15 @@ def _dense_rule(targets: Sequence[str], ignore: Sequence[str]) -> Rule:
     try:
         parts = [
             Replacement(
-                find=kind,
+                find=kind.name,
                 targets=tuple(targets),
                 ignore=(*ignore, *_READ),
                 where=Where(read=False, in_features=f"<={LONGEST}"),
                 **{"with": Dense()},  # type: ignore[arg-type]
                 start="exact",
             )
-            for kind in ("linear", "pointwise_conv")
+            for kind in site_kinds()
+            if kind.is_dense
         ]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

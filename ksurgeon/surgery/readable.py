@@ -13,10 +13,10 @@ from ksurgeon.kmatrix.matrix import new_matrix
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.opening import build, skeleton
 from ksurgeon.models.source import Source
+from ksurgeon.site_kinds import SiteKind, kind_of, site_kind
 from ksurgeon.surgery.current import layer_paths, modules_at, replacements_of
 from ksurgeon.surgery.folded import FoldedNorm
 from ksurgeon.surgery.inserted import insertions_of
-from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.record import Operation, Record, inputs_from, signature
 
 __all__ = [
@@ -24,8 +24,10 @@ __all__ = [
     "differences",
     "finds_again",
     "require_builds",
+    "require_inserted",
     "require_no_others",
     "require_readable",
+    "require_same",
 ]
 
 NOT_FOUND_AGAIN = (
@@ -94,15 +96,15 @@ def require_readable(model: nn.Module, record: Record) -> None:
     Raises:
         SurgeryError: a K-layer was wrapped or changed, or maps inside a forward could not be found again.
     """
-    if record.inputs is None and any(_is_inside(operation) for operation in record.operations):
+    if record.inputs is None and any(not site_kind(each.kind).has_weight for each in record.operations):
         raise SurgeryError(NOT_FOUND_AGAIN)
     require_known(model, record)
     for operation in record.operations:
-        if operation.form != "dense" and operation.kind == "insertion":
-            _require_inserted(model, operation)
-        if operation.form != "dense" and KINDS[operation.kind].is_original is None:
-            for path in layer_paths(operation):
-                _require_same(model, record, operation, path)
+        if operation.form != "dense":
+            kind = site_kind(operation.kind)
+            for path in layer_paths(operation) if kind.has_weight else ():
+                _require_there(model, kind, path)
+            kind.require_readable(model, record, operation)
 
 
 def require_known(model: nn.Module, record: Record | None) -> None:
@@ -138,11 +140,12 @@ def require_no_others(model: nn.Module, record: Record) -> None:
             )
 
 
-def _is_inside(operation: Operation) -> bool:
-    return KINDS[operation.kind].is_original is not None
+def require_inserted(model: nn.Module, operation: Operation) -> None:
+    """Return if an inserted map is a child of the module that it was inserted at.
 
-
-def _require_inserted(model: nn.Module, operation: Operation) -> None:
+    Raises:
+        SurgeryError: the module is inside another one now.
+    """
     owners = (operation.path.partition(":")[0], *operation.aliases)
     children = {id(child) for path in owners for m in modules_at(model, path)[:1] for child in m.children()}
     if not all(id(new) in children for new in replacements_of(model, operation)):
@@ -153,15 +156,30 @@ def _require_inserted(model: nn.Module, operation: Operation) -> None:
         )
 
 
-def _require_same(model: nn.Module, record: Record, operation: Operation, path: str) -> None:
+def _require_there(model: nn.Module, kind: SiteKind, path: str) -> None:
     layer = next(iter(modules_at(model, path)), None)
-    if not isinstance(layer, (KLinear, KPointwiseConv)):
+    if not isinstance(layer, kind.classes):
         there = f"is inside a {type(layer).__name__}" if layer is not None else "is not there"
         raise SurgeryError(
             f"{path} was a K-layer and {there} now, so that a saved model could not be loaded again: take it "
             "out first (peft: merge_and_unload() or unload()), or save the adapter by itself (peft: "
             "save_pretrained)"
         )
+
+
+def require_same(model: nn.Module, record: Record, operation: Operation) -> None:
+    """Return if the K-layers of an operation are what a load would build; another structure is recorded.
+
+    Raises:
+        SurgeryError: one has other tensors.
+    """
+    for path in layer_paths(operation):
+        layer = model.get_submodule(path)
+        assert isinstance(layer, (KLinear, KPointwiseConv))
+        _require_same(layer, record, operation, path)
+
+
+def _require_same(layer: KLinear | KPointwiseConv, record: Record, operation: Operation, path: str) -> None:
     weight = operation.path if operation.parameter else f"{operation.path}.weight"
     bias = record.architecture.get(f"{operation.path}.bias") if not operation.parameter else None
     inserted = tuple(f"{name}." for _, name, _ in insertions_of(layer))

@@ -3,19 +3,21 @@
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ksurgeon.errors import RecordError
+from ksurgeon.find import Site
 from ksurgeon.find.inputs import ExampleInputs, as_call
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.models.inputs import Inputs
 from ksurgeon.models.source import Source
 from ksurgeon.patterns.pattern import Pattern
-from ksurgeon.rules.schema import SiteKind
+from ksurgeon.rules.plan import Decision
+from ksurgeon.rules.schema import KindName
 from ksurgeon.torch_private import pytree
 
 __all__ = [
@@ -56,7 +58,7 @@ class Operation(_Base):
 
     path: str
     aliases: tuple[str, ...] = ()
-    kind: SiteKind
+    kind: KindName
     form: Literal["kaleidoscope", "dense"] = "kaleidoscope"
     structure: Structure
     start: str
@@ -76,6 +78,14 @@ class Operation(_Base):
     output_error: float | None = None
     activation: str | None = Field(default=None, exclude=True)
     activation_path: str = Field(default="", exclude=True)
+
+    @classmethod
+    def of(cls, site: Site, decision: Decision, **done: Any) -> Self:
+        """What was done to a site as a plan decided; ``done`` tells what came of it."""
+        found = ("path", "aliases", "kind", "permutation", "dim", "ndim", "groups", "facts", "parameter")
+        decided = ("structure", "start", "parts", "parameters_before", "parameters_after")
+        facts = {name: getattr(site, name) for name in found}
+        return cls.model_validate(facts | {name: getattr(decision, name) for name in decided} | done)
 
 
 class Folded(_Base):

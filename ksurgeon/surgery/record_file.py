@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ksurgeon.errors import RecordError
+from ksurgeon.errors import KindError, RecordError
 from ksurgeon.files import parse_json, read_regular
 from ksurgeon.models.source import Source
 from ksurgeon.surgery.record import Record, own_version
@@ -81,6 +81,8 @@ def parse_record(data: object, file: str | Path) -> Record:
         return record
     except ValidationError as error:
         first = error.errors()[0]
+        if isinstance(reason := first.get("ctx", {}).get("error"), KindError):
+            raise RecordError(f"{file}: {reason}") from error
         where = ".".join(map(str, first["loc"])) or "the top"
         own = own_version()
         if isinstance(data, dict) and _numbers(data.get("ksurgeon")) > _numbers(own) > []:

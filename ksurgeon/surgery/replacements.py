@@ -16,8 +16,8 @@ from ksurgeon.find.inputs import call_model
 from ksurgeon.find.unchanged import example_run
 from ksurgeon.geometry import arrangement_from_moments
 from ksurgeon.rules.plan import Decision
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.compensate import compensating
-from ksurgeon.surgery.kinds import KINDS
 
 __all__ = ["Built", "Progress", "build_replacements"]
 
@@ -80,7 +80,7 @@ def build_replacements(
         planned = replace(site, parts=decision.parts)
         if decision.start == "geometry":
             planned = replace(planned, permutation=_arrangement(site, decision.grid, known))
-        new, error = KINDS[site.kind].build(model, planned, decision.structure, decision.start, known)
+        new, error = site_kind(site.kind).make(model, planned, decision.structure, decision.start, known)
         calibrated = known is not None and decision.start == "fit"
         made[site] = Built(new, error, time.perf_counter() - begin, calibrated, planned.permutation)
         return new

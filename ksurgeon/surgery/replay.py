@@ -14,8 +14,8 @@ from ksurgeon.kmatrix.int8 import Int8Matrix
 from ksurgeon.kmatrix.int8_tied import TiedInt8Linear
 from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.rules.plan import structure_cost
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.folded import FoldedNorm, FoldSwap, why_not
-from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.operate import ClassSwap, Swap, prepare, swap_all, undo_all
 from ksurgeon.surgery.record import Folded, Operation, Record, inputs_from
 
@@ -70,7 +70,7 @@ def _stages(model: nn.Module, record: Record, room: int | None) -> Iterator[Sequ
         )
     for stage in sorted({operation.stage for operation in record.operations}):
         operations = [operation for operation in record.operations if operation.stage == stage]
-        inside = any(KINDS[operation.kind].is_original is not None for operation in operations)
+        inside = any(not site_kind(operation.kind).has_weight for operation in operations)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if inside and record.inputs is None:
             raise RecordError(
@@ -81,7 +81,8 @@ def _stages(model: nn.Module, record: Record, room: int | None) -> Iterator[Sequ
         known = {(site.path, site.kind): site for site in finder.all_sites}
         replacements: list[tuple[Site, nn.Module]] = []
         for operation in operations:
-            site = known.get((operation.path, operation.kind)) or _parameter(model, operation)
+            kind = site_kind(operation.kind)
+            site = known.get((operation.path, kind.name)) or kind.recorded_site(model, operation)
             if site is None or not _fits(site, operation):
                 raise RecordError(
                     f"the record replaces {operation.kind} {operation.path!r}, which this model does not "
@@ -124,7 +125,7 @@ def _linear(model: nn.Module, path: str) -> nn.Module:
 
 def _fits(site: Site, operation: Operation) -> bool:
     """Whether the site is what the operation was done to; earlier records may not tell ``ndim``."""
-    known = None if operation.kind == "insertion" else operation.permutation  # which data told
+    known = None if site_kind(operation.kind).inserts else operation.permutation  # which data told
     same = (site.permutation, site.facts) == (known, operation.facts)
     return same and site.is_along(operation.dim) and operation.ndim in (0, site.ndim)
 
@@ -150,36 +151,14 @@ def _left(room: int | None, site: Site, operation: Operation) -> int | None:
     return room
 
 
-def _parameter(model: nn.Module, operation: Operation) -> Site | None:
-    """The site of a parameter, which only a run would find."""
-    if operation.kind != "linear" or operation.parameter != operation.path.rpartition(".")[2]:
-        return None
-    try:
-        shape = model.get_parameter(operation.path).shape
-    except AttributeError:
-        return None
-    if len(shape) != 2 or operation.facts.keys() != {"transposed"}:
-        return None
-    out_features, in_features = shape[::-1] if operation.facts.get("transposed") else shape
-    return Site(
-        kind=operation.kind,
-        path=operation.path,
-        owner=operation.path.removesuffix(operation.parameter).removesuffix("."),
-        in_features=in_features,
-        out_features=out_features,
-        parameter=operation.parameter,
-        facts=operation.facts,
-    )
-
-
 def _rebuild(model: nn.Module, site: Site, operation: Operation) -> nn.Module:
-    kind = KINDS[operation.kind]
-    new, _ = kind.build(model, replace(site, parts=operation.parts), operation.structure, "empty")
-    if kind.is_original is not None:
+    kind = site_kind(operation.kind)
+    new = kind.build(model, replace(site, parts=operation.parts), operation.structure, "empty")
+    if not kind.has_weight:
         new.site = site.path  # type: ignore[assignment]
     if operation.int8 and operation.form != "dense":
         _to_int8(new, operation)
-    return kind.dense(new, site.ndim) if operation.form == "dense" else new
+    return kind.to_dense(new, site.ndim) if operation.form == "dense" else new
 
 
 def _to_int8(layer: nn.Module, operation: Operation) -> None:

@@ -7,12 +7,12 @@ from torch import nn
 
 from ksurgeon.kmatrix.int8_tied import TiedInt8Linear
 from ksurgeon.kmatrix.lazy import plain
+from ksurgeon.site_kinds import kind_of, site_kind
 from ksurgeon.surgery.build import note
 from ksurgeon.surgery.computed import child_of, class_below, computed_names
 from ksurgeon.surgery.current import current_record
 from ksurgeon.surgery.fold import unfold
 from ksurgeon.surgery.inserted import InsertSwap, RemoveSwap, insertions_of
-from ksurgeon.surgery.kinds import KINDS, kind_of
 from ksurgeon.surgery.operate import (
     ClassSwap,
     ModuleSwap,
@@ -62,7 +62,7 @@ def revert(model: nn.Module) -> nn.Module:
                 restored.add(site)
                 continue
             assert kind is not None
-            dense = kind.dense(gone.new, shapes.get(site, 0))
+            dense = kind.to_dense(gone.new, shapes.get(site, 0))
             owner = owners.get(id(gone.owner), gone.owner)
             old = None if owner is gone.owner else gone.owner
             swaps.append(InsertSwap(owner, gone.place, gone.name, dense, old, followers=gone.followers))
@@ -81,7 +81,7 @@ def revert(model: nn.Module) -> nn.Module:
             operation.model_copy(update={"form": "dense"})
             for operation in record.operations
             if operation.form == "dense"
-            or (KINDS[operation.kind].is_original is not None and operation.path not in restored)
+            or (not site_kind(operation.kind).has_weight and operation.path not in restored)
         ]
         attach(model, record)
     return model
@@ -115,7 +115,7 @@ def _reversals(model: nn.Module, shapes: dict[str, int]) -> tuple[list[Swap], se
             swaps.append(_put_back(module, places))
             restored.add(str(module.site))
         else:
-            dense = kind.dense(module, shapes.get(str(getattr(module, "site", "")), 0))
+            dense = kind.to_dense(module, shapes.get(str(getattr(module, "site", "")), 0))
             swaps.append(ModuleSwap(places, [module] * len(places), [dense] * len(places)))
     return swaps, restored
 
@@ -123,7 +123,7 @@ def _reversals(model: nn.Module, shapes: dict[str, int]) -> tuple[list[Swap], se
 def _had_no_weights(module: nn.Module) -> bool:
     """Whether the module replaced a map that had no parameters."""
     kind = kind_of(module)
-    return kind is not None and kind.is_original is not None
+    return kind is not None and not kind.has_weight
 
 
 def _places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
@@ -184,4 +184,4 @@ class _Restoration(RewriteSwap):
 
 def _is_original(module: nn.Module) -> bool:
     kind = kind_of(module)
-    return kind is not None and kind.is_original is not None and kind.is_original(module)
+    return kind is not None and kind.is_original(module)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ksurgeon.errors import SurgeryError
+from ksurgeon.find.finder import find_matches
 from ksurgeon.find.match import Match
 from ksurgeon.find.movement import is_constant, kept_constants
-from ksurgeon.find.recognisers import find_matches
 from ksurgeon.find.recording import Call
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 

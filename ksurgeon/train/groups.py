@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.rules.plan import Decision, Plan
-from ksurgeon.rules.schema import INSERTION, Start
+from ksurgeon.rules.schema import SiteStart
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.conversion import Conversion
 from ksurgeon.surgery.convert import convert
-from ksurgeon.surgery.kinds import KINDS
 from ksurgeon.surgery.record import Operation, Record, inputs_from, record_of
 
 __all__ = ["Order", "operate_on_group", "operations_in_groups"]
@@ -22,8 +22,8 @@ Order = Literal["harmless", "back"]
 
 def operations_in_groups(operations: Sequence[Operation], count: int, order: Order) -> list[list[Operation]]:
     """At most ``count`` groups; maps inside a forward are all in the first, as a forward is changed once."""
-    first = [o for o in operations if KINDS[o.kind].is_original is not None]
-    rest = [o for o in operations if KINDS[o.kind].is_original is None]
+    first = [o for o in operations if not site_kind(o.kind).has_weight]
+    rest = [o for o in operations if site_kind(o.kind).has_weight]
     if order == "back":
         rest.reverse()
     else:
@@ -48,7 +48,7 @@ def operate_on_group(
             structure=operation.structure,
             start=_start(operation),
             parts=operation.parts,
-            dim=operation.dim if operation.kind == INSERTION else None,
+            dim=operation.dim if site_kind(operation.kind).inserts else None,
             parameters_before=operation.parameters_before,
             parameters_after=operation.parameters_after,
             multiplications_before=0,
@@ -73,10 +73,12 @@ def operate_on_group(
     return conversion
 
 
-def _start(operation: Operation) -> Start:
-    """Values are copied, whatever the start; that of an insertion is kept, as not all can be the identity."""
-    keeps = operation.start == "exact" or operation.kind == INSERTION
-    return cast(Start, operation.start) if keeps else "identity"
+def _start(operation: Operation) -> SiteStart:
+    """Values are copied, whatever the start; without a weight not every structure can be the identity."""
+    kind = site_kind(operation.kind)
+    if operation.start != "exact" and kind.has_weight and "identity" in kind.starts:
+        return "identity"
+    return cast(SiteStart, operation.start)
 
 
 def _copy_values(module: nn.Module, student: nn.Module, path: str) -> None:

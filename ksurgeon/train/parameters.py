@@ -15,7 +15,7 @@ from ksurgeon.kmatrix.structured import StructuredMatrix
 from ksurgeon.kmatrix.subspace import wide
 from ksurgeon.patterns.pattern import Pattern
 from ksurgeon.rules.schema import matching
-from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.site_kinds import kind_of
 from ksurgeon.torch_private import lerp_all_
 from ksurgeon.train.settings import Settings
 

@@ -10,7 +10,7 @@ from ksurgeon.errors import KsurgeonError, TrainingError
 from ksurgeon.models.names import parse
 from ksurgeon.models.opening import open_model, require_leave
 from ksurgeon.models.source import Source
-from ksurgeon.surgery.kinds import KINDS
+from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.record import Record, record_of
 from ksurgeon.surgery.revert import revert
 from ksurgeon.surgery.storage import load
@@ -105,7 +105,7 @@ def _named(name: str, weights: str, trust_remote_code: bool) -> FoundTeacher:
 def _is_untouched(record: Record) -> bool:
     """Whether all that was done was exact, and nothing was trained since."""
     exact = all(
-        operation.start == "exact" and KINDS[operation.kind].is_original is not None
+        operation.start == "exact" and not site_kind(operation.kind).has_weight
         for operation in record.operations
     )
     return exact and not record.trainings

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import ksurgeon
 from ksurgeon import Rule
 from ksurgeon.find.inputs import tensors_of
-from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.site_kinds import kind_of
 from tests.integrations import architectures
 from tests.integrations.architectures import NAMES
 

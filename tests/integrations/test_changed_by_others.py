@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 
 import ksurgeon
 from ksurgeon import Rule
-from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.site_kinds import kind_of
 from ksurgeon.surgery.record import record_of
 from tests.integrations import tiny
 from tests.near import near

@@ -7,7 +7,7 @@ import transformers
 from PIL import Image
 
 import ksurgeon
-from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.site_kinds import kind_of
 from tests.integrations import tiny
 from tests.near import near
 

@@ -8,7 +8,7 @@ import torch
 
 import ksurgeon
 from ksurgeon import RecordError, Rule, WeightsError
-from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.site_kinds import kind_of
 from ksurgeon.surgery.record import record_of
 from tests.integrations.tiny import QUICK, RULE
 from tests.near import near

@@ -10,7 +10,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import ksurgeon
 from ksurgeon import RecordError
-from ksurgeon.surgery.kinds import kind_of
+from ksurgeon.site_kinds import kind_of
 from ksurgeon.surgery.record import record_of
 from tests.integrations.test_timm import EXACT
 from tests.integrations.tiny import RULE

@@ -88,7 +88,10 @@ def test_start_left_out_is_exact_for_a_shuffle(tmp_path):
         (GOOD.replace("scope", "scop"), ["replace[1].with.structure: allowed: kaleidoscope, grouped_"]),
         (GOOD.replace('" }', '", wdith = 2 }'), ['with.wdith: unknown key; did you mean "width"?']),
         (GOOD.replace('" }', '", radix = 1 }'), ["replace[1].with.radix: allowed: 'auto'", "got 1"]),
-        (GOOD.replace('"linear"', '"linaer"'), ["replace[1].find: allowed: 'linear', ", "got 'linaer'"]),
+        (
+            GOOD.replace('"linear"', '"linaer"'),
+            ['find: no kind of site is called "linaer"; did you mean "linear"? there are linear, '],
+        ),
         (GOOD.replace("kaleidoscope", "low_rank"), ["replace[1].with: give rank or share, one of them"]),
         (
             GOOD.replace('scope" }', 'scope+low_rank", rank = 2 }').replace('"linear"', '"permutation"'),

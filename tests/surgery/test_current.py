@@ -6,8 +6,8 @@ from torch import nn
 
 import ksurgeon
 from ksurgeon import Rule
+from ksurgeon.site_kinds import kind_of
 from ksurgeon.surgery.current import current_record
-from ksurgeon.surgery.kinds import kind_of
 from ksurgeon.surgery.record import record_of
 from tests import zoo
 from tests.near import near
