@@ -85,9 +85,15 @@ def test_start_left_out_is_exact_for_a_shuffle(tmp_path):
         ),
         (GOOD + 'where = { groups = "~3" }\n', ["replace[1].where.groups: expected", "got '~3'"]),
         (GOOD + "where = { groups = true }\n", ["replace[1].where.groups: expected", "got True"]),
-        (GOOD.replace("scope", "scop"), ["replace[1].with.structure: allowed: kaleidoscope, grouped_"]),
+        (
+            GOOD.replace("scope", "scop"),
+            ['replace[1].with.structure: there is no structure "kaleidoscop"; did you mean "kaleidoscope"?'],
+        ),
         (GOOD.replace('" }', '", wdith = 2 }'), ['with.wdith: unknown key; did you mean "width"?']),
-        (GOOD.replace('" }', '", radix = 1 }'), ["replace[1].with.radix: allowed: 'auto'", "got 1"]),
+        (
+            GOOD.replace('" }', '", radix = 1 }'),
+            ['replace[1].with.radix: should be "auto", an integer of at least 2', "got 1"],
+        ),
         (
             GOOD.replace('"linear"', '"linaer"'),
             ['find: no kind of site is called "linaer"; did you mean "linear"? there are linear, '],

@@ -74,9 +74,9 @@ def _radix(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)) and 1 <= len(value) <= 64:
         return tuple(_whole(1, LARGEST_SIZE, entry) for entry in value)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= LARGEST_SIZE:
         raise ValueError('should be "auto", an integer of at least 2, or a list of them')
-    return _whole(2, LARGEST_SIZE, value)
+    return value
 
 
 def _patterns(value: Any) -> tuple[Pattern, ...]:

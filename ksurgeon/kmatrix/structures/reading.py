@@ -72,7 +72,11 @@ def read_structure(table: object) -> Structure:
     lines += [_line(kind, name, why, own) for kind, name, why in problems(Sum, own) if name != "main"]
     if lines:
         raise _invalid(lines)
-    return Sum(cls(**values), **own) if is_sum else cls(**values)  # type: ignore[arg-type]
+    try:
+        structure = cls(**values)
+        return Sum(structure, **own) if is_sum else structure  # type: ignore[arg-type]
+    except StructureError as error:
+        raise ValueError(str(error).removeprefix(f"{cls.__name__}: ").removeprefix("Sum: ")) from error
 
 
 def _class_of(name: object) -> tuple[type[Structure], bool]:
