@@ -1,6 +1,7 @@
 """Run once, trace module by module, recognise."""
 
 import warnings
+from collections.abc import Collection
 from functools import cached_property
 
 import torch
@@ -18,13 +19,17 @@ from ksurgeon.find.shuffles import only_moves
 from ksurgeon.find.site import Site
 from ksurgeon.find.tracer import Trace, TraceFailure, trace_module
 from ksurgeon.find.unchanged import example_run
-from ksurgeon.site_kinds import site_kinds
+from ksurgeon.site_kinds import SiteKind, site_kinds
 
 __all__ = ["Finder", "find", "find_matches", "open_finder"]
 
 
 class Finder:
     """What one run of a model and a trace of each of its modules told.
+
+    Args:
+        kinds: names of the kinds of site that are wanted, all if left out. Forwards are traced where one of
+            these may be inside.
 
     Attributes:
         example_inputs: what the model was run on; None if it was not.
@@ -39,13 +44,23 @@ class Finder:
         InputError: the model does not run on the inputs, or ``torch.jit`` compiled it.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: ExampleInputs | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: ExampleInputs | None = None,
+        kinds: Collection[str] | None = None,
+    ) -> None:
         if isinstance(model, torch.jit.ScriptModule):
             raise InputError(
                 f"the model was compiled by torch.jit ({model.original_name}), and has no Python code to "
                 "look into; give the model from before torch.jit.script or torch.jit.trace"
             )
         self.model, self.example_inputs = model, example_inputs
+        self._traces = any(
+            type(kind).matches is not SiteKind.matches and not kind.inserts
+            for kind in site_kinds()
+            if kinds is None or kind.name in kinds
+        )
         self.traces: dict[str, Trace] = {}
         self.failures: dict[str, str] = {}
         self.matches: dict[str, Match] = {}
@@ -66,7 +81,7 @@ class Finder:
         self.outside = held_outside(model)
         if example_inputs is not None:
             self.recording = record_run(model, example_inputs)
-        inside = self._find_inside() if self.recording else []
+        inside = self._find_inside() if self.recording and self._traces else []
         sites = find_layers(model, self.recording) + inside
         for kind in site_kinds():
             sites = kind.gather(self, sites)
@@ -218,18 +233,22 @@ def _is_whole(trace: Trace, match: Match) -> bool:
     return placeholders == [region.source] and output.args[0] is region.sink
 
 
-def open_finder(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Finder:
+def open_finder(
+    model: nn.Module, example_inputs: ExampleInputs | None = None, kinds: Collection[str] | None = None
+) -> Finder:
     """Look at a model with the inputs given, or with guessed ones; without any that fit, at its layers only.
+
+    ``kinds`` are those of ``Finder``.
 
     Raises:
         InputError: the model does not run on the inputs given.
     """
     if example_inputs is not None:
-        return Finder(model, example_inputs)
+        return Finder(model, example_inputs, kinds)
     from ksurgeon.models.inputs import inputs_for
 
     try:
-        return Finder(model, inputs_for(model))
+        return Finder(model, inputs_for(model), kinds)
     except InputError as error:
         warnings.warn(
             "no example_inputs given, and none that fit could be guessed: only layers are looked at, no map "

@@ -78,6 +78,21 @@ class Selection:
                 f"mapping of targets to structures; got {what!r}"
             )
 
+    @property
+    def kinds(self) -> set[str]:
+        """Names of the kinds of site that it may be about."""
+        if isinstance(self.given, Plan):
+            return {decision.kind for decision in self.given.replacements}
+        if isinstance(self.given, Rule):
+            asked = {kind for part in self.given.parts for kind in (part.find, part.unless_found)}
+            return {kind for kind in asked if kind is not None}
+        structures = [structure for _, structure in self.given]
+        return {
+            kind.name
+            for kind in site_kinds()
+            if (kind.is_default or kind.has_weight) and any(map(kind.takes, structures))
+        }
+
     def decide(self, model: "nn.Module", sites: "list[Site]") -> tuple[Plan, Rule | None]:
         """The plan for the sites of a model, and the rule that it follows from, if it follows from one.
 
@@ -132,7 +147,7 @@ class Selection:
             is_exact = isinstance(name, str) and not name.startswith("re:")
             if is_exact and not any(meets(name, model, site) for site in sites):
                 message = f'ignore "{name}" matches nothing{_nearest(name, sites)}'
-                warnings.warn(message, stacklevel=5)
+                warnings.warn(message, stacklevel=6)
         known = {(site.path, site.kind): site for site in sites}
         decisions = []
         for decision in plan.decisions:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
 
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ksurgeon.calibrate import Data, open_data
-from ksurgeon.errors import SurgeryError, WeightsError
-from ksurgeon.find import Site, open_finder
+from ksurgeon.errors import MatchError, SurgeryError, WeightsError
+from ksurgeon.find import Finder, Site, open_finder
 from ksurgeon.find.inputs import ExampleInputs, require_weights
 from ksurgeon.kernels import chosen_backend
 from ksurgeon.models.source import Source
 from ksurgeon.rules.plan import Decision, Plan, describe_parts, require_matches
+from ksurgeon.rules.schema import Rule
 from ksurgeon.rules.select import Selection
 from ksurgeon.site_kinds import site_kind
 from ksurgeon.surgery.conversion import Conversion, Result
@@ -73,9 +75,8 @@ def carry_out(
             example_inputs=example_inputs,
         )
         example_inputs = example_inputs if example_inputs is not None else batches.example
-    finder = open_finder(model, example_inputs)
+    finder, plan, rule = _decide(model, selection, example_inputs)
     example_inputs = finder.example_inputs
-    plan, rule = selection.decide(model, finder.all_sites)
     require_matches(plan, finder.sites)
     for messages in plan.unmatched_names.values():
         warnings.warn("; ".join(messages), stacklevel=3)
@@ -166,6 +167,21 @@ def _swap_and_verify(
         "the outputs are not those of the original, and cannot be: it decides by comparing numbers, and "
         f"noise as small as the errors of the replacements changes them by {amplification:.1e}, too"
     )
+
+
+def _decide(
+    model: nn.Module, selection: Selection, example_inputs: ExampleInputs | None
+) -> tuple[Finder, Plan, Rule | None]:
+    """The plan, from the sites of the kinds that are asked for; from all, where a message is to name them."""
+    finder = open_finder(model, example_inputs, selection.kinds)
+    with suppress(MatchError), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of an ignore that matches nothing
+        with suppress(UserWarning):
+            plan, rule = selection.decide(model, finder.all_sites)
+            if plan.replacements and not plan.unmatched_names:
+                return finder, plan, rule
+    finder = open_finder(model, example_inputs)
+    return finder, *selection.decide(model, finder.all_sites)
 
 
 def _found(plan: Plan) -> list[Found]:
