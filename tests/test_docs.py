@@ -54,3 +54,22 @@ def test_the_snippets_of_python_run(capsys):
         exec(compile(snippet, "python.md", "exec"), scope)
     assert len(snippets) == 4 and "2 of 4 sites replaced" in capsys.readouterr().out
     assert scope["matrix"].structure == ksurgeon.LowRank(8)
+
+
+def test_the_snippets_of_extending_run(monkeypatch):
+    from ksurgeon.kernels import registry as backends
+    from ksurgeon.kmatrix.structures import registry as structures
+
+    monkeypatch.setattr(structures, "_CLASSES", dict(structures._CLASSES))
+    monkeypatch.setattr(backends, "REGISTERED", dict(backends.REGISTERED))
+    snippets = re.findall(
+        r"```python\n(.*?)```", PAGE.with_name("extending.md").read_text("utf-8"), re.DOTALL
+    )
+    scope = {"loader": [torch.randn(64, 16)], "model": _Model().eval()}
+    for snippet in snippets:
+        exec(compile(snippet, "extending.md", "exec"), scope)
+    assert len(snippets) == 2
+    assert scope["model"].layers[0]["mlp"][0].matrix.structure == scope["BlockDiagonal"](blocks=2)
+    matrix, x = ksurgeon.KMatrix(16, 24), torch.randn(3, 16, 5)
+    y = scope["Einsum"]().apply_chain(x, tuple(matrix.factors), 1, torch.ones(24))
+    torch.testing.assert_close(y, matrix.affine(x, 1, torch.ones(24)))

@@ -25,7 +25,7 @@ from ksurgeon.kmatrix.structures import Kaleidoscope, Structure
 from ksurgeon.late import late
 from ksurgeon.options import require_names
 from ksurgeon.patterns.merge import merge_chain
-from ksurgeon.patterns.pattern import axis_of
+from ksurgeon.patterns.pattern import axis_of, check_chain
 from ksurgeon.patterns.rotated import patterns_of, sources_of
 from ksurgeon.torch_private import has_any_global_hook
 
@@ -88,7 +88,7 @@ class KMatrix(StructuredMatrix):
         if structure is None:
             structure = _kaleidoscope(width, expansion, radix)
         super().__init__(in_features, out_features, structure, groups)
-        block = structure.patterns(in_features // groups, out_features // groups)
+        block = check_chain(structure.patterns(in_features // groups, out_features // groups))
         self.patterns = tuple(pattern._replace(a=pattern.a * groups) for pattern in block)
         self.factors: nn.ParameterList | Rotations
         if isinstance(structure, Kaleidoscope) and structure.parametrization == "orthogonal":
