@@ -59,8 +59,9 @@ def backend_of(device: torch.device) -> Backend:
     """The backend that multiplies on a device, chosen at the first product there."""
     backend = CHOSEN.by_device.get(device)
     if backend is None:
-        backend = REGISTERED[_choose(device)] if _only is None else _only
-        CHOSEN.by_device[device] = backend
+        if _only is not None:
+            return _only
+        backend = CHOSEN.by_device[device] = REGISTERED[_choose(device)]
     return backend
 
 
