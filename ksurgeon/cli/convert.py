@@ -76,7 +76,7 @@ def run(
             seed=seed,
             progress=progress,
         )
-    with status("measuring latency, original and converted in turns"):
+    with status("measuring latency, original and converted interleaved"):
         conversion.record.outcome = measure(conversion, example_inputs)
     named = loaded.source.name if loaded.source.kind == "transformers" else None
     beside = model if Path(model).is_dir() else named

@@ -25,7 +25,7 @@ def run(
     other = open_on(second, weights, input_size, seed, device, trust_remote_code)
     # A converted model's record tells of its inputs; without one they are those of the first model.
     recorded = next((loaded for loaded in (one, other) if record_of(loaded.model) is not None), one)
-    with status("running both on the same inputs, and in turns for the latency"):
+    with status("running both on the same inputs, interleaved for latency"):
         comparison = compare(one.model, other.model, recorded.example_inputs)
     if json:
         print(json_module.dumps({"first": first, "second": second, **comparison.plain()}, indent=1))
