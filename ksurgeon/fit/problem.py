@@ -80,7 +80,7 @@ class Problem:
         seen = None
         if slopes is not None:
             if moment is None:
-                raise StructureError("output gradients need the input covariance as well; give moments, too")
+                raise StructureError("output gradients need the input covariance as well; pass moment, too")
             seen = torch.cat([_slopes(matrix, r) for matrix, r in zip(matrices, slopes, strict=True)])
             seen = seen.to(wide(blocks))
         scales = torch.cat([part[1].expand(first.groups) for part in parts])[:, None, None]
