@@ -41,7 +41,7 @@ class RuleError(KsurgeonError, ValueError):
 
 
 class PlanError(KsurgeonError, ValueError):
-    """A budget that cannot be met or is none, or a plan that is malformed or of another model."""
+    """A budget that cannot be met or is invalid, or a plan that is malformed or of another model."""
 
 
 class MatchError(KsurgeonError, ValueError):

@@ -44,7 +44,7 @@ def _large_enough(picture: Any, size: int) -> Any:
     height, width = picture.shape[-2:]
     if min(height, width) < size:
         raise ValueError(
-            f"a picture of {height} × {width} is smaller than the crop of {size} × {size}; give a smaller "
-            "crop, or a scale, with which pictures are resized"
+            f"an image of {height} × {width} is smaller than the crop of {size} × {size}; give a smaller "
+            "crop, or a scale, with which images are resized"
         )
     return picture

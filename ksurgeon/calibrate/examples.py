@@ -143,7 +143,7 @@ def of_records(records: _Sized, name: str, names: Callable[[int], str], base: Pa
     if text is None:
         raise DataError(
             f"{name} has the columns {', '.join(map(str, keys))}; expected one of {', '.join(TEXTS)} for "
-            f"texts or {', '.join(FILES)} for pictures and sounds"
+            f"texts or {', '.join(FILES)} for images and sounds"
         )
     second, target = find_key(keys, _SECONDS), find_key(keys, _TARGETS)
 

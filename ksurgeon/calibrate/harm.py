@@ -151,8 +151,8 @@ def harm_for(name: HarmName, model: nn.Module, outputs: Any) -> Harm:
     if name == "embeddings" and chosen_outputs(outputs)[0].dim() != 3:
         shape = tuple(chosen_outputs(outputs)[0].shape)
         raise InputError(
-            f"harm to embeddings is that of the mean over the positions of a text, of outputs (examples, "
-            f"positions, features); this model's are {shape}: take kl or outputs"
+            f"embeddings are means over the positions of a text, of outputs (examples, positions, features); "
+            f"this model's are {shape}: use kl or outputs"
         )
     harms: dict[str, type[Harm]] = {"kl": Divergence, "outputs": OutputChange, "embeddings": EmbeddingChange}
     return harms[name]()

@@ -66,7 +66,7 @@ def root_of(matrix: Tensor) -> Tensor:
         InputError: entries that are NaN or infinite.
     """
     if not bool(torch.isfinite(matrix).all()):
-        raise InputError("a second moment is NaN or infinite: the vectors are too large for their squares")
+        raise InputError("an input covariance is NaN or infinite: the squares of the vectors overflow")
     scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-300)[..., None, None]
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     ridge = 1e-9

@@ -53,8 +53,8 @@ def hold_at(paths: Mapping[nn.Module, str], replacements: Mapping[str, nn.Module
         if path not in replacements:
             if has_transforms():
                 raise SurgeryError(
-                    f"the model calls {path} inside of torch.func (vmap, grad or jvp), where it cannot be "
-                    "held; fit it without error compensation"
+                    f"the model calls {path} inside of torch.func (vmap, grad or jvp), where a run "
+                    "cannot wait; fit without error propagation (compensate=False, --no-compensate)"
                 )
             assert run.parent is not None
             run.parent.switch((path, args[0] if args else next(iter(kwargs.values())), output))
@@ -73,7 +73,7 @@ def run_both(pair: tuple[HeldPass, HeldPass]) -> Stop | None:
         ways = [stop[0] if stop is not None else "its end" for stop in (before, after)]
         raise SurgeryError(
             f"the changed model comes to {ways[1]} where the original one comes to {ways[0]}; which layers "
-            "it calls depends on the data, so fit it without error compensation"
+            "it calls depends on the data, so fit without error propagation (compensate=False)"
         )
     return Stop(before[0], after[1], before[2])
 

@@ -292,10 +292,10 @@ def _given_or_own(model: nn.Module, origin: ModelSource | None, loader: str, giv
     place = given or (origin.name if origin is not None and origin.kind == "transformers" else None)
     place = place or getattr(getattr(model, "config", None), "name_or_path", None)
     if not place:
-        what = {"AutoTokenizer": "texts", "AutoImageProcessor": "pictures"}.get(loader, "sounds")
+        what = {"AutoTokenizer": "texts", "AutoImageProcessor": "images"}.get(loader, "sounds")
         option = " (--tokenizer FOLDER)" if loader == "AutoTokenizer" else ""
         raise DataError(
-            f"nothing tells how {type(model).__name__} wants {what}: name its folder{option}, in Python give "
+            f"cannot guess how {type(model).__name__} takes {what}: name its folder{option}, in Python pass "
             "a tokenizer, processor or function, or give data whose examples are tensors"
         )
     trusted = origin is not None and origin.is_trusted and bool(origin.options.get("trust_remote_code"))
@@ -304,7 +304,7 @@ def _given_or_own(model: nn.Module, origin: ModelSource | None, loader: str, giv
     except Exception as error:
         first = (str(error).strip() or repr(error)).splitlines()[0]
         more = "" if Path(place).exists() else f"; there is no folder {place} here"
-        raise DataError(f"no {loader} beside the model {place}: {first}{more}") from error
+        raise DataError(f"no {loader} with the model {place}: {first}{more}") from error
 
 
 def _from_place(loader: str, place: str, trusted: bool) -> Any:

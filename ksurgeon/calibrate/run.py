@@ -208,8 +208,8 @@ class _Meters:
             moment.add(self._some(shown_rows(rows, self._mask), len(self.inputs)))
         except InputError as error:
             raise InputError(
-                f"{error} at the input of {site.path}, in batch {self._batch + 1}: the model is not sound on "
-                "these data; look at the layers before it, or leave the example out"
+                f"{error} at the input of {site.path}, in batch {self._batch + 1}: the model gives NaN or "
+                "Inf on this data; look at the layers before it, or leave the example out"
             ) from error
 
     def _moment(self, site: Site, device: torch.device) -> Moment:

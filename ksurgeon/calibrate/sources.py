@@ -106,13 +106,13 @@ def _from_path(path: Path, limit: int | None) -> Source:
         if split not in SPLITS or (found := open_arrays(Path(folder), split)) is None:
             raise DataError(
                 f"{path}: {' and '.join(SPLITS)} are splits of a folder of IDX files or of CIFAR's binary "
-                "version; of pictures, name the folder of the split"
+                "version; of images, name the folder of the split"
             )
         return found
     if not path.is_file():
         raise DataError(
             f"there is no file or folder {path} in {Path.cwd()}; data is a .txt, .jsonl, .parquet, .csv or "
-            ".tsv file, a folder of pictures or arrays, torchvision:CLASS@FOLDER, datasets:NAME or a function"
+            ".tsv file, a folder of images or arrays, torchvision:CLASS@FOLDER, datasets:NAME or a function"
         )
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
@@ -177,7 +177,7 @@ def _pictures(folder: Path) -> Source:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     if not files:
         raise DataError(
-            f"the folder {folder} holds no pictures ({', '.join(sorted(PICTURES))}) and no data set that "
+            f"the folder {folder} holds no images ({', '.join(sorted(PICTURES))}) and no data set that "
             "datasets saved"
         )
     above = [file.relative_to(folder).parts[:-1] for file in files]

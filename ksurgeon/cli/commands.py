@@ -50,7 +50,7 @@ class Find:
 class Convert:
     """Replace linear maps as a rule or plan says, verify and measure the result, and write it to a folder.
 
-    With --data, layers are fitted to what they do on them. The folder is converted/MODEL-RULE unless -o names
+    With --data, layers are fitted on calibration data. The folder is converted/MODEL-RULE unless -o names
     another.
     """
 
@@ -72,11 +72,12 @@ class Convert:
     tokenizer: Tokenizer = None
     max_length: MaxLength = 128
     compensate: Annotated[
-        bool, typer.Option(help="fit to data front to back, each layer making up for those before it")
+        bool,
+        typer.Option(help="with data: fit each layer to the converted network's inputs (error propagation)"),
     ] = True
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="quantize linear layers and 1x1 convolutions in the end, dense ones too"),
+        typer.Option("--int8", help="quantize linear layers and 1x1 convolutions afterwards, dense ones too"),
     ] = False
     fold: Annotated[
         bool, typer.Option("--fold", help="fold batch norms into the layers before them, for inference")
@@ -101,10 +102,10 @@ class Convert:
 
 @dataclass(frozen=True)
 class Plan:
-    """Choose for every layer what takes its place, so that a budget is met at the least harm.
+    """Choose a structure for every layer, so that a budget is met with the least loss increase.
 
-    The plan is a file to read and edit; `ksurgeon convert --plan` carries it out. What is found is kept in
-    the cache: an interrupted search goes on where it was, and another budget takes seconds.
+    The plan is a file to read and edit; `ksurgeon convert --plan` applies it. Results are cached: an
+    interrupted search continues, and another budget takes seconds.
     """
 
     model: Model
@@ -113,8 +114,8 @@ class Plan:
         typer.Option(
             "--budget",
             "-b",
-            help="params=0.5 or flops=0.6 of the layers in play, latency=0.7 of the model's time here, or "
-            "error=0.02 of the outputs",
+            help="params=0.5 or flops=0.6 of the eligible layers' parameters or FLOPs, latency=0.7 of the "
+            "latency on this machine, or error=0.02: loss increase",
         ),
     ]
     data: Data
@@ -122,54 +123,64 @@ class Plan:
         str, typer.Option("--output", "-o", callback=expanded, metavar="FILE", help="the plan")
     ] = "plan.toml"
     targets: Annotated[
-        list[str] | None, typer.Option("--target", help="sites in play: path, re:EXPRESSION or class name")
+        list[str] | None, typer.Option("--target", help="eligible sites: path, re:EXPRESSION or class name")
     ] = None
-    ignore: Annotated[list[str] | None, typer.Option("--ignore", help="sites left alone, likewise")] = None
+    ignore: Annotated[
+        list[str] | None, typer.Option("--ignore", help="sites to leave as they are, likewise")
+    ] = None
     structures: Annotated[
         list[str] | None,
-        typer.Option("--structure", help="family that is tried, such as low_rank; all if left out"),
+        typer.Option("--structure", help="structure to try, such as low_rank; all if left out"),
     ] = None
     explain: Annotated[
         list[str] | None, typer.Option("--explain", metavar="PATH", help="what every option of a site costs")
     ] = None
-    front: Annotated[bool, typer.Option("--front", help="also the harm of other budgets, measured")] = False
+    front: Annotated[
+        bool, typer.Option("--front", help="also measure the trade-off curve (other budgets)")
+    ] = False
     plot: Annotated[
         str | None,
-        typer.Option("--plot", callback=expanded, metavar="FILE", help="pictures of it (.png or .svg)"),
+        typer.Option(
+            "--plot",
+            callback=expanded,
+            metavar="FILE",
+            help="draw the trade-off curve and the layers (.png or .svg)",
+        ),
     ] = None
     harm: Annotated[
-        str, typer.Option(help="kl (of logits), outputs or embeddings (relative change), or auto")
+        str,
+        typer.Option(help="loss increase: kl (of logits), outputs or embeddings (relative error), or auto"),
     ] = "auto"
     metric: Annotated[
         str | None,
-        typer.Option(help="package.module:function that gives a model's figure of merit, higher is better"),
+        typer.Option(help="package.module:function that returns a model's score, higher is better"),
     ] = None
     examples: Examples = 512
     batch_size: Annotated[
-        int, typer.Option(min=1, help="examples of a batch of text or images; times are for one of them")
+        int, typer.Option(min=1, help="examples of a batch of text or images; latency is for one batch")
     ] = 16
     tokenizer: Tokenizer = None
     max_length: MaxLength = 128
     generate: Annotated[
-        int, typer.Option(metavar="TOKENS", help="calibrate while the model generates so many tokens")
+        int, typer.Option(metavar="TOKENS", help="calibrate while the model generates this many tokens")
     ] = 0
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads that times are measured with; PyTorch's own number")
+        int | None, typer.Option(min=1, help="CPU threads for latency; PyTorch's number if left out")
     ] = None
     precision: Annotated[
         Literal["bfloat16", "int8"] | None,
-        typer.Option(help="that times are measured in; with int8 the converted model is quantized, too"),
+        typer.Option(help="of the latency; with int8 the converted model is quantized as well"),
     ] = None
     runtime: Annotated[
         Literal["eager", "compile", "onnx"],
-        typer.Option(help="that times are measured in: PyTorch, torch.compile, or ONNX Runtime (--kernels)"),
+        typer.Option(help="of the latency: PyTorch, torch.compile, or ONNX Runtime (--kernels)"),
     ] = "eager"
     weights: Weights = "auto"
     input_size: InputSize = None
     seed: Seed = 0
     device: Device = "cpu"
     trust_remote_code: TrustRemoteCode = False
-    fresh: Annotated[bool, typer.Option("--fresh", help="keep nothing, use nothing that was kept")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="ignore the cache and do not write to it")] = False
     json: AsJson = False
     all: Everything = False
 
@@ -212,7 +223,7 @@ class Export:
     seed: Seed = 0
     trust_remote_code: TrustRemoteCode = False
     compare: Annotated[
-        bool, typer.Option(help="export the dense model, too, and show sizes and latency side by side")
+        bool, typer.Option(help="also export the dense model, and compare size and latency")
     ] = True
     kernels: Annotated[
         bool,
@@ -227,7 +238,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Diff:
-    """Compare two models: outputs on the same inputs, parameters, multiplications, latency in turns."""
+    """Compare two models: outputs on the same inputs, parameters, multiplications, interleaved latency."""
 
     first: Annotated[str, typer.Argument(callback=expanded, metavar="A", help=ANY_MODEL, show_default=False)]
     second: Annotated[

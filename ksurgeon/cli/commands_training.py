@@ -38,16 +38,15 @@ class _Subject:
 class _Teacher:
     teacher: Annotated[
         str | None,
-        typer.Option(
-            callback=expanded, help="a model as any command takes it; else what FOLDER was made from"
-        ),
+        typer.Option(callback=expanded, help="any MODEL; the one that FOLDER was made from if left out"),
     ] = None
     teacher_weights: Annotated[
         str | None, typer.Option(callback=expanded, help="auto, pretrained, or FILE.safetensors")
     ] = None
-    gradual: Annotated[int, typer.Option(help="operate in so many groups, healing after each")] = 0
+    gradual: Annotated[int, typer.Option(help="convert in N groups and distil after each")] = 0
     tolerance: Annotated[
-        float | None, typer.Option(help="with --gradual: stop before a held-out metric falls by more")
+        float | None,
+        typer.Option(help="with --gradual: stop before a held-out metric falls by more than this"),
     ] = None
 
 
@@ -71,7 +70,7 @@ class _Training:
 
 @dataclass(frozen=True)
 class Distill(_Training, _Teacher, _Subject):  # options in the order of the bases, the last one first
-    """Let a converted model learn from its original, on data that needs no labels.
+    """Distil the original into a converted model, on unlabelled data.
 
     The folder is FOLDER-distilled unless -o names another; checkpoints and log lie beside it.
     """
@@ -87,7 +86,7 @@ class Finetune(_Training, _Subject):
 
 @dataclass(frozen=True)
 class RunRecipe:
-    """Carry out a whole experiment: surgery, training and evaluation, written to a results file.
+    """Run a recipe, a whole experiment: conversion, training and evaluation, written to a results file.
 
     The folder is runs/NAME unless -o names another.
     """
@@ -100,7 +99,8 @@ class RunRecipe:
     minutes: Annotated[float | None, typer.Option(help="of training, in place of the recipe's")] = None
     only: Annotated[list[str] | None, typer.Option(help="of the recipe's variants, only this one")] = None
     quick: Annotated[
-        bool, typer.Option("--quick", help="a short run that shows that all works; the folder is NAME-quick")
+        bool,
+        typer.Option("--quick", help="a short run to see that everything works; the folder is NAME-quick"),
     ] = False
     seeds: Annotated[int | None, typer.Option(min=1, help="of every variant, in place of the recipe's")] = (
         None
@@ -108,7 +108,7 @@ class RunRecipe:
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="trainings side by side; from scratch as many as there are cores, otherwise one"
+            min=1, help="parallel trainings; from scratch as many as there are cores, otherwise one"
         ),
     ] = None
     resume: Resume = False

@@ -56,7 +56,7 @@ def run(asked: Convert) -> None:
             seed=asked.seed,
             progress=progress,
         )
-    with status("measuring latency, original and converted in turns"):
+    with status("measuring latency, original and converted interleaved"):
         conversion.record.outcome = measure(conversion, example_inputs)
     named = loaded.source.name if loaded.source.kind == "transformers" else None
     beside = asked.model if Path(asked.model).is_dir() else named

@@ -16,7 +16,7 @@ def run(asked: Diff) -> None:
     other = open_asked(asked.second, asked)
     # A converted model's record tells of its inputs; without one they are those of the first model.
     recorded = next((loaded for loaded in (one, other) if record_of(loaded.model) is not None), one)
-    with status("running both on the same inputs, and in turns for the latency"):
+    with status("running both on the same inputs, interleaved for latency"):
         comparison = compare(one.model, other.model, recorded.example_inputs)
     if asked.json:
         print(

@@ -73,7 +73,7 @@ def _beside_dense(loaded: LoadedModel, exported: Exported) -> dict[str, object]:
         with status("exporting the model with dense layers, for comparison"):
             dense = export_model(loaded.model, beside, loaded.example_inputs, to=exported.to)
         inputs = loaded.example_inputs
-        with status("measuring latency, dense and converted in turns"):
+        with status("measuring latency, dense and converted interleaved"):
             before, after = in_turns(
                 lambda: clock(lambda: dense.run(inputs)), lambda: clock(lambda: exported.run(inputs))
             )
@@ -110,6 +110,6 @@ def _show(exported: Exported, facts: dict[str, object]) -> None:
     out.print(table)
     threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"
     out.print(
-        f"[dim]latency: medians of runs in turns, {_RUNS[exported.to]}, {threads}[/]",
+        f"[dim]latency: median of interleaved runs, {_RUNS[exported.to]}, {threads}[/]",
         highlight=False,
     )

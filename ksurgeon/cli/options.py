@@ -72,17 +72,17 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="run the code that a folder, a recipe or a repository of the hub brings or names; read it first",
+        help="run code that a folder, a recipe or a hub repository contains or names; read it first",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 _DATA = (
-    "a .txt, .jsonl, .parquet, .csv or .tsv file, a folder of pictures, IDX files or CIFAR's binary version, "
+    "a .txt, .jsonl, .parquet, .csv or .tsv file, a folder of images, IDX files or CIFAR's binary version, "
     "torchvision:CLASS@FOLDER, datasets:NAME, or package.module:function"
 )
 Data = Annotated[str, typer.Option("--data", "-d", callback=expanded, help=_DATA)]
 OptionalData = Annotated[str | None, typer.Option("--data", "-d", callback=expanded, help=_DATA)]
-Examples = Annotated[int, typer.Option(min=1, help="examples of the data that are used at most")]
+Examples = Annotated[int, typer.Option(min=1, help="at most this many examples of the data")]
 Tokenizer = Annotated[
     str | None,
     typer.Option(callback=expanded, metavar="FOLDER", help="of texts; the model's own otherwise"),
@@ -90,7 +90,7 @@ Tokenizer = Annotated[
 MaxLength = Annotated[
     int, typer.Option(min=1, help="tokens after which texts are cut, if tokenizer and model allow so many")
 ]
-Everything = Annotated[bool, typer.Option("--all", help="long tables in full")]
+Everything = Annotated[bool, typer.Option("--all", help="print long tables in full")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="replace an earlier conversion without asking")]
 Output = Annotated[
     str | None, typer.Option("--output", "-o", callback=expanded, metavar="FOLDER", help="where to write")
@@ -110,15 +110,17 @@ TrainingData = Annotated[
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="optimiser steps")]
-Epochs = Annotated[float | None, typer.Option(help="passes over the data; 3 where nothing else limits it")]
-Minutes = Annotated[float | None, typer.Option(help="end, with the learning rate decayed, after so long")]
+Epochs = Annotated[float | None, typer.Option(help="passes over the data; 3 if there is no other limit")]
+Minutes = Annotated[float | None, typer.Option(help="time limit; the learning-rate schedule ends with it")]
 Batch = Annotated[int | None, typer.Option(help="examples of a step, over all processes")]
 Rate = Annotated[float | None, typer.Option("--lr", help="peak learning rate")]
 TaskName = Annotated[
     str | None,
-    typer.Option(help="classification, regression, embedding, causal-lm, masked-lm, seq2seq; else found out"),
+    typer.Option(
+        help="classification, regression, embedding, causal-lm, masked-lm, seq2seq; guessed if left out"
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
 Where = Annotated[str | None, typer.Option("--device", help="cpu, or what accelerate finds")]
 SetOptions = Annotated[
     list[str] | None,

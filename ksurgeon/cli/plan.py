@@ -94,7 +94,7 @@ def _promising(fresh: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if not fresh:
-            err.print("what was found so far is kept: the same command goes on from here")
+            err.print("results so far are cached: the same command continues from here")
         raise
 
 

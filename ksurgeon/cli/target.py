@@ -36,7 +36,7 @@ def agree_on_file(file: str | Path, yes: bool) -> Path:
     if target.is_dir():
         raise FolderError(f"{target} is a folder; give a file with -o")
     if not yes and target.exists():
-        _confirm(f"{target} is there already", "file")
+        _confirm(f"{target} exists already", "file")
     return target
 
 

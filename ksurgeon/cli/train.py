@@ -99,7 +99,7 @@ def _report(trained: Trained, stages: Sequence[Stage], target: Path, json: bool)
                 highlight=False,
             )
     if after is not None and not after.betters(before):
-        out.print("nothing was better than the model as it came, which was written", highlight=False)
+        out.print("training did not improve the model; it was written unchanged", highlight=False)
     for path, hardened in trained.hardened.items():
         out.print(
             f"{escape(path)} is a permutation again: {hardened.error:.3g} relative from the soft one, "

@@ -241,6 +241,6 @@ def _root(gram: Tensor) -> Tensor:
         ridge *= 100
         if ridge > 1e6:
             raise WeightsError(
-                "a fit met numbers too large or too small for it; the weight, moment or slopes hold entries "
-                "of very different sizes"
+                "the fit is numerically singular; the weight, input covariance or output gradients have "
+                "entries of very different sizes"
             )

@@ -84,7 +84,7 @@ class Problem:
         seen = None
         if slopes is not None:
             if moment is None:
-                raise StructureError("slopes weigh outputs on inputs; give their second moment, too")
+                raise StructureError("output gradients need the input covariance as well; pass moment, too")
             seen = torch.cat([_slopes(matrix, r) for matrix, r in zip(matrices, slopes, strict=True)])
             seen = seen.to(wide(blocks))
         scales = torch.cat([part[1].expand(first.groups) for part in parts])[:, None, None]
@@ -174,10 +174,10 @@ def _moment(matrix: StructuredMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
         moment = moment[None]
     if moment.dim() != 3 or tuple(moment.shape[1:]) != (size, size) or len(moment) not in (1, groups):
         raise StructureError(
-            f"the second moment of {size} inputs has shape {(size, size)}, got {tuple(moment.shape)}"
+            f"the covariance of {size} inputs has shape {(size, size)}, got {tuple(moment.shape)}"
         )
     if not torch.isfinite(moment).all():
-        raise WeightsError("the second moment holds NaN or infinite entries; leave out the inputs that do")
+        raise WeightsError("the input covariance has NaN or infinite entries; leave out the inputs that do")
     moment = moment.to(torch.complex128 if first.is_complex() else torch.float64)
     trace = moment.diagonal(dim1=1, dim2=2).real.mean(1)[:, None, None]
     moment = moment / torch.where(trace > 0, trace, 1.0)
@@ -188,7 +188,7 @@ def _moment(matrix: StructuredMatrix, moment: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh((moment + moment.mH) / 2)
     largest = values[:, -1:].clamp(min=0)
     if not symmetric or bool((values < -_NEGATIVE * largest).any()):
-        raise WeightsError("the second moment is not symmetric and positive semidefinite")
+        raise WeightsError("the input covariance is not symmetric and positive semidefinite")
     root = vectors * values.clamp(min=0).sqrt()[:, None, :]
     return moment.expand(groups, size, size), root.expand(groups, size, size)
 
@@ -202,11 +202,11 @@ def _slopes(matrix: StructuredMatrix, slopes: Tensor) -> Tensor:
     if slopes.dim() == 3 and groups > 1 and len(slopes) == 1 and slopes.shape[2] == matrix.out_features:
         slopes = slopes[0].unflatten(1, (groups, size)).movedim(1, 0)
     if slopes.dim() != 3 or slopes.shape[2] != size or len(slopes) not in (1, groups):
-        raise StructureError(f"slopes along {size} outputs have shape (n, {size}), got {tuple(slopes.shape)}")
+        raise StructureError(f"gradients of {size} outputs have shape (n, {size}), got {tuple(slopes.shape)}")
     if not torch.isfinite(slopes).all():
-        raise WeightsError("the slopes hold NaN or infinite entries; leave out the inputs that do")
+        raise WeightsError("output gradients have NaN or infinite entries; leave out the inputs that do")
     if slopes.is_complex():
-        raise WeightsError("the slopes are complex; they are of a real quantity along real outputs")
+        raise WeightsError("output gradients are complex; give those of a real loss and real outputs")
     slopes = slopes.double()
     largest = slopes.abs().amax()
     return triangle(slopes / torch.where(largest > 0, largest, 1.0)).expand(groups, size, size)

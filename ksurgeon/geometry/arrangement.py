@@ -187,8 +187,8 @@ def _check_varied(is_constant: Tensor) -> None:
     constant = is_constant.nonzero().flatten().tolist()
     if constant:
         raise DataError(
-            f"{len(constant)} entries are constant, the first is {constant[0]}: nothing tells where they "
-            "belong; give data in which every entry varies"
+            f"{len(constant)} entries are constant, the first is {constant[0]}: their place cannot "
+            "be found; give data in which every entry varies"
         )
 
 

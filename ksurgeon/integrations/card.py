@@ -83,7 +83,7 @@ def _whole(record: Record) -> str:
     lines = ["| | before | after | after / before |", "|---|---:|---:|---:|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     note = (
-        f"\n\nLatency: medians of runs in turns on {outcome.device}, {outcome.threads} threads, "
+        f"\n\nLatency: median of interleaved runs on {outcome.device}, {outcome.threads} threads, "
         f"{outcome.backend} kernels."
         if outcome.latency is not None
         else ""

@@ -39,7 +39,7 @@ class KLoraLinear(lora.Linear):  # type: ignore[misc]
         """
         if isinstance(self.get_base_layer(), KLinear):
             raise SurgeryError(
-                "a low-rank update cannot be merged into a K-matrix; keep the adapter beside it, or make the "
+                "a low-rank update cannot be merged into a K-matrix; keep the adapter unmerged, or make the "
                 "layers dense first: ksurgeon.revert(model.get_base_model())"
             )
         super().merge(safe_merge=safe_merge, adapter_names=adapter_names)

@@ -82,7 +82,7 @@ class KChannelShuffle(HasComputed):
             dtype=dtype,
         )
         if self.matrix.side is not None:
-            raise StructureError(f"a shuffle is one chain, without a path beside it; got {structure}")
+            raise StructureError(f"a shuffle is one chain, without a low-rank branch; got {structure}")
         if start == "exact" and not self.matrix.factors[0].is_meta:
             permutation_(self.matrix, torch.tensor(self.permutation))
 

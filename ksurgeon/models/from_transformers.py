@@ -131,7 +131,7 @@ def _config(source: Source) -> Any:
         return AutoConfig.from_pretrained(source.name, trust_remote_code=True)
     config = source.options.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelNotFoundError(f"{source.name}: its config tells no model type")
+        raise ModelNotFoundError(f"{source.name}: its config has no model_type")
     plain = checked_config(config)
     kind = plain.pop("model_type")
     try:

@@ -46,7 +46,7 @@ def inputs_for(
     shape = _known_shape(model, source) or _shape_of_first_layer(model)
     if shape is None and sizes is None:
         raise InputError(
-            f"nothing tells what {type(model).__name__} takes; give example inputs, or the shape of one "
+            f"cannot guess the inputs of {type(model).__name__}; pass example_inputs, or the shape of one "
             f"example as the input size"
         )
     if isinstance(shape, int):

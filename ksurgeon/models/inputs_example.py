@@ -103,7 +103,7 @@ class Example:
     def tokens(self, length: int | None = None, vocabulary: int | None = None) -> Tensor:
         size = vocabulary or getattr(self.text, "vocab_size", None)
         if not isinstance(size, int):
-            raise InputError(f"{type(self.text).__name__} tells no size of a vocabulary; give example inputs")
+            raise InputError(f"{type(self.text).__name__} has no vocab_size; give example inputs")
         longest = max(getattr(self.text, "max_position_embeddings", None) or 0, 0) or TOKENS
         alone = self.sizes if self.main == ("input_ids",) else None
         count = length or (alone[0] if alone else min(TOKENS, longest))
@@ -175,7 +175,7 @@ class Example:
                 if type(value := getattr(part, name, None)) is int:
                     return value
         raise InputError(
-            f"nothing tells how many mels a {type(self.config).__name__} takes; give example inputs"
+            f"cannot guess the number of mels of a {type(self.config).__name__}; give example inputs"
         )
 
     def sound_features(self) -> Tensor:

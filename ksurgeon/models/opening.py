@@ -216,7 +216,7 @@ def _with_weights(
     if source.kind == "function":
         if weights == "pretrained":
             raise WeightsError(
-                f"{source.name} is a function: it returns the weights it likes; use --weights auto, or a file"
+                f"{source.name} is a function that creates its own weights; use --weights auto, or a file"
             )
         return _build(source, seed), [], "given"
     if weights == "random":
@@ -235,7 +235,7 @@ def _with_weights(
             f"FILE.safetensors or random weights"
         )
     note = (
-        f"The weights are RANDOM (seed {seed}), because pretrained ones cannot be had: {reason}. "
+        f"The weights are RANDOM (seed {seed}), because no pretrained weights are available: {reason}. "
         f"Errors and outputs below say nothing about a trained {source.name}."
     )
     return _build(source, seed), [note], "random"

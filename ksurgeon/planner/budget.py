@@ -40,7 +40,7 @@ class Budget:
         found = _TEXT.fullmatch(text)
         allowed = "expected params=0.5, flops=0.6, latency=0.7 or error=0.02"
         if found is None or found[1] not in get_args(BudgetKind):
-            raise PlanError(f'the budget "{text}" is none; {allowed}')
+            raise PlanError(f'invalid budget "{text}"; {allowed}')
         try:
             value = float(found[2].rstrip("%")) / (100 if found[2].endswith("%") else 1)
         except ValueError:

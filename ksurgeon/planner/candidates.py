@@ -91,7 +91,7 @@ class Candidates:
         costs = [[self.cost(o, budget) for o in s.options if o.is_open] for s in self.playing]
         nearest = (least(costs) + self.fixed * (budget.kind == "latency")) / total if total else 1.0
         if nearest > budget.value:
-            what = "the whole model's time" if budget.kind == "latency" else "the layers in play"
+            what = "the whole model's time" if budget.kind == "latency" else "the eligible layers"
             raise PlanError(
                 f"the budget {budget} cannot be met: the least that any choice of structures comes to is "
                 f"{nearest:.3g} of {what}; the nearest budget is {budget.kind}={_up(nearest):g}"

@@ -16,7 +16,7 @@ def decision(site: Site, options: SiteOptions, option: Option | None) -> Decisio
         action="replace",
         structure=option.structure,
         start="fit",
-        reason="least harm within the budget",
+        reason="least loss increase within the budget",
         parameters_after=option.parameters,
         multiplications_after=option.multiplications,
         error=option.error,

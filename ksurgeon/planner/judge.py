@@ -61,7 +61,7 @@ class Judge:
             if metric is not None:
                 self._figure = float(metric(model))
                 if not isfinite(self._figure):
-                    raise InputError(f"the metric of the model as it is is {self._figure}")
+                    raise InputError(f"the metric of the unmodified model is {self._figure}")
             else:
                 self._before = [self._reference(number, batch) for number, batch in enumerate(batches, 1)]
 
@@ -69,8 +69,8 @@ class Judge:
         found = [t.clone() for t in self._harm.chosen(call_model(self._finder.model, batch))]
         if not all(bool(t.isfinite().all()) for t in found):
             raise InputError(
-                f"NaN or infinite entries in the model's outputs for held-out batch {number}; the model is "
-                "not sound on these data"
+                f"the model gives NaN or Inf on this data, in the outputs of held-out batch {number}; leave "
+                "the examples out, or use weights that work on them"
             )
         return found
 

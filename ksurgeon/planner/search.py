@@ -120,7 +120,7 @@ def plan(
 
     Args:
         model: left as it is.
-        budget: "params=0.5", "flops=0.6" (shares of the layers in play), "latency=0.7" (of the model's time
+        budget: "params=0.5", "flops=0.6" (of the eligible layers), "latency=0.7" (of the model's latency
             on this machine) or "error=0.02" (harm to the outputs, with the fewest parameters that it allows).
         data: what the model takes in real use; see ``calibrate.open_data``.
         example_inputs: at whose sizes multiplications and milliseconds are counted; a batch of the data if

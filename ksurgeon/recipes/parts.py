@@ -151,7 +151,7 @@ class Crop(Base):
     @model_validator(mode="after")
     def _padded_or_resized(self) -> Self:
         if self.padding and self.scale is not None:
-            raise ValueError("give padding, or scale, with which pictures are resized and not padded")
+            raise ValueError("give padding, or scale, with which images are resized and not padded")
         return self
 
 

@@ -159,8 +159,8 @@ class Recipe(Base):
                 )
             elif variant.after not in made_anew:
                 raise ValueError(
-                    f'variant {variant.name} has after = "{variant.after}"; name a variant that stands '
-                    f"before it and has no surgery: {', '.join(made_anew) or 'there is none'}"
+                    f'variant {variant.name} has after = "{variant.after}"; name an earlier '
+                    f"variant without conversion: {', '.join(made_anew) or 'there is none'}"
                 )
         return self
 

@@ -133,7 +133,7 @@ def check_and_measure(
         if recipe.latency:
             models[variant.name] = (model, inputs)
     if models:
-        told.note("measuring latency: one example on one CPU thread, the models in turns")
+        told.note("measuring latency: one example on one CPU thread, models interleaved")
     with _one_thread():
         rounds = [{n: milliseconds(*each) for n, each in models.items()} for _ in range(_ROUNDS)]
     for name in models:

@@ -166,7 +166,7 @@ def show_comparison(
         for path, (a, b) in comparison.modules.items():
             console.print(Text(f"  {path}: {a} → {b}", style="dim"))
     console.print(
-        f"[dim]latency: medians of runs in turns, {comparison.device}, {comparison.threads} "
+        f"[dim]latency: median of interleaved runs, {comparison.device}, {comparison.threads} "
         f"thread{'s' * (comparison.threads != 1)}, {comparison.backend} kernels[/]",
         highlight=False,
     )

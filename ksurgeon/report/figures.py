@@ -20,7 +20,7 @@ def check_picture(file: Path) -> None:
         InputError: its name has another ending, it is a folder, or matplotlib is not installed.
     """
     if file.suffix not in _KINDS or file.is_dir():
-        raise InputError(f"{file} is no name for a picture: a file that ends in {', '.join(_KINDS)} is")
+        raise InputError(f"{file}: unsupported image format; use {', '.join(_KINDS)}")
     _matplotlib()
 
 
@@ -33,9 +33,7 @@ def _matplotlib() -> Any:
     try:
         from matplotlib import figure
     except ImportError as error:
-        raise InputError(
-            "pictures need matplotlib, which is not installed: pip install matplotlib"
-        ) from error
+        raise InputError("images need matplotlib, which is not installed: pip install matplotlib") from error
     return figure
 
 

@@ -22,7 +22,7 @@ def show_planning(console: Console, planning: Planning, *, everything: bool = Fa
     most = max((d.harm for d in plan.replacements), default=0.0)
     table = new_table(
         f"Plan for {plan.budget}", "site", "becomes", "parameters", "→", "ms", "→", "output error",
-        "harm", "", left=2,
+        "loss increase", "", left=2,
     )  # fmt: skip
     table.columns[-1].justify = "left"
     shown = plan.decisions if everything else plan.decisions[:_ROWS]
@@ -63,7 +63,7 @@ def _totals(console: Console, planning: Planning) -> None:
     ):
         old = sum(getattr(d, before) for d in decisions)
         new = sum(getattr(d, after) for d in decisions)
-        table.add_row(f"{name}, layers in play", f"{old:,}", f"{new:,}", f"{new / old:.3f}" if old else "–")
+        table.add_row(f"{name}, eligible layers", f"{old:,}", f"{new:,}", f"{new / old:.3f}" if old else "–")
     if planning.budget.kind == "latency":
         new = planning.fixed + sum(_latency(planning, d) for d in decisions)
         old = planning.total
@@ -77,14 +77,14 @@ def _totals(console: Console, planning: Planning) -> None:
     console.print(table)
     unit = planning.harm.unit if plan.harm != "metric" else "loss of the metric"
     console.print(
-        f"harm ({unit}): [bold]{_harm(plan.predicted_harm)}[/] predicted, "
+        f"loss increase ({unit}): [bold]{_harm(plan.predicted_harm)}[/] predicted, "
         f"[bold]{_harm(plan.measured_harm)}[/] measured on held-out data, all replacements together",
         highlight=False,
     )
     gap = planning.gap
     proof = "optimal" if gap <= 1e-9 else f"at most {gap:.2%} from the best" if gap < 1e3 else "not proved"
     replaced = sum(d.action == "replace" for d in decisions)
-    console.print(f"{replaced} of {len(decisions)} sites in play replaced; choice: {proof} (gap {gap:.1e})")
+    console.print(f"{replaced} of {len(decisions)} eligible sites replaced; choice: {proof} (gap {gap:.1e})")
 
 
 def _way(plan: Plan) -> str:
@@ -98,7 +98,7 @@ def show_front(console: Console, planning: Planning, front: Sequence[tuple[Budge
     """Harm of plans for several budgets."""
     unit = planning.harm.unit if planning.plan.harm != "metric" else "loss of the metric"
     table = new_table(
-        f"\nBudget against harm ({unit})", "budget", "parameters", "multiplications", "replaced", "predicted",
+        f"\nOther budgets ({unit})", "budget", "parameters", "multiplications", "replaced", "predicted",
         "measured", "", left=1,
     )  # fmt: skip
     table.columns[-1].justify = "left"
@@ -127,7 +127,7 @@ def explain_site(console: Console, planning: Planning, options: SiteOptions) -> 
         console.print(f"Left as it is: {options.reason}.", highlight=False)
         return
     table = new_table(
-        "", "option", "parameters", "multiplications", "ms", "output error", "predicted harm", "measured",
+        "", "option", "parameters", "multiplications", "ms", "output error", "predicted increase", "measured",
         "", left=1,
     )  # fmt: skip
     table.columns[-1].justify = "left"
@@ -138,7 +138,7 @@ def explain_site(console: Console, planning: Planning, options: SiteOptions) -> 
         if not option.is_open:
             notes[id(option)] = option.skipped or option.refused or ""
         elif best is not None and options.harm(best) <= options.harm(option):
-            notes[id(option)] = f"{best.structure or 'leaving it'} is smaller and harms less"
+            notes[id(option)] = f"{best.structure or 'leaving it'} is smaller and loses less"
         else:
             best = option
     for option in ranked:
@@ -168,15 +168,19 @@ def planning_cost(planning: Planning, option: Option) -> float:
 
 def _why(planning: Planning, options: SiteOptions, decision: Decision) -> str:
     """The price that the budget puts on the site's next larger option, beside what others pay."""
-    harms = f"measured harm is {options.ratio:.2f} times the predicted one here" if options.ratio != 1 else ""
+    harms = (
+        f"the measured loss increase is {options.ratio:.2f} times the predicted one"
+        if options.ratio != 1
+        else ""
+    )
     if decision.action == "leave":
         text = (
-            f"Left as it is: {planning.budget} is met with less harm by making other sites smaller than by "
-            "any option above"
+            f"Left as it is: making other sites smaller meets {planning.budget} at a smaller loss increase "
+            "than any option above"
         )
     else:
         text = (
-            "Chosen because all sites together harm least with it; its options of less harm cost more than "
+            "Chosen because the total loss increase is least with it; options that lose less cost more than "
             f"they are worth elsewhere under {planning.budget}"
         )
     return f"{text}{'; ' + harms if harms else ''}."

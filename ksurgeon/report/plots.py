@@ -1,4 +1,4 @@
-"""Pictures of a plan: budget against harm, and what every layer loses and saves."""
+"""Images of a plan: loss increase over the budget, and what every layer loses and saves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from ksurgeon.rules.plan import Plan
 __all__ = ["draw_front", "draw_sites"]
 
 _KINDS = {
-    "params": "parameters of the layers in play",
-    "flops": "multiplications of the layers in play",
+    "params": "parameters of the eligible layers",
+    "flops": "multiplications of the eligible layers",
     "latency": "milliseconds of the whole model",
-    "error": "allowed harm",
+    "error": "allowed loss increase",
 }
 
 
@@ -48,7 +48,7 @@ def draw_sites(planning: Planning, file: Path) -> None:
     places = range(len(decisions))[::-1]
     kept = [100 * d.parameters_after / d.parameters_before for d in decisions]
     both[0].barh(places, [d.harm for d in decisions], color=RED, height=0.7)
-    both[0].set_xlabel(f"harm, this site alone ({planning.harm.name})")
+    both[0].set_xlabel(f"loss increase, this site alone ({planning.harm.name})")
     both[0].set_yticks(places, [d.path for d in decisions], fontsize=7)
     both[1].barh(places, [100] * len(decisions), color="#e6e6e6", height=0.7)
     both[1].barh(places, kept, color=[GREY if d.action == "leave" else BLUE for d in decisions], height=0.7)

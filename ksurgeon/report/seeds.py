@@ -100,7 +100,7 @@ def draw_seeds(results: Results, file: Path) -> None:
             if (one := told[name]) is not None:
                 here.errorbar(one["mean"], -number, xerr=_half(one), **_mark(number))
         against = {one["difference"].get("against") for one in told.values() if one and "difference" in one}
-        for baseline in {results["baseline"], *against}:
+        for baseline in sorted({results["baseline"], *against}, key=str):
             if (base := told.get(baseline)) is not None:
                 here.axvline(base["mean"], color=GREY, linewidth=0.8, linestyle="--")
         here.set_yticks([-number for number in range(len(names))], names, fontsize=7)

@@ -98,10 +98,7 @@ def _advice(fitted: list[Operation]) -> str:
         else ""
     )
     many = f"{len(fitted)} layer{'s' * (len(fitted) != 1)}"
-    return (
-        f"{many} hold approximations of what they replace.{how_far} "
-        "The model must be distilled before it is used."
-    )
+    return f"{many} approximate what they replace.{how_far} The model must be distilled before it is used."
 
 
 def new_table(title: str, *columns: str, left: int = 1) -> Table:
@@ -204,7 +201,7 @@ def totals_table(outcome: Outcome) -> RenderableType:
     if outcome.latency is None:
         return table
     note = (
-        f"latency: medians of runs in turns, {outcome.device}, {outcome.threads} "
+        f"latency: median of interleaved runs, {outcome.device}, {outcome.threads} "
         f"thread{'s' * (outcome.threads != 1)}, {outcome.backend} kernels"
     )
     return Group(table, Text(note, style="dim"))

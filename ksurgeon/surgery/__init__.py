@@ -1,1 +1,1 @@
-"""Plan → operate → record → save → load → revert."""
+"""Plan → convert → record → save → load → revert."""

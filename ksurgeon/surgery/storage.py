@@ -70,7 +70,7 @@ def save(
     record = current_record(model)
     if record is None:
         raise SurgeryError(
-            "this model has no record of surgery: convert it first (ksurgeon.convert or replace_modules), or "
+            "this model was not converted: convert it first (ksurgeon.convert or replace_modules), or "
             "save its state_dict as usual"
         )
     if source is not None:

@@ -1,1 +1,1 @@
-"""Distillation and fine-tuning of operated models."""
+"""Distillation and fine-tuning of converted models."""

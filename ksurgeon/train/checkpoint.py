@@ -83,7 +83,7 @@ class Checkpoints:
             except (OSError, ValueError, SafetensorError) as error:
                 failure = f"{place} is damaged: {error}"
         if failure:
-            raise TrainingError(f"{failure}; remove {self.folder} to begin anew")
+            raise TrainingError(f"{failure}; remove {self.folder} to start from the beginning")
         return None
 
     def exist(self) -> bool:

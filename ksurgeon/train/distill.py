@@ -80,7 +80,7 @@ def distill(
     if found.warning and listener is not None:
         listener.note(found.warning)
     if found.model is model:
-        raise TrainingError("teacher and student are the same model; give a copy from before the surgery")
+        raise TrainingError("teacher and student are the same model; give a copy from before the conversion")
     place = place_of(folder, resume)
     with logged(place, resume, listener) as told:
         return train(

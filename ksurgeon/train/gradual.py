@@ -89,7 +89,7 @@ def distill_gradually(
     """
     record = record_of(student)
     if record is None or not record.operations:
-        raise TrainingError("gradual surgery needs a converted student, whose sites it takes one by one")
+        raise TrainingError("gradual conversion needs a converted student; convert it first")
     if record.folded:
         raise TrainingError(
             "batch norms are folded into layers of the student: call ksurgeon.unfold(student) first, and "
@@ -97,15 +97,16 @@ def distill_gradually(
         )
     found = teacher if isinstance(teacher, FoundTeacher) else FoundTeacher(teacher, type(teacher).__name__)
     if signature(found.model) != record.architecture:
-        raise TrainingError("gradual surgery needs the model that the student was made from as its teacher")
+        raise TrainingError(
+            "gradual conversion needs the model that the student was made from as its teacher"
+        )
     place = place_of(folder, resume)
     parts = operations_in_groups(record.operations, groups, order)
     chosen = _shared(make_settings(settings, **options), len(parts))
     opened = open_data(data, student, chosen, preprocessor=preprocessor)
     if metric is None and not opened.held_out:
         raise TrainingError(
-            "gradual surgery asks after every group what the model is worth; set held_out above 0, or give a "
-            "metric"
+            "gradual conversion evaluates the model after every group; set held_out above 0, or give a metric"
         )
     with logged(place, resume, listener) as told:
         surgery = _Surgery(student, record, found, parts, opened, chosen, tolerance, metric, place, told)
@@ -178,7 +179,7 @@ class _Surgery:
         self.trained = Trained.from_plain(self.model, plain["trained"])
         self.stages = [Stage(**stage) for stage in plain["stages"]]
         self.data.broken[:] = self.trained.broken
-        self.told.note(f"going on after group {len(self.stages)} of {len(self.parts)}")
+        self.told.note(f"continuing after group {len(self.stages)} of {len(self.parts)}")
 
     def heal_next(self, resume: bool, device: str | None) -> None:
         """Operate on the next group and train; undo it if it loses too much."""

@@ -255,7 +255,7 @@ class Loop:
                 if not self.checkpoints.exist():
                     raise
                 raise FolderError(
-                    f"{error}, and the checkpoint before is whole: go on with --resume"
+                    f"{error}; the checkpoint before is whole: continue with --resume"
                 ) from error
         self.accelerator.wait_for_everyone()
         self._saved = self.state.clock.elapsed
@@ -263,8 +263,8 @@ class Loop:
     def _resume(self, checkpoints: Checkpoints) -> None:
         saved = checkpoints.last()
         if saved is None:
-            self.listener.note(f"there is no checkpoint in {checkpoints.folder}; starting anew")
+            self.listener.note(f"there is no checkpoint in {checkpoints.folder}; starting from the beginning")
             return
         unpack(self.state, saved)
         self._saved = self.state.clock.before
-        self.listener.note(f"going on after step {self.state.step}")
+        self.listener.note(f"continuing after step {self.state.step}")

@@ -55,11 +55,11 @@ class Settings(BaseModel):
             (what the teacher has not is estimated before the first step); "auto" is "frozen" with a teacher
             that has the same layers, otherwise "train".
         freeze: parameters that stay as they are: paths, or ``re:`` and a regular expression.
-        channels_last: lay pictures out with their channels last in memory, which is faster for most
+        channels_last: lay images out with their channels last in memory, which is faster for most
             convolutions on CPUs and for those in half precision on GPUs.
         checkpointing: recompute the blocks' activations in the backward pass.
-        least_squares: whether every site is fitted anew on the second moment of its real inputs first; None:
-            where surgery fitted it to its weight alone, and nothing was trained since.
+        least_squares: whether every site is fitted again on its input covariance first; None:
+            where the conversion fitted it to its weight alone, and nothing was trained since.
         layerwise: gradient steps of every site on its own, before the training of the whole; 0 for none;
             None: 100, where ``least_squares`` would be.
         rows: vectors that are kept for each site for these steps.

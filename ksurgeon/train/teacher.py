@@ -50,14 +50,16 @@ def find_teacher(
         return _named(name, weights or "auto", trust_remote_code)
     record = record_of(student)
     if record is None:
-        raise TrainingError("the student has no record of surgery, which would tell its teacher; give one")
+        raise TrainingError(
+            "the student has no record of a conversion, which names its teacher; give a teacher"
+        )
     exact = _is_untouched(record)
     source = record.source
     if source is None or (source.weights == "given" and source.kind != "function"):
         if exact:
             return _reverted(student)
         raise TrainingError(
-            "the record does not tell where the weights before surgery came from; name the teacher "
+            "the record does not say where the weights before the conversion came from; name the teacher "
             "(--teacher), and its weights if they are in a file (--teacher-weights)"
         )
     require_leave(source.as_trusted() if trust_remote_code else source)

@@ -253,5 +253,5 @@ def test_embeddings_are_the_mean_of_the_positions_shown():
     assert harm.change([states], changed, mask) == pytest.approx((0.0, 2.0), abs=1e-12)
     changed[1] *= -1
     assert harm.shown(harm.change([states], changed, mask)[0] / 4) == pytest.approx(1)
-    with pytest.raises(InputError, match=r"\(2, 8\): take kl or outputs"):
+    with pytest.raises(InputError, match=r"\(2, 8\): use kl or outputs"):
         harm_for("embeddings", torch.nn.Identity(), states[:, 0])

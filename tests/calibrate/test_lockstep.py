@@ -144,7 +144,7 @@ def test_another_order_of_layers_is_refused_and_bad_numbers_are_named():
     huge = nn.Linear(8, 8)
     nn.init.constant_(huge.bias, 1e9)
     sites = find(model, batches[0])
-    with pytest.raises(SurgeryError, match="without error compensation"):
+    with pytest.raises(SurgeryError, match="without error propagation"):
         for reached in in_lockstep(model, sites, batches):
             reached.replace(huge)
     assert not hooks._has_any_global_hook()

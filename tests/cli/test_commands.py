@@ -121,7 +121,7 @@ def test_the_default_folder_is_named_after_model_and_rule(run, tmp_path):
 def test_convert_fits_and_says_so(run):
     done = run("convert", "tests.zoo:mlp", "--rule", "linear", "-o", "out")
     assert done.status == 0, done.err
-    assert "must be distilled" in done.out and "weight error" in done.out
+    assert "distil before use" in done.out and "weight error" in done.out
 
 
 def test_json(run):

@@ -46,7 +46,7 @@ def test_plan_edit_convert(run, tmp_path):
     assert planned.status == 0, planned.err
     for expected in (
         "Plan for params=0.5",
-        "Budget against harm",
+        "Other budgets",
         "← chosen",
         "optimal",
         "Written to mine.toml",
@@ -77,7 +77,7 @@ def test_json(run):
             ("plan", "tests.zoo:mlp", "--budget", "params=0.5", "--data", "mydata:narrow"),
             "do not match the model",
         ),
-        (("plan", "tests.zoo:mlp", "--budget", "params=0.5", "--data", "mydata:nan"), "NaN or infinite"),
+        (("plan", "tests.zoo:mlp", "--budget", "params=0.5", "--data", "mydata:nan"), "NaN or Inf"),
         (("plan", "tests.zoo:mlp", "--budget", "params=0.5", "--data", "nowhere"), "no file or folder"),
         ((*PLAN, "params=0.5", "--plot", "front.docx"), ".png"),
         ((*PLAN, "params=0.5", "--explain", "dwn"), "the nearest are down"),

@@ -90,7 +90,7 @@ def test_interrupted_gradual_surgery_goes_on(tmp_path, run, monkeypatch):
         assert ran.status == 1 and "no space" in ran.err
     ran = run(*arguments, "--resume")
     assert ran.status == 0, ran.err
-    assert "going on after group 2 of 2" in ran.err and "group 2: error" in ran.out
+    assert "continuing after group 2 of 2" in ran.err and "group 2: error" in ran.out
     assert seen == [1, 2, 1, 2]
     whole, resumed = (
         load_file(tmp_path / name / "model.safetensors") for name in ("whole", "small-distilled")

@@ -1,4 +1,4 @@
-"""Fits in the norm that the second moment of the inputs gives, sums, stacks, and what a fit reports."""
+"""Fits in the norm that the input covariance gives, sums, stacks, and what a fit reports."""
 
 import pytest
 import torch

@@ -75,7 +75,7 @@ def test_only_models_of_transformers_are_built(architecture):
 
 @pytest.mark.parametrize("config", [None, 7, {}, {"model_type": ["x"]}])
 def test_a_config_without_a_type_is_an_error(config):
-    with pytest.raises(ModelNotFoundError, match="no model type"):
+    with pytest.raises(ModelNotFoundError, match="no model_type"):
         build(Source(kind="transformers", name="x", options={"config": config}))
 
 

@@ -329,9 +329,9 @@ def test_what_the_other_one_is_counts_in_its_digest(folder):
     [
         ([('after = "dense"\n', "")], "there is no teacher, but for variants that come after another"),
         ([('only = ["distilled"]\n', "")], "there is no teacher, but for variants that come after another"),
-        ([('after = "dense"', 'after = "nothing"')], "stands before it and has no surgery: dense, other"),
-        ([('after = "dense"', 'after = "distilled"')], "stands before it and has no surgery: dense, other"),
-        ([('name = "dense"', 'name = "dense"\nrule = "linear"')], "has no surgery: other"),
+        ([('after = "dense"', 'after = "nothing"')], "an earlier variant without conversion: dense, other"),
+        ([('after = "dense"', 'after = "distilled"')], "an earlier variant without conversion: dense, other"),
+        ([('name = "dense"', 'name = "dense"\nrule = "linear"')], "without conversion: other"),
         ([('rule = "linear"', "options = { kind = 'x' }")], "leave model and options out"),
         ([('kind = "train"', 'kind = "distill"')], 'has after = "dense", which needs kind = "train"'),
     ],

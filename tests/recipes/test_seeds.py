@@ -116,7 +116,7 @@ def test_interrupted_trainings_side_by_side_go_on(recipe, run, monkeypatch):
     folder = recipe.parent / "runs" / "tiny"
     assert list(folder.glob("*/seed-*.training/0/checkpoints/step-*"))
     ran = run(*arguments[:-1], 1, "--resume")
-    assert ran.status == 1 and "going on after step" in ran.err and "wide, seed 1" in ran.err
+    assert ran.status == 1 and "continuing after step" in ran.err and "wide, seed 1" in ran.err
     assert "2 of 6 trainings failed" in ran.err and "broken, seed 1: RuntimeError: out of luck" in ran.err
     results = json.loads((folder / "results.json").read_text())
     narrow, wide = (results["variants"][name] for name in ("narrow", "wide"))

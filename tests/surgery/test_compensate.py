@@ -167,7 +167,7 @@ def test_a_way_that_changes_is_refused_with_what_to_do():
         model.first.weight.copy_(1.01 * torch.eye(16))
         model.first.bias.zero_()
     batches = [torch.randn(8, 16) for _ in range(3)]
-    with pytest.raises(SurgeryError, match="without error compensation"):
+    with pytest.raises(SurgeryError, match="without error propagation"):
         ksurgeon.convert(model, rule(rank=2), batches[0], data=batches)
     assert type(model.first) is nn.Linear
     ksurgeon.convert(model, rule(rank=2), batches[0], data=batches, compensate=False)

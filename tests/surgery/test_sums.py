@@ -103,5 +103,5 @@ def test_fits_are_reported_as_they_are(structure):
 
 
 def test_a_shuffle_takes_no_sum():
-    with pytest.raises(ksurgeon.StructureError, match="without a path beside it"):
+    with pytest.raises(ksurgeon.StructureError, match="without a low-rank branch"):
         ksurgeon.KChannelShuffle(12, 3, structure=Sum(Kaleidoscope(), rank=1))

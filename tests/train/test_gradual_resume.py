@@ -117,6 +117,6 @@ def test_a_group_that_fails_is_named_and_those_before_are_kept(tmp_path, heard):
         gradually(tmp_path, data=data, listener=Spoils(), **options)
     found = gradually(tmp_path, resume=True, listener=heard, **options)
     assert [stage.kept for stage in found.stages] == [True, True]
-    assert "going on after group 1 of 2" in heard.notes
+    assert "continuing after group 1 of 2" in heard.notes
     with pytest.raises(TrainingError, match="set held_out above 0"):
         gradually(held_out=0)

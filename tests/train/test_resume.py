@@ -55,7 +55,7 @@ def test_a_resumed_training_ends_the_same(options, tmp_path, heard):
         fresh, teacher, vectors(), folder=tmp_path, resume=True, listener=heard, **RUN, **options
     )
     assert torch.equal(weights(fresh), weights(through))
-    assert heard.steps[0].step == 10 and "going on after step 9" in heard.notes
+    assert heard.steps[0].step == 10 and "continuing after step 9" in heard.notes
     assert [e.loss for e in resumed.history] == [e.loss for e in whole.history]
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 25))
@@ -152,7 +152,7 @@ def test_resume_needs_a_folder_and_begins_anew_without_checkpoints(tmp_path, hea
         ksurgeon.distill(student, teacher, vectors(), resume=True, **RUN)
     settings = {**RUN, "steps": 2}
     ksurgeon.distill(student, teacher, vectors(), folder=tmp_path, resume=True, listener=heard, **settings)
-    assert any("starting anew" in note for note in heard.notes)
+    assert any("starting from the beginning" in note for note in heard.notes)
 
 
 class Fills(Listener):
@@ -171,7 +171,7 @@ class Fills(Listener):
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     student, teacher = pair()
-    with pytest.raises(FolderError, match=r"no space is left.*before is whole: go on with --resume"):
+    with pytest.raises(FolderError, match=r"no space is left.*before is whole: continue with --resume"):
         ksurgeon.distill(
             student, teacher, vectors(), folder=tmp_path, listener=Fills(monkeypatch), **RUN, checkpoint=1e-6
         )

@@ -232,7 +232,7 @@ def _is_right(name: str, way: _Call, g: Tensor, exact: Sequence[Tensor], key: Ke
             return True
         found = f"relative error {max(errors):.1e}"
     warnings.warn(
-        f"K-matrices: the kernels' way {name!r} fails its check on this GPU ({found}) and is not used for "
+        f"K-matrices: the implementation {name!r} fails its check on this GPU ({found}) and is not used for "
         f"{key}; please report this",
         stacklevel=2,
     )
