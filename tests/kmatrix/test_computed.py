@@ -116,7 +116,7 @@ def test_a_parameter_that_a_child_makes():
     attention.in_proj_weight.no_decay = True
     model, x = nn.ModuleDict({"attn": attention}), torch.randn(2, 3, 16)
     model.forward = lambda x: model["attn"](x, x, x, need_weights=False)[0]
-    part = Replacement(find="linear", structure=ksurgeon.rules.schema.Kaleidoscope(), start="random")
+    part = Replacement(find="linear", structure=ksurgeon.Kaleidoscope(), start="random")
     ksurgeon.convert(model, Rule(name="all", replace=(part,)), x)
     made = next(child for name, child in attention.named_children() if name == "k_in_proj_weight")
     assert all(factor.no_decay for factor in made.matrix.factors)
