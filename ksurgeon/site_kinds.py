@@ -1,17 +1,16 @@
 """Kinds of site: one class finds, describes, replaces and reverts those of a kind. Anybody adds one."""
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from functools import cache, cached_property
+from functools import cached_property
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 from ksurgeon.errors import KindError, StructureError
 from ksurgeon.kmatrix.structures import GroupedKaleidoscope, Structure
+from ksurgeon.plugins import load_plugins
 
 if TYPE_CHECKING:
     from torch import nn
@@ -245,7 +244,7 @@ def site_kind(name: str) -> SiteKind:
     """
     import_module("ksurgeon.kinds")
     if name not in _registered:
-        _load_others()
+        load_plugins(_GROUP, lambda _, kind: register_site_kind(kind))
     if name not in _registered:
         near = get_close_matches(name, _registered, n=1)
         hint = f'did you mean "{near[0]}"? ' if near else ""
@@ -264,7 +263,7 @@ def site_kinds() -> list[SiteKind]:
         ['linear', 'pointwise_conv']
     """
     import_module("ksurgeon.kinds")
-    _load_others()
+    load_plugins(_GROUP, lambda _, kind: register_site_kind(kind))
     return list(_registered.values())
 
 
@@ -276,23 +275,3 @@ def kind_of(module: "nn.Module") -> SiteKind | None:
         'linear'
     """
     return next((kind for kind in site_kinds() if isinstance(module, kind.classes)), None)
-
-
-@cache
-def _waiting() -> list[EntryPoint]:
-    return list(entry_points(group=_GROUP))
-
-
-def _load_others() -> None:
-    """Register what installed packages bring along, once; one that fails is left out."""
-    while _waiting():
-        point = _waiting().pop(0)
-        try:
-            register_site_kind(point.load())
-        except Exception as error:
-            package = point.dist.name if point.dist is not None else point.value
-            warnings.warn(
-                f'the kind of site "{point.name}" of {package} is left out: {type(error).__name__}: {error}; '
-                f"update {package}, or uninstall it",
-                stacklevel=3,
-            )

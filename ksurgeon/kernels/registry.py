@@ -3,8 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +12,7 @@ from ksurgeon.kernels import reference
 from ksurgeon.kernels.backend import Backend, ExportBackend
 from ksurgeon.kernels.chosen import CHOSEN
 from ksurgeon.kernels.compiling import constant
+from ksurgeon.plugins import load_plugins
 
 __all__ = [
     "REFERENCE",
@@ -46,8 +46,6 @@ class Reference(Backend):
 REFERENCE = Reference()
 
 REGISTERED: dict[str, Backend] = {"reference": REFERENCE}
-_broken: dict[str, str] = {}  # entry points that cannot be used, and why
-_entry_points_read = False
 
 
 def register_backend(backend: _Given) -> _Given:
@@ -79,7 +77,7 @@ def register_backend(backend: _Given) -> _Given:
         >>> [project.entry-points."ksurgeon.backends"]
         ... xpu = "ksurgeon_xpu:Xpu"
     """
-    _read_entry_points()
+    broken_backends()
     add(backend)
     return backend
 
@@ -105,44 +103,23 @@ def _class_of(backend: Backend) -> str:
     return f"{type(backend).__module__}.{type(backend).__qualname__}"
 
 
-def _read_entry_points() -> None:
-    """Register the backends of other packages, once; a broken one is told."""
-    global _entry_points_read
-    if _entry_points_read:
-        return
-    _entry_points_read = True  # before they are loaded: they may register themselves
-    for point in entry_points(group=GROUP):
-        try:
-            _add_from(point)
-        except Exception as error:  # whatever another package does
-            _broken[point.name] = f"{type(error).__name__}: {error}"
-            package = point.dist.name if point.dist is not None else point.value
-            warnings.warn(
-                f"the backend {point.name!r} of the package {package} cannot be used: {_broken[point.name]}; "
-                "update or uninstall that package",
-                stacklevel=4,
-            )
-
-
-def _add_from(point: EntryPoint) -> None:
-    loaded = point.load()
-    name = getattr(loaded, "name", None)
-    if name != point.name:
-        raise ValueError(f"its name is {name!r}, which has to be that of the entry point, {point.name!r}")
+def _add_from(name: str, loaded: Any) -> None:
+    own = getattr(loaded, "name", None)
+    if own != name:
+        raise ValueError(f"its name is {own!r}, which has to be that of the entry point, {name!r}")
     if not any(loaded in (held, type(held)) for held in REGISTERED.values()):
         add(loaded)
 
 
 def registered_backends() -> tuple[Backend, ...]:
     """Every backend, there or not, in the order they were registered; the reference comes first."""
-    _read_entry_points()
+    broken_backends()
     return tuple(REGISTERED.values())
 
 
 def broken_backends() -> dict[str, str]:
     """Backends of other packages that cannot be used, by the name of their entry points, and why."""
-    _read_entry_points()
-    return dict(_broken)
+    return load_plugins(GROUP, _add_from)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -200,7 +177,7 @@ def _best(device: torch.device) -> tuple[Backend, list[str]]:
 
 def _requested(name: str) -> Backend:
     backend = REGISTERED.get(name)
-    reason = _broken.get(name, "") if backend is None else backend.why_missing()
+    reason = broken_backends().get(name, "") if backend is None else backend.why_missing()
     if backend is None or reason:
         raise KsurgeonError(
             f"KSURGEON_BACKEND={name!r}: this installation has {', '.join(available_backends())}"

@@ -78,14 +78,15 @@ def structure_class(name: object) -> type[Structure]:
     Raises:
         StructureError: there is none; the message has the nearest names, and what may be missing.
     """
-    failed = load_plugins(ENTRY_POINTS) if name not in _CLASSES else ()
+    failed = load_plugins(ENTRY_POINTS) if name not in _CLASSES else {}
     if isinstance(name, str) and name in _CLASSES:
         return _CLASSES[name]
     near = get_close_matches(str(name), _CLASSES, n=1)
     hint = f'did you mean "{near[0]}"? ' if near else ""
+    others = "".join(f"; {entry} failed ({why})" for entry, why in failed.items())
     raise StructureError(
         f'there is no structure "{name}"; {hint}allowed: {", ".join(_CLASSES)}; if a package of somebody '
-        f"else's has it, install or import that{''.join(f'; {one}' for one in failed)}"
+        f"else's has it, install or import that{others}"
     )
 
 
