@@ -1,5 +1,6 @@
 """The snippets of the pages, one after the other."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 import ksurgeon
+from ksurgeon.rules.load import load_rule
 
 PAGE = Path(__file__).parents[1] / "docs" / "transformers.md"
 
@@ -73,3 +75,30 @@ def test_the_snippets_of_extending_run(monkeypatch):
     matrix, x = ksurgeon.KMatrix(16, 24), torch.randn(3, 16, 5)
     y = scope["Einsum"]().apply_chain(x, tuple(matrix.factors), 1, torch.ones(24))
     torch.testing.assert_close(y, matrix.affine(x, 1, torch.ones(24)))
+
+
+def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (PAGE.parents[1] / "README.md").read_text("utf-8")
+    whole, parts, audio, geometry = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope = {}
+    exec(compile(whole, "README.md", "exec"), scope)
+    torch.manual_seed(0)
+    dense, x = _Model().eval(), torch.randn(64, 16)
+    scope |= {"state_dict": dense.state_dict(), "x": x, "loader": [x], "my_model": _Model().eval()}
+    scope["model"] = ksurgeon.replace_modules(copy.deepcopy(dense), "linear", x)
+    exec(compile(parts, "README.md", "exec"), scope)
+    assert scope["layer"].weight.shape == (3072, 768) and Path("model.onnx").is_file()
+    exec(compile(audio, "README.md", "exec"), scope)
+    assert scope["features"].shape == (1, 80, 3000)
+    pixels = nn.functional.avg_pool2d(torch.randn(400, 1, 38, 38), 7, 1).flatten(1)
+    scope["data"] = pixels[:, torch.randperm(1024)]
+    exec(compile(geometry, "README.md", "exec"), scope)
+    assert scope["layer"].shape == (1024, 1024)
+
+
+def test_the_rules_of_the_readme_are_rules(tmp_path):
+    text = (PAGE.parents[1] / "README.md").read_text("utf-8")
+    rule, insertion = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(f"{rule}\n{insertion}", encoding="utf-8")
+    assert len(load_rule(tmp_path / "mine.toml").parts) == 4
