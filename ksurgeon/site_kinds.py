@@ -138,6 +138,9 @@ class SiteKind(ABC):
             )
         sizes = site.in_features // groups, site.out_features // groups // parts
         count = groups * parts
+        structure.new_matrix(
+            site.in_features * parts, site.out_features, groups=count, start="empty", device="meta"
+        )  # which one that is no chain may refuse
         return count * structure.parameters(*sizes), count * structure.multiplications(*sizes)
 
     @abstractmethod

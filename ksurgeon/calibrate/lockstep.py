@@ -90,7 +90,7 @@ def require_greenlet() -> None:
     if find_spec("greenlet") is None:
         raise SurgeryError(
             "error propagation holds forward passes inside of layers, which needs greenlet: "
-            "pip install 'ksurgeon[compensate]', or fit each layer by itself with compensate=False, the "
+            "pip install greenlet, or fit each layer by itself with compensate=False, the "
             "command with --no-compensate"
         )
 

@@ -57,6 +57,8 @@ def apply_chain(
 
 def backend_of(device: torch.device) -> Backend:
     """The backend that multiplies on a device, chosen at the first product there."""
+    if type(device) is not torch.device:  # what a trace has in its place is not kept
+        return REGISTERED[_choose(torch.device("cpu"))] if _only is None else _only
     backend = CHOSEN.by_device.get(device)
     if backend is None:
         if _only is not None:

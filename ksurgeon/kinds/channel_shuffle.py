@@ -36,6 +36,8 @@ class ChannelShuffle(SiteKind):
                 f'structure = "{structure.structure}" is for trained weights (find = {trained}), not for '
                 f'"{self.name}"'
             )
+        if not structure.is_chain:
+            return f'structure = "{structure.structure}" is no chain of factors, which "{self.name}" needs'
         if start == "exact" and not isinstance(structure, (Dense, Kaleidoscope)) and self.takes(structure):
             return f'start = "exact" is known for structure = "kaleidoscope", not for "{structure.structure}"'
         return super().problem(structure, start, size, grid)

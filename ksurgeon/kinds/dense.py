@@ -24,7 +24,7 @@ class DenseKind(SiteKind):
         if start == "exact" and isinstance(structure, Dense):
             return None
         if start == "exact":
-            exact = quoted(kind.name for kind in site_kinds() if "exact" in kind.starts)
+            exact = quoted(kind.name for kind in site_kinds() if "exact" in kind.starts and not kind.inserts)
             return (
                 f'start = "exact" needs a map that a K-matrix holds exactly (find = {exact}), not '
                 f'"{self.name}", whose weight is dense; '

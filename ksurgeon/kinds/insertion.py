@@ -31,7 +31,7 @@ class Inserted(ChannelShuffle):
         yield from ()
 
     def problem(self, structure: Structure, start: str | None, size: int = 0, grid: Grid = ()) -> str | None:
-        if isinstance(structure, (Butterfly, Sum)):
+        if isinstance(structure, (Butterfly, Sum)) or not structure.is_chain:
             return f'structure = "{structure.structure}" cannot be inserted; only one chain of factors can'
         if start == "fit":
             return 'nothing was there to fit to; start is "exact" (the identity), "orthogonal" or "random"'

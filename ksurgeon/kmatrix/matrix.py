@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ksurgeon.errors import ExportError, StructureError
+from ksurgeon.errors import StructureError
 from ksurgeon.kernels import apply_chain, at_once, beside
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kernels.eager import is_batched
@@ -195,17 +195,6 @@ class KMatrix(StructuredMatrix):
             else:
                 self.side.factors[-1].zero_()
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` calls first.
-
-        Raises:
-            ExportError: always.
-        """
-        raise ExportError(
-            "torch.jit.script cannot compile K-matrices, whose kernels are chosen while they run; export the "
-            "model with ksurgeon.export_model (ONNX, torch.export or AOTInductor), or use torch.compile"
-        )
-
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix."""
         return self.affine(x, dim)
@@ -316,6 +305,8 @@ def new_matrix(
         options: dict[str, Any] = {"groups": groups, "start": start, "device": device, "dtype": dtype}
         own = structure.new_matrix(in_features, out_features, **options)
         if own is not None:
+            if not isinstance(own, StructuredMatrix):
+                raise StructureError(f"new_matrix of {structure!r} gives no StructuredMatrix, but {own!r}")
             return own
     return KMatrix(
         in_features,

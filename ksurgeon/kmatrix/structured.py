@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from ksurgeon.errors import ExportError, StructureError
 from ksurgeon.kernels.activation import activate
 from ksurgeon.kmatrix.structures import Structure
 from ksurgeon.kmatrix.transpose import Transpose
 from ksurgeon.late import late
+from ksurgeon.patterns.pattern import axis_of
 
 __all__ = ["StructuredMatrix"]
 
@@ -50,7 +52,21 @@ class StructuredMatrix(nn.Module):
     @property
     def like(self) -> Tensor:
         """A tensor of the parameters' dtype and on their device."""
-        return next(self.parameters())
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point() or tensor.is_complex():
+                return tensor
+        raise StructureError(f"{type(self).__name__} holds no tensor of floating or complex numbers")
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` calls first.
+
+        Raises:
+            ExportError: always.
+        """
+        raise ExportError(
+            "torch.jit.script cannot compile K-matrices, whose kernels are chosen while they run; export the "
+            "model with ksurgeon.export_model (ONNX, torch.export or AOTInductor), or use torch.compile"
+        )
 
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix."""
@@ -61,9 +77,14 @@ class StructuredMatrix(nn.Module):
     ) -> Tensor:
         """Multiply the vectors along dimension ``dim`` of ``x`` by the matrix, add ``bias``, and activate
         them as ``kernels.apply_chain`` does."""
+        if not x.dim() or x.shape[axis_of(dim, x.dim())] != self.in_features:
+            raise ValueError(
+                f"expected {self.in_features} entries along dimension {dim}, got a tensor of shape "
+                f"{tuple(x.shape)}"
+            )
         y = self(x, dim)
         if bias is not None:
-            y = y + bias.view(-1, *[1] * (y.dim() - dim % y.dim() - 1))
+            y = y + bias.to(y.dtype).view(-1, *[1] * (y.dim() - dim % y.dim() - 1))
         return activate(y, activation)
 
     def transposed(self, x: Tensor, dim: int = -1) -> Tensor:

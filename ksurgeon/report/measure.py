@@ -48,7 +48,7 @@ def measure(conversion: Conversion, example_inputs: ExampleInputs) -> Outcome:
             "batch": batch,
             "threads": torch.get_num_threads(),
             "device": device_name(tensors[0].device if tensors else torch.device("cpu")),
-            "backend": chosen_backend(),
+            "backend": chosen_backend(tensors[0].device if tensors else None),
         }
     )
 

@@ -284,6 +284,9 @@ def _replace(site: "Site", number: int, part: Part) -> Decision:
     try:
         parts = site.parts if part.split else 1
         after, multiplications = structure_cost(site, part.structure, parts)
+        if part.start not in ("exact", "fit", "geometry"):
+            sizes = site.in_features * parts, site.out_features
+            part.structure.new_matrix(*sizes, groups=site.blocks * parts, start=part.start, device="meta")
         grid = part.grid if isinstance(part, Insertion) else ()
         if problem := site_kind(site.kind).problem(part.structure, part.start, site.in_features, grid):
             raise StructureError(problem)

@@ -180,7 +180,7 @@ def _decide(
             plan, rule = selection.decide(model, finder.all_sites)
             if plan.replacements and not plan.unmatched_names:
                 return finder, plan, rule
-    finder = open_finder(model, example_inputs)
+    finder = Finder(model, finder.example_inputs)
     return finder, *selection.decide(model, finder.all_sites)
 
 

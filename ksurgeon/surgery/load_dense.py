@@ -88,7 +88,7 @@ def load_dense(
         if progress is not None:
             progress(len(layers), len(layers), "")
         for _, matrix, new, _ in fitted:
-            for mine, value in zip(matrix.parameters(), new.parameters(), strict=True):
+            for mine, value in zip(_values(matrix), _values(new), strict=True):
                 mine.copy_(value)
         rest = {name: tensor for name, tensor in state_dict.items() if name not in layers}
         model.load_state_dict(rest, strict=False)
@@ -99,6 +99,10 @@ def load_dense(
         record.outcome.output_change = None
     attach(model, record)
     return {operation.path: error for operation, _, _, error in fitted}
+
+
+def _values(matrix: StructuredMatrix) -> list[Tensor]:
+    return [*matrix.parameters(), *matrix.buffers()]
 
 
 def _layer_of(model: nn.Module, operation: Operation) -> _Layer:

@@ -83,6 +83,8 @@ def parse_record(data: object, file: str | Path) -> Record:
         first = error.errors()[0]
         if isinstance(reason := first.get("ctx", {}).get("error"), KindError):
             raise RecordError(f"{file}: {reason}") from error
+        if first["type"] == "structure":
+            raise RecordError(f"{file}: {first['msg']}") from error
         where = ".".join(map(str, first["loc"])) or "the top"
         own = own_version()
         if isinstance(data, dict) and _numbers(data.get("ksurgeon")) > _numbers(own) > []:

@@ -77,7 +77,7 @@ def _start(operation: Operation) -> SiteStart:
     """Values are copied, whatever the start; without a weight not every structure can be the identity."""
     kind = site_kind(operation.kind)
     if operation.start != "exact" and kind.has_weight and "identity" in kind.starts:
-        return "identity"
+        return "identity" if operation.structure.is_chain else "random"
     return cast(SiteStart, operation.start)
 
 

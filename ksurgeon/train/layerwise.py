@@ -172,14 +172,15 @@ class _Problem:
 
     def keep_if_better(self, change: "Change", before: float) -> float:
         """Change the layer, and change it back if that did not better it; its error then."""
-        values = [p.detach().clone() for p in self.parameters]
+        state = [*self.layer.parameters(), *self.layer.buffers()]
+        values = [tensor.detach().clone() for tensor in state]
         change(self)
         after = self.judge()
         if after < before:
             return after
         with torch.no_grad():
-            for parameter, value in zip(self.parameters, values, strict=True):
-                parameter.copy_(value)
+            for tensor, value in zip(state, values, strict=True):
+                tensor.copy_(value)
         return before
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from ksurgeon.calibrate.preprocess import Batch
+from ksurgeon.kmatrix.conv import KPointwiseConv
+from ksurgeon.kmatrix.linear import KLinear
 from ksurgeon.kmatrix.rotations import Rotations
 from ksurgeon.surgery.record import record_of
 from ksurgeon.train.evaluate import Evaluator
@@ -61,7 +63,8 @@ class Phases:
         steps, squares = self.settings.layerwise, self.settings.least_squares
         steps_by_default = {path: pair for path, pair in pairs.items() if path not in left}
         to_fit = steps_by_default if squares is None else pairs if squares else {}
-        to_fit = {p: pair for p, pair in to_fit.items() if not isinstance(pair[0].matrix.factors, Rotations)}
+        computed = {p for p, (layer, _) in pairs.items() if _is_computed(layer)}
+        to_fit = {path: pair for path, pair in to_fit.items() if path not in computed}
         to_train = steps_by_default if steps is None else pairs if steps else {}
         wanted = {path: pair for path, pair in pairs.items() if path in to_fit or path in to_train}
         if not wanted or self._is_late("layer by layer"):
@@ -149,3 +152,7 @@ class Phases:
     def _is_trained(self) -> bool:
         record = record_of(self.model)
         return record is not None and bool(record.trainings)
+
+
+def _is_computed(layer: KLinear | KPointwiseConv) -> bool:
+    return isinstance(getattr(layer.matrix, "factors", None), Rotations)

@@ -118,3 +118,77 @@ def test_descent_fits_what_has_no_fit_of_its_own():
     moment = torch.cov((x - x.mean(0)).double().T, correction=0)
     expected = (weight.double() @ moment).diagonal() / moment.diagonal()  # of least squares, row by row
     torch.testing.assert_close(fitted.matrix.scale.detach().double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_conversion_in_inference_mode_fits_by_descent():
+    class Scaled(ksurgeon.StructuredMatrix):
+        def __init__(self, size, structure):
+            super().__init__(size, size, structure)
+            self.scale = torch.nn.Parameter(torch.ones(size))
+
+        def forward(self, x, dim=-1):
+            return (x.movedim(dim, -1) * self.scale).movedim(-1, dim)
+
+    @ksurgeon.register_structure("scaled")
+    class Scaling(Structure):
+        def new_matrix(self, in_features, out_features, **options):
+            return Scaled(in_features, self)
+
+        def multiplications(self, in_features, out_features):
+            return out_features
+
+    layer = torch.nn.Linear(6, 6)
+    with torch.inference_mode():
+        fitted = ksurgeon.KLinear.from_linear(layer, Scaling())
+    torch.testing.assert_close(fitted.matrix.scale.detach(), layer.weight.diagonal(), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    import numpy as np
+
+    assert ksurgeon.Monarch(np.int64(8)) == ksurgeon.Monarch(8.0) == ksurgeon.Monarch(8)
+    assert ksurgeon.LowRank(share=np.float32(0.5)) == LowRank(share=0.5)
+    assert Kaleidoscope(radix=np.array([4, 8])) == Kaleidoscope(radix=torch.tensor([4, 8]))
+    for wrong in (4.5, True, "4"):
+        with pytest.raises(ksurgeon.StructureError, match="should be an integer"):
+            ksurgeon.Monarch(wrong)
+
+
+def test_pickles_of_the_time_of_pydantic_are_what_they_were():
+    old = object.__new__(ksurgeon.Monarch)
+    values = {"structure": "monarch", "blocks": 8, "block_rank": 2, "share": None}
+    old.__setstate__({"__dict__": values, "__pydantic_fields_set__": set(), "__pydantic_private__": None})
+    assert old == ksurgeon.Monarch(8, block_rank=2) and old.structure == "monarch"
+
+
+def test_mistakes_with_sums_and_names():
+    for make in (
+        lambda: Sum(),
+        lambda: Sum(ksurgeon.Monarch(4), 2, 3, 4),
+        lambda: Sum(Kaleidoscope(), rnk=2),
+    ):
+        with pytest.raises(ksurgeon.StructureError, match="Sum "):
+            make()
+
+    class Mine(ksurgeon.Monarch):
+        pass
+
+    with pytest.raises(ksurgeon.StructureError, match="Mine has no name of its own"):
+        Mine(4).to_dict()
+
+
+def test_what_a_package_loads_is_there_for_all_threads(monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    from time import sleep
+
+    class Slow(Point):
+        name = "slow"
+
+        def load(self):
+            sleep(0.2)
+            register("slow")
+
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [Slow()])
+    monkeypatch.setattr(plugins, "_failed", {})
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(registry.structure_class, ["slow"] * 4))) == 1

@@ -103,7 +103,7 @@ def test_a_swap_that_is_not_exact_is_undone(model, unchanged, monkeypatch):
 
 
 def test_saving_a_model_that_was_not_converted(model, unchanged, tmp_path):
-    with pytest.raises(SurgeryError, match="no record"):
+    with pytest.raises(SurgeryError, match="was not converted"):
         ksurgeon.save(model, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

@@ -74,7 +74,7 @@ class BlockSparseMatrix(StructuredMatrix):
         blocks = torch.empty(kept, self.block, self.block, device=device, dtype=dtype)
         self.blocks = nn.Parameter(nn.init.normal_(blocks, std=(structure.share * in_features) ** -0.5))
         rows, columns = out_features // self.block, in_features // self.block
-        places = torch.randperm(rows * columns)[:kept].sort().values.to(device)
+        places = torch.randperm(rows * columns, device=device)[:kept].sort().values
         self.register_buffer("rows", places // columns)
         self.register_buffer("columns", places % columns)
 

@@ -1,10 +1,10 @@
 """What all structures are: values from which a matrix of any size is made."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ksurgeon.errors import StructureError
-from ksurgeon.kmatrix.structures.fields import value_of
+from ksurgeon.kmatrix.structures.fields import hints_of, value_of
 from ksurgeon.late import late
 from ksurgeon.patterns.pattern import Pattern
 
@@ -51,12 +51,17 @@ class Structure:
         """What ``structure =`` says in a rule file."""
         return self.registered_as
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether a ``KMatrix`` holds it: it has patterns, and no matrix of its own."""
+        return type(self).new_matrix is Structure.new_matrix
+
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = hints_of(type(self))
         for declared in fields(self):  # type: ignore[arg-type]
             given = getattr(self, declared.name)
             try:
-                object.__setattr__(self, declared.name, value_of(declared, hints[declared.name], given))
+                object.__setattr__(self, declared.name, value_of(declared, hints.get(declared.name), given))
             except ValueError as error:
                 raise StructureError(
                     f"{type(self).__name__}: {declared.name} = {given!r}: {error}"
@@ -65,6 +70,9 @@ class Structure:
             self.check()
         except ValueError as error:
             raise StructureError(f"{type(self).__name__}: {error}") from error
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state.get("__dict__", state))  # earlier versions were models of pydantic
 
     def check(self) -> None:
         """Raise ``ValueError`` where values do not go together."""
@@ -81,7 +89,16 @@ class Structure:
         return repr(self)
 
     def to_dict(self, defaults: bool = True) -> dict[str, Any]:
-        """The values as in a rule file; those that are as they would be anyway may be left out."""
+        """The values as in a rule file; those that are as they would be anyway may be left out.
+
+        Raises:
+            StructureError: the class is not registered, so that no file could name it.
+        """
+        if "registered_as" not in vars(type(self)):
+            raise StructureError(
+                f"{type(self).__name__} has no name of its own, which files would call it by; put it under "
+                "ksurgeon.register_structure"
+            )
         values = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}  # type: ignore[arg-type]
         kept = {name: value for name, (value, default) in values.items() if defaults or value != default}
         return {"structure": self.structure, **kept}

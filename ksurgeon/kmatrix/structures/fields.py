@@ -1,14 +1,16 @@
 """Fields of structures, and what each may hold."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, field
 from functools import partial
+from operator import index
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ksurgeon.patterns.pattern import Pattern
 
-__all__ = ["LARGEST_SIZE", "chain", "count", "problems", "radices", "share", "size", "value_of"]
+__all__ = ["LARGEST_SIZE", "chain", "count", "hints_of", "problems", "radices", "share", "size", "value_of"]
 
 LARGEST_SIZE = 2**31
 """Of one dimension; what is larger comes from a damaged file."""
@@ -54,8 +56,7 @@ def _checked(check: Check, default: Any, kw_only: bool) -> Any:
 
 
 def _whole(least: int, most: int, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("should be an integer")
+    value = _integer(value)
     if value < least:
         raise ValueError(f"should be greater than or equal to {least}")
     if value > most:
@@ -63,31 +64,49 @@ def _whole(least: int, most: int, value: Any) -> int:
     return value
 
 
+def _integer(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        if not isinstance(value, bool):
+            return index(value)
+    except TypeError:
+        pass
+    raise ValueError("should be an integer")
+
+
+def _listed(value: Any) -> Any:
+    """Arrays and tensors as lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _fraction(value: Any) -> float:
+    value = _listed(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
         raise ValueError("should be a number above 0, and 1 at most")
     return float(value)
 
 
 def _radix(value: Any) -> Any:
-    if value == "auto":
+    value = _listed(value)
+    if isinstance(value, str) and value == "auto":
         return value
     if isinstance(value, (list, tuple)) and 1 <= len(value) <= 64:
         return tuple(_whole(1, LARGEST_SIZE, entry) for entry in value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 2 <= value <= LARGEST_SIZE:
-        raise ValueError('should be "auto", an integer of at least 2, or a list of them')
-    return value
+    with suppress(ValueError):
+        if 2 <= (number := _integer(value)) <= LARGEST_SIZE:
+            return number
+    raise ValueError('should be "auto", an integer of at least 2, or a list of them')
 
 
 def _patterns(value: Any) -> tuple[Pattern, ...]:
+    value = _listed(value)
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 4096:
         raise ValueError("should be a list of at least one and at most 4096 patterns (a, b, c, d)")
     for pattern in value:
         if not isinstance(pattern, (list, tuple)) or len(pattern) != 4:
             raise ValueError(f"a pattern is four integers (a, b, c, d), got {pattern!r}")
-        for entry in pattern:
-            _whole(1, LARGEST_SIZE, entry)
-    return tuple(Pattern(*pattern) for pattern in value)
+    return tuple(Pattern(*(_whole(1, LARGEST_SIZE, entry) for entry in pattern)) for pattern in value)
 
 
 def value_of(declared: Field[Any], hint: Any, given: Any) -> Any:
@@ -99,7 +118,8 @@ def value_of(declared: Field[Any], hint: Any, given: Any) -> Any:
     check: Check | None = declared.metadata.get("check")
     if check is not None:
         return given if given is None and declared.default is None else check(given)
-    return _as_hinted(hint, tuple(given) if isinstance(given, list) else given)
+    given = tuple(given) if isinstance(given, list) else given
+    return given if hint is None else _as_hinted(hint, given)
 
 
 def _as_hinted(hint: Any, given: Any) -> Any:
@@ -121,15 +141,23 @@ def _as_hinted(hint: Any, given: Any) -> Any:
     raise ValueError(f"should be {' or '.join(name for name in allowed if name != 'nothing')}")
 
 
+def hints_of(cls: type) -> dict[str, Any]:
+    """The annotations of a class; none where they name what its module does not have."""
+    try:
+        return get_type_hints(cls)
+    except NameError:
+        return {}
+
+
 def problems(cls: Any, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """All that is wrong with values for a structure: "unknown", "missing" or "value", its name, and why."""
     declared: dict[str, Field[Any]] = cls.__dataclass_fields__
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     found = [("unknown", name, f"there is no {name}") for name in values if name not in declared]
     for name, one in declared.items():
         if name in values:
             try:
-                value_of(one, hints[name], values[name])
+                value_of(one, hints.get(name), values[name])
             except ValueError as error:
                 found.append(("value", name, str(error)))
         elif one.default is MISSING and one.default_factory is MISSING:

@@ -11,7 +11,7 @@ from ksurgeon.kmatrix.structures.base import Structure
 from ksurgeon.kmatrix.structures.fields import chain, count, radices, share, size
 from ksurgeon.plugins import load_plugins
 
-__all__ = ["ENTRY_POINTS", "register_structure", "registered", "structure_class"]
+__all__ = ["ENTRY_POINTS", "register_structure", "registered", "structure_class", "with_names"]
 
 ENTRY_POINTS = "ksurgeon.structures"
 """Entry points of this group are imported before a name is said to be unknown."""
@@ -50,20 +50,25 @@ def register_structure(name: str) -> Callable[[type[_S]], type[_S]]:
             )
         if not name or "+" in name:
             raise StructureError(f'"{name}" cannot be the name of a structure: "+" is for sums')
-        made = dataclass(frozen=True, repr=False, kw_only=True)(cls)
+        made = with_names(dataclass(frozen=True, repr=False, kw_only=True)(cls))
         made.registered_as = name
-        plain = made.__init__
-
-        @wraps(plain)
-        def init(self: Structure, *args: Any, **values: Any) -> None:
-            _complain(type(self), args, values)
-            plain(self, *args, **values)
-
-        setattr(made, "__init__", init)  # noqa: B010
         _CLASSES[name] = made
         return made
 
     return register
+
+
+def with_names(cls: type[_S]) -> type[_S]:
+    """The class, whose constructor names what it was given that it does not take."""
+    plain = cls.__init__
+
+    @wraps(plain)
+    def init(self: Structure, *args: Any, **values: Any) -> None:
+        _complain(type(self), args, values)
+        plain(self, *args, **values)
+
+    setattr(cls, "__init__", init)  # noqa: B010
+    return cls
 
 
 def registered() -> dict[str, type[Structure]]:

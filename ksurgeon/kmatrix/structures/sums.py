@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from ksurgeon.errors import StructureError
 from ksurgeon.kmatrix.structures.base import Structure
 from ksurgeon.kmatrix.structures.fields import share, size
-from ksurgeon.kmatrix.structures.registry import register_structure
+from ksurgeon.kmatrix.structures.registry import register_structure, with_names
 from ksurgeon.patterns.pattern import Pattern, check_chain
 
 __all__ = ["PLUS", "LowRank", "Sum", "Summable", "rank_for"]
@@ -64,6 +64,7 @@ class Summable(Structure):
     __radd__ = __add__
 
 
+@with_names
 @dataclass(frozen=True, repr=False)
 class Sum(Structure):
     """A chain plus a low-rank path beside it: ``y = K x + U V x``.
