@@ -161,7 +161,7 @@ class SiteKind(ABC):
         Returns:
             Relative Frobenius error of the weight, if any.
         """
-        raise NotImplementedError(f'{type(self).__name__} has "fit" among its starts, and no method fit')
+        raise KindError(f'{type(self).__name__} has "fit" among its starts, and no method fit')
 
     def make(
         self, model: "nn.Module", site: "Site", structure: Structure, start: str, known: "Known" = None
@@ -218,7 +218,10 @@ def register_site_kind(kind: type[K]) -> type[K]:
     if not (isinstance(kind, type) and issubclass(kind, SiteKind)):
         raise KindError(f"a kind of site is a subclass of ksurgeon.SiteKind, got {kind!r}")
     missing = [name for name in ("name", "title", "modules") if not getattr(kind, name, None)]
-    if missing := missing + sorted(kind.__abstractmethods__):
+    missing += sorted(kind.__abstractmethods__)
+    if "fit" in kind.starts and kind.fit is SiteKind.fit:
+        missing.append('method fit, and "fit" among its starts')
+    if missing:
         raise KindError(f"{kind.__name__} has no {missing[0]}; add it to the class: see ksurgeon.SiteKind")
     import_module("ksurgeon.kinds")  # whose names are taken
     known = _registered.get(kind.name)

@@ -262,6 +262,10 @@ def test_names_are_taken_once(embedding):
             type("Short", (SiteKind,), {"name": "a", "title": "a", "modules": (nn.Linear,)}),
             "Short has no build;",
         ),
+        (
+            type("Unfitted", (Embedding,), {"fit": SiteKind.fit}),
+            'has no method fit, and "fit" among its starts',
+        ),
         (type("Nameless", (Embedding,), {"name": ""}), "Nameless has no name; add it to the class"),
     ],
 )
